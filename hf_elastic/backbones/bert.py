@@ -1,0 +1,84 @@
+"""BERT, RoBERTa and ELECTRA: post-norm encoders with separate query, key and value matrices."""
+
+from ..spec import Spec, register_spec
+
+LAYER = {
+    "*attention.self.*.weight": "(heads head) hidden",
+    "*attention.self.*.bias": "(heads head)",
+    "*attention.output.dense.weight": "hidden (heads head)",
+    "*intermediate.dense.weight": "ffn hidden",
+    "*intermediate.dense.bias": "ffn",
+    "*layer.*.output.dense.weight": "hidden ffn",
+    "*layer.*.bias": "hidden",
+    "*layer.*.LayerNorm.weight": "hidden",
+}
+CONFIG = {"hidden_size": "hidden", "num_attention_heads": "heads", "intermediate_size": "ffn"}
+ATTRIBUTES = {"*attention.self": {"num_attention_heads": "heads", "all_head_size": "heads head"}}
+
+BERT = register_spec(
+    Spec(
+        model_types=("bert", "roberta"),
+        layers="*encoder.layer.#",
+        config=CONFIG,
+        parameters={
+            **LAYER,
+            "*word_embeddings.weight": "vocab hidden",
+            "*position_embeddings.weight": "positions hidden",
+            "*token_type_embeddings.weight": "types hidden",
+            "*pooler.dense.weight": "hidden hidden",
+            "cls.predictions.transform.dense.weight": "hidden hidden",
+            "lm_head.dense.weight": "hidden hidden",
+            "*classifier.dense.weight": "hidden hidden",
+            "*decoder.weight": "vocab hidden",
+            "*decoder.bias": "vocab",
+            "cls.predictions.bias": "vocab",
+            "lm_head.bias": "vocab",
+            "classifier.weight": "labels hidden",
+            "classifier.out_proj.weight": "labels hidden",
+            "qa_outputs.weight": "labels hidden",
+            "classifier.bias": "labels",
+            "classifier.out_proj.bias": "labels",
+            "qa_outputs.bias": "labels",
+            "*.bias": "hidden",
+            "*LayerNorm.weight": "hidden",
+            "*layer_norm.weight": "hidden",
+        },
+        attributes=ATTRIBUTES,
+        pooled=("*pooler.dense.weight", "classifier.*weight"),
+    )
+)
+
+ELECTRA = register_spec(
+    Spec(
+        model_types=("electra",),
+        layers="*encoder.layer.#",
+        config={**CONFIG, "embedding_size": "embed"},
+        parameters={
+            **LAYER,
+            "*word_embeddings.weight": "vocab embed",
+            "*position_embeddings.weight": "positions embed",
+            "*token_type_embeddings.weight": "types embed",
+            "*embeddings.LayerNorm.*": "embed",
+            "*embeddings_project.weight": "hidden embed",
+            "*embeddings_project.bias": "hidden",
+            "generator_predictions.LayerNorm.*": "embed",
+            "generator_predictions.dense.weight": "embed hidden",
+            "generator_predictions.dense.bias": "embed",
+            "generator_lm_head.weight": "vocab embed",
+            "generator_lm_head.bias": "vocab",
+            "classifier.dense.weight": "hidden hidden",
+            "classifier.dense.bias": "hidden",
+            "sequence_summary.summary.weight": "hidden hidden",
+            "sequence_summary.summary.bias": "hidden",
+            "classifier.weight": "labels hidden",
+            "classifier.out_proj.weight": "labels hidden",
+            "qa_outputs.weight": "labels hidden",
+            "classifier.bias": "labels",
+            "classifier.out_proj.bias": "labels",
+            "qa_outputs.bias": "labels",
+        },
+        attributes=ATTRIBUTES,
+        aliases={"embed": ("hidden", "*embeddings_project.weight")},
+        pooled=("classifier.*weight", "sequence_summary.*weight"),
+    )
+)

@@ -1,0 +1,111 @@
+"""`ElasticConfig`: the stock config of the full model, and what is elastic about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from transformers import PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+# What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
+OWN = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "architectures", "auto_map")
+
+
+class ElasticConfig(PretrainedConfig):
+    """Configuration of an elastic model.
+
+    Any attribute that is not listed here (`num_labels`, `hidden_size`, `pad_token_id`, ...) is the base config's, for reading
+    and for writing.
+
+    Args:
+        base_config: the stock config of the full-size model, or its dict with `model_type`.
+        spec: the Spec as a dict, as `Spec.to_dict` gives it.
+        space: axis -> allowed values, and `per_layer`, as `Space.to_dict` gives it.
+        subnets: name -> subnet, the named sizes.
+        subnet: which size `forward` runs: a name, a subnet, or None for the full model.
+        layer_order: all layer indices, the one to keep longest first; None is their own order.
+        frozen: the subnet that the weights are cut to, or None for a supernet.
+
+    Raises:
+        ValueError: `base_config` has no known model type, or a part is not of the type above.
+    """
+
+    model_type = "elastic"
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        base_config: PretrainedConfig | Mapping | None = None,
+        spec: Mapping | None = None,
+        space: Mapping | None = None,
+        subnets: Mapping | None = None,
+        subnet: str | Mapping | None = None,
+        layer_order: list[int] | None = None,
+        frozen: Mapping | None = None,
+        **kwargs,
+    ):
+        super().__init__(**{key: kwargs.pop(key) for key in ("architectures", "attn_implementation") if key in kwargs})
+        self.auto_map = kwargs.pop("auto_map", None)
+        self.spec = spec
+        self.space = space
+        self.subnets = dict(subnets or {})
+        self.subnet = subnet
+        self.layer_order = layer_order
+        self.frozen = frozen
+        for key in ("model_type", "transformers_version", "_commit_hash", "name_or_path"):
+            kwargs.pop(key, None)
+        self.base_config = _as_config(base_config)
+        for key, value in kwargs.items():
+            setattr(self, key, value)
+
+    def __getattribute__(self, key: str):
+        if not key.startswith("_") and key not in OWN:
+            base = super().__getattribute__("__dict__").get("base_config")
+            if base is not None and (key in vars(base) or key in base.attribute_map):
+                return getattr(base, key)
+        return super().__getattribute__(key)
+
+    def __getattr__(self, key: str):
+        base = self.__dict__.get("base_config")
+        if key.startswith("_") or base is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {key!r}")
+        return getattr(base, key)
+
+    def __setattr__(self, key: str, value):
+        base = self.__dict__.get("base_config")
+        if base is None or key in OWN or key.startswith("_"):
+            super().__setattr__(key, value)
+        else:
+            setattr(base, key, value)
+
+    def to_dict(self) -> dict:
+        """All of it as JSON-able data."""
+        return self._serialize(PretrainedConfig.to_dict)
+
+    def to_diff_dict(self) -> dict:
+        """What `config.json` holds: the base config without its defaults, and the elastic parts that are set."""
+        return self._serialize(PretrainedConfig.to_diff_dict)
+
+    def _serialize(self, serialize) -> dict:
+        output = {"model_type": self.model_type}
+        for key in OWN:
+            value = getattr(self, key, None)
+            if key == "base_config" and value is not None:
+                value = {**serialize(value), "model_type": value.model_type}
+                output["transformers_version"] = value.pop("transformers_version", None)
+                output["dtype"] = value.pop("dtype", None)
+                value.pop("architectures", None)
+            if value not in (None, {}):
+                output[key] = value
+        return {key: value for key, value in output.items() if value is not None}
+
+
+def _as_config(base: PretrainedConfig | Mapping | None) -> PretrainedConfig | None:
+    if base is None or isinstance(base, PretrainedConfig):
+        return base
+    if not isinstance(base, Mapping):
+        raise ValueError(f"base_config must be a config or a mapping, got {type(base).__name__}")
+    model_type = base.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"base_config: transformers knows no model type {model_type!r}")
+    return CONFIG_MAPPING[model_type].from_dict(dict(base))

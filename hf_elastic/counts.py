@@ -1,0 +1,158 @@
+"""Parameters and FLOPs of subnets in closed form, for one subnet or for a whole population at once.
+
+Every count is a polynomial in the axis sizes, read off the shape strings; nothing is built.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .layout import Entry, Layout
+from .space import Subnet
+
+# A polynomial: sorted axis names of each term -> its coefficient.
+Polynomial = Mapping[tuple[str, ...], int]
+
+
+def volume(entry: Entry) -> Polynomial:
+    """Number of elements of a parameter as a polynomial in its axes."""
+    terms: Counter = Counter({(): 1})
+    for dim in entry.dims:
+        product: Counter = Counter()
+        for axes, coefficient in terms.items():
+            for segment in dim:
+                names = tuple(sorted((*axes, *(f for f in segment if isinstance(f, str)))))
+                number = coefficient
+                for factor in segment:
+                    number *= factor if isinstance(factor, int) else 1
+                product[names] += number
+        terms = product
+    return terms
+
+
+class Counts:
+    """Closed-form counts of one architecture.
+
+    Args:
+        layout: the model's layout.
+    """
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self._axes = (*layout.model_axes, *layout.layer_axes)
+        self._parameters = self._collect(lambda entry: entry.tied_to is None)
+        self._per_token = self._collect(lambda entry: entry.use == "token")
+        self._per_sequence = self._collect(lambda entry: entry.use == "sequence")
+
+    def _collect(self, wanted) -> tuple[Polynomial, dict[int, Polynomial]]:
+        """Sum the volumes of the wanted entries: outside the layers, and for each layer."""
+        outside: Counter = Counter()
+        inside: dict[int, Counter] = defaultdict(Counter)
+        for entry in self.layout.entries:
+            if wanted(entry):
+                (outside if entry.layer is None else inside[entry.layer]).update(volume(entry))
+        return outside, inside
+
+    def columns(self, subnets: Sequence[Mapping | None]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Axis sizes and kept layers of many subnets.
+
+        Returns:
+            axis -> `[N]` (whole model) or `[N, L]` (within layers, one column for each layer of the *full* model), and the
+            boolean `[N, L]` of kept layers.
+        """
+        cuts = [self.layout.resolve(subnet) for subnet in subnets]
+        kept = np.zeros((len(cuts), self.layout.num_layers), dtype=bool)
+        shared = np.array([[value for _, value in cut.shared] for cut in cuts], dtype=np.int64)
+        inner = np.zeros((len(cuts), self.layout.num_layers, len(self.layout.layer_axes)), dtype=np.int64)
+        for row, cut in enumerate(cuts):
+            layers = list(cut.layers)
+            kept[row, layers] = True
+            inner[row, layers] = [[value for _, value in sizes] for sizes in cut.per_layer]
+        table = {axis: shared[:, i] for i, axis in enumerate(self.layout.model_axes)}
+        table.update({axis: inner[:, :, i] for i, axis in enumerate(self.layout.layer_axes)})
+        return table, kept
+
+    def population(self, values: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Like `columns`, from arrays that are already vectorised and trusted.
+
+        Args:
+            values: Hugging Face axis -> `[N]`, or `[N, L]` with one column for each layer of the full model;
+                `num_hidden_layers` -> `[N]`.
+            size: N.
+        """
+        layout = self.layout
+        depth = np.asarray(values.get("num_hidden_layers", np.full(size, layout.num_layers)))
+        rank = np.argsort(layout.layer_order)
+        kept = rank[None, :] < depth[:, None]
+        table = {}
+        for name, product in layout.axes.items():
+            if name not in values or name == "num_attention_heads" and "kv" in product.split():
+                continue
+            column = np.asarray(values[name], dtype=np.int64)
+            table[product] = column[:, None] if product in layout.layer_axes and column.ndim == 1 else column
+        if "num_attention_heads" in values and "kv" in layout.full:
+            heads = np.asarray(values["num_attention_heads"], dtype=np.int64)
+            heads = heads[:, None] if heads.ndim == 1 else heads
+            if "kv" not in table:
+                table["kv"] = heads if layout.full["group"] == 1 else np.full_like(heads, layout.full["kv"])
+            table["group"] = heads // table["kv"]
+        for axis in self._axes:
+            shape = (size, 1) if axis in layout.layer_axes else (size,)
+            table.setdefault(axis, np.full(shape, layout.full[axis], dtype=np.int64))
+        return table, kept
+
+    def _evaluate(self, parts: tuple[Polynomial, Mapping[int, Polynomial]], table: Mapping, kept: np.ndarray) -> np.ndarray:
+        """Value of a polynomial for each row, the layers summed over the kept ones."""
+        outside, inside = parts
+        total = self._polynomial(outside, table, layered=False) + np.zeros(len(kept), dtype=np.int64)
+        by_polynomial: dict[tuple, list[int]] = defaultdict(list)
+        for layer, polynomial in inside.items():
+            by_polynomial[tuple(sorted(polynomial.items()))].append(layer)
+        for terms, layers in by_polynomial.items():
+            value = self._polynomial(dict(terms), table, layered=True)
+            mask = kept[:, layers]
+            if np.ndim(value) == 2 and value.shape[1] > 1:
+                total = total + (value[:, layers] * mask).sum(1)
+            else:
+                total = total + np.reshape(value, (-1,)) * mask.sum(1)
+        return total
+
+    def _polynomial(self, terms: Polynomial, table: Mapping, *, layered: bool) -> np.ndarray | int:
+        total: np.ndarray | int = 0
+        for axes, coefficient in terms.items():
+            value: np.ndarray | int = coefficient
+            for axis in axes:
+                column = table.get(axis)
+                if column is None:
+                    value = value * self.layout.full[axis]
+                else:
+                    value = value * (column[:, None] if layered and column.ndim == 1 else column)
+            total = total + value
+        return total
+
+    def parameters(self, table: Mapping, kept: np.ndarray) -> np.ndarray:
+        """Number of parameters of each row, tied tensors once."""
+        return self._evaluate(self._parameters, table, kept)
+
+    def flops(self, table: Mapping, kept: np.ndarray, batch_size: int, sequence_length: int) -> np.ndarray:
+        """Floating-point operations of one forward pass: matrix products only, a multiply-add counting as two.
+
+        Attention counts `QK^T` and its product with V over the full square, as the stock kernels compute it.
+        """
+        tokens = batch_size * sequence_length
+        weights = 2 * tokens * self._evaluate(self._per_token, table, kept)
+        pooled = 2 * batch_size * self._evaluate(self._per_sequence, table, kept)
+        heads = tuple(sorted((*self.layout.spec.heads.split(), "head")))
+        layers = {layer: {heads: 4 * tokens * sequence_length} for layer in range(self.layout.num_layers)}
+        return weights + pooled + self._evaluate(({}, layers), table, kept)
+
+    def parameters_of(self, subnets: Sequence[Subnet | None]) -> np.ndarray:
+        """Parameters of each subnet, `[N]`."""
+        return self.parameters(*self.columns(subnets))
+
+    def flops_of(self, subnets: Sequence[Subnet | None], batch_size: int, sequence_length: int) -> np.ndarray:
+        """FLOPs of each subnet, `[N]`."""
+        return self.flops(*self.columns(subnets), batch_size, sequence_length)

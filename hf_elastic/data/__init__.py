@@ -1,0 +1,23 @@
+"""Data sets and pretrained weights which the rest of the package trains and measures with."""
+
+from hf_elastic.data.docstrings import build_docstrings
+from hf_elastic.data.loading import (
+    check_labels,
+    columns_of,
+    encode_labels,
+    load_text_dataset,
+    tokenize_classification,
+    tokenize_language_modeling,
+)
+from hf_elastic.data.minilm import minilm_path
+
+__all__ = [
+    "build_docstrings",
+    "check_labels",
+    "columns_of",
+    "encode_labels",
+    "load_text_dataset",
+    "minilm_path",
+    "tokenize_classification",
+    "tokenize_language_modeling",
+]

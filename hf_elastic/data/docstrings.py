@@ -1,0 +1,153 @@
+"""A real text-classification data set made on the spot from Python's own standard library.
+
+The task in one sentence: given a docstring whose package names were blanked out, say which standard-library package it
+was written for. The classes are every top-level package with enough docstrings in enough files, so they follow from the
+installed Python version and nothing is downloaded. Files, not docstrings, are divided over the splits, so the test
+split asks about source files which training never saw.
+"""
+
+import ast
+import random
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+SPLIT_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
+MASK = "package"
+SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+
+
+class Docstring(NamedTuple):
+    """One docstring: the package it comes from, its source file (relative to the library folder) and its text."""
+
+    package: str
+    file: str
+    text: str
+
+
+def build_docstrings(
+    seed: int = 0, *, stdlib: Path | None = None, min_length: int = 32, min_docstrings: int = 100, min_files: int = 4
+) -> DatasetDict:
+    """Build the `stdlib-docstrings` data set; the same Python version and seed always give the same rows.
+
+    Args:
+        seed: which source files go to which split, and the order of the rows.
+        stdlib: folder of the standard library; None takes the running interpreter's.
+        min_length: shortest docstring kept, in characters after white space is normalised.
+        min_docstrings: docstrings a package needs, after duplicates are dropped, to become a class.
+        min_files: source files with docstrings a package needs to become a class; at least 3, one for each split.
+
+    Returns:
+        Splits `train`, `validation` and `test` with columns `text` (str) and `label` (`ClassLabel`, sorted by name).
+
+    Raises:
+        FileNotFoundError: the library folder does not exist.
+        ValueError: `min_files` is below 3, or fewer than two packages are large enough to be classes.
+    """
+    if min_files < len(SPLIT_SHARES):
+        raise ValueError(f"min_files={min_files}: must be at least {len(SPLIT_SHARES)}, one file for each split")
+    root = Path(sysconfig.get_paths()["stdlib"]) if stdlib is None else Path(stdlib)
+    found = collect_docstrings(root, min_length)
+    names = large_packages(found, min_docstrings, min_files)
+    if len(names) < 2:
+        raise ValueError(
+            f"{root}: {len(names)} package(s) with at least {min_docstrings} docstrings in {min_files} files, 2 are needed; "
+            "is this a Python installation with its .py files?"
+        )
+    kept = unique_docstrings(mask_packages([row for row in found if row.package in names], names))
+    splits = assign_files(kept, seed)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    return DatasetDict({split: _to_dataset(kept, splits, split, features, seed) for split in SPLIT_SHARES})
+
+
+def collect_docstrings(root: Path, min_length: int = 32) -> list[Docstring]:
+    """Return the module, class and function docstrings of every package under `root`, in the order of their file names.
+
+    Args:
+        root: folder of a standard library; single-file modules and test folders in it are left out.
+        min_length: shortest docstring kept, in characters after white space is normalised.
+
+    Raises:
+        FileNotFoundError: `root` is no folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; expected a Python standard library with .py files")
+    packages = sorted(init.parent for init in root.glob("*/__init__.py") if init.parent.name not in SKIPPED_FOLDERS)
+    files = (path for package in packages for path in sorted(package.rglob("*.py")))
+    return [
+        Docstring(path.relative_to(root).parts[0], path.relative_to(root).as_posix(), text)
+        for path in files
+        if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)
+        for text in _docstrings_in(path)
+        if len(text) >= min_length
+    ]
+
+
+def large_packages(docstrings: Iterable[Docstring], min_docstrings: int, min_files: int) -> list[str]:
+    """Return the sorted names of the packages with at least `min_docstrings` distinct texts in `min_files` files."""
+    unique = unique_docstrings(docstrings)
+    texts = Counter(row.package for row in unique)
+    files = Counter(package for package, _ in {(row.package, row.file) for row in unique})
+    return sorted(name for name in texts if texts[name] >= min_docstrings and files[name] >= min_files)
+
+
+def mask_packages(docstrings: Iterable[Docstring], names: Iterable[str]) -> list[Docstring]:
+    """Replace every class name, with the dotted path after it, by the word `package`.
+
+    All names are masked in all texts, so that neither the own name nor the absence of another one tells the class.
+    """
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\b(?:\.\w+)*", re.IGNORECASE)
+    return [row._replace(text=pattern.sub(MASK, row.text)) for row in docstrings]
+
+
+def unique_docstrings(docstrings: Iterable[Docstring]) -> list[Docstring]:
+    """Keep the first row of each text, and no row of a text which occurs in two packages."""
+    rows = list(docstrings)
+    owners: dict[str, set[str]] = {}
+    for row in rows:
+        owners.setdefault(row.text, set()).add(row.package)
+    first = {row.text: row for row in reversed(rows) if len(owners[row.text]) == 1}
+    return [row for row in rows if first.get(row.text) is row]
+
+
+def assign_files(docstrings: Iterable[Docstring], seed: int) -> dict[str, str]:
+    """Return the split of each source file; a package with at least 3 files has a file in each split.
+
+    A package's largest file goes to `train`, since some packages keep most of their docstrings in one file. The others
+    follow in seeded random order, each to the split which lacks the largest part of its share.
+    """
+    sizes: dict[str, Counter[str]] = {}
+    for row in docstrings:
+        sizes.setdefault(row.package, Counter())[row.file] += 1
+    splits: dict[str, str] = {}
+    for package in sorted(sizes):
+        counts = sizes[package]
+        largest = max(sorted(counts), key=lambda file: counts[file])
+        others = sorted(counts.keys() - {largest})
+        random.Random(f"{seed}:{package}").shuffle(others)
+        filled = {split: 0.0 for split in SPLIT_SHARES}
+        for file in [largest, *others]:
+            split = "train" if file == largest else min(filled, key=lambda name: filled[name] / SPLIT_SHARES[name])
+            splits[file] = split
+            filled[split] += counts[file]
+    return splits
+
+
+def _docstrings_in(path: Path) -> Iterable[str]:
+    """Yield the docstrings of one source file with white space normalised; empty ones come as empty strings."""
+    # Bytes, not text: ast then honours the file's own encoding declaration.
+    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield " ".join((ast.get_docstring(node, clean=False) or "").split())
+
+
+def _to_dataset(rows: list[Docstring], splits: dict[str, str], split: str, features: Features, seed: int) -> Dataset:
+    chosen = [row for row in rows if splits[row.file] == split]
+    random.Random(f"{seed}:{split}").shuffle(chosen)
+    columns = {"text": [row.text for row in chosen], "label": [row.package for row in chosen]}
+    return Dataset.from_dict(columns, features=features)

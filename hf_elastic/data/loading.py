@@ -1,0 +1,299 @@
+"""Text data sets from the standard library, from local files or from the Hub, brought to one form for training.
+
+`columns_of`, `encode_labels` and `check_labels` settle what the columns mean; `tokenize_*` make model input of them.
+"""
+
+import glob
+import gzip
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from transformers import PreTrainedTokenizerBase
+
+from hf_elastic.data.docstrings import build_docstrings
+
+logger = logging.getLogger(__name__)
+
+STDLIB_DOCSTRINGS = "stdlib-docstrings"
+READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "validation_matched": "validation"}
+SPLITS = ("train", "validation", "test")
+ACCEPTED = (
+    f"accepted are {STDLIB_DOCSTRINGS!r}, a folder written by DatasetDict.save_to_disk, a folder with a train file (and "
+    f"validation, valid, val, dev or test files) or one file ending in {', '.join(READERS)} (.gz too), or a Hub data set id"
+)
+HEADERLESS_COLUMNS = ["label", "sentence1", "sentence2"]
+VALIDATION_SHARE = 0.1
+
+CLASSIFICATION_TASKS = frozenset({"classification", "sequence-classification", "text-classification"})
+LANGUAGE_TASKS = frozenset({"causal-lm", "masked-lm", "language-modeling", "text-generation", "fill-mask"})
+PAIRS = "sentence1+sentence2 premise+hypothesis question+sentence question1+question2 question+passage question+context"
+TEXT_PAIRS = tuple(tuple(pair.split("+")) for pair in PAIRS.split())
+TEXT_SINGLES = (("text",), ("sentence",), ("sentence1",), ("content",), ("question",))
+LABEL_NAMES = (("label",), ("labels",))
+
+
+def load_text_dataset(name: str, *, config: str | None = None, seed: int = 0) -> DatasetDict:
+    """Load a text data set with the splits `train` and `validation`, and `test` where there is one.
+
+    Args:
+        name: `"stdlib-docstrings"`, a local folder or file, or a Hub id; see `ACCEPTED`. Tab-separated files are read the
+            GLUE way, without quoting; one whose first line starts with an integer has no header line and gets the columns
+            `label`, `sentence1` and, with a third column, `sentence2`. Text files give one row per line, in `text`.
+        config: configuration of a Hub data set, such as `sst2` of `glue`.
+        seed: which tenth of `train` becomes `validation` where the data has no such split.
+
+    Raises:
+        FileNotFoundError: there is no such file, folder or Hub data set, the Hub is unreachable, or no train file.
+        ValueError: the content cannot be read, two files claim one split, there is no train split, or `config` was given
+            for data which is not on the Hub.
+    """
+    path = Path(name).expanduser()
+    local = name == STDLIB_DOCSTRINGS or path.exists()
+    if local and config is not None:
+        raise ValueError(f"config={config!r}: {name} is not on the Hub, only Hub data sets have configurations")
+    if name == STDLIB_DOCSTRINGS:
+        return build_docstrings(seed)
+    if local:
+        dataset = _read_folder(path) if path.is_dir() else DatasetDict({"train": _read_file(path)})
+    else:
+        dataset = _read_hub(name, config)
+    return _with_standard_splits(dataset, name, seed)
+
+
+def columns_of(
+    dataset: DatasetDict, *, text: str | Sequence[str] | None = None, label: str | None = None, task: str
+) -> tuple[list[str], str | None]:
+    """Return the text columns (one, or two for sentence pairs) and the label column of a data set.
+
+    Args:
+        dataset: a column counts where every split has it.
+        text: the text column or columns; None looks for common names such as `text` or `premise` and `hypothesis`.
+        label: the label column; None looks for `label` and `labels`.
+        task: one of `CLASSIFICATION_TASKS`, or of `LANGUAGE_TASKS`, which take one text column and no label (None).
+
+    Raises:
+        ValueError: the task is unknown, a column is missing or holds no strings, or the number of text columns is wrong.
+    """
+    if task not in CLASSIFICATION_TASKS | LANGUAGE_TASKS:
+        raise ValueError(f"task={task!r}: must be one of {', '.join(sorted(CLASSIFICATION_TASKS | LANGUAGE_TASKS))}")
+    labelled = task in CLASSIFICATION_TASKS
+    candidates = (*TEXT_PAIRS, *TEXT_SINGLES) if labelled else TEXT_SINGLES
+    if text is not None:
+        candidates = ((text,) if isinstance(text, str) else tuple(text),)
+        if not 1 <= len(candidates[0]) <= (2 if labelled else 1):
+            raise ValueError(f"text={text!r}: task {task} takes {'1 or 2 text columns' if labelled else '1 text column'}")
+    text_columns = _first_present(dataset, "text", candidates)
+    for split, rows in dataset.items():
+        for column in text_columns:
+            if rows.features[column] not in (Value("string"), Value("large_string")):
+                raise ValueError(f"split {split!r}: text column {column!r} must hold strings, found {rows.features[column]}")
+    labels = LABEL_NAMES if label is None else ((label,),)
+    return text_columns, _first_present(dataset, "label", labels)[0] if labelled else None
+
+
+def check_labels(dataset: DatasetDict, label_column: str, num_labels: int) -> None:
+    """Check that every label is an integer in `[0, num_labels)`.
+
+    Raises:
+        ValueError: one is not; names the split, the row and the value.
+    """
+    for split, rows in dataset.items():
+        for row, value in enumerate(rows[label_column][:]):
+            if type(value) is not int or not 0 <= value < num_labels:
+                raise ValueError(
+                    f"split {split!r}, row {row}: label {value!r} in column {label_column!r} is out of range; "
+                    f"{num_labels} labels need integers from 0 to {num_labels - 1}"
+                )
+
+
+def encode_labels(
+    dataset: DatasetDict, label_column: str, *, names: Sequence[str] | None = None
+) -> tuple[DatasetDict, list[str]]:
+    """Turn string labels into integers and return the data set with the names of its classes.
+
+    Args:
+        dataset: integer and `ClassLabel` labels stay as they are; integers are named by their digits.
+        label_column: column with the labels.
+        names: order of the classes for string labels, such as a trained head's; None sorts those found in `train`.
+
+    Raises:
+        ValueError: a string label is not among the names (names split, row and value), or labels are no integers or strings.
+    """
+    feature = dataset["train"].features[label_column]
+    if isinstance(feature, ClassLabel):
+        return dataset, list(feature.names)
+    train_labels = dataset["train"][label_column][:]
+    if all(type(value) is int for value in train_labels):
+        return dataset, [str(value) for value in range(max(train_labels, default=-1) + 1)]
+    if not all(isinstance(value, str) for value in train_labels):
+        raise ValueError(f"column {label_column!r} of type {feature}: labels must be all integers or all strings, none missing")
+    known = sorted(set(train_labels)) if names is None else list(names)
+    return DatasetDict({split: _encode_split(rows, split, label_column, known) for split, rows in dataset.items()}), known
+
+
+def tokenize_classification(
+    dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, text_columns: Sequence[str], label_column: str, max_length: int
+) -> DatasetDict:
+    """Tokenize texts or text pairs to at most `max_length` tokens, unpadded; the label column becomes `labels`.
+
+    Returns:
+        The same splits and rows with the tokenizer's columns (`input_ids`, `attention_mask`, ...) and `labels`.
+
+    Raises:
+        ValueError: `max_length` is below 1, or a text is missing (names split, row and column).
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length={max_length}: must be at least 1 token")
+
+    def tokenize(batch: dict) -> dict:
+        tokens = tokenizer(*(batch[column] for column in text_columns), truncation=True, max_length=max_length)
+        return {**tokens, "labels": batch[label_column]}
+
+    return DatasetDict({split: _map_texts(rows, split, text_columns, tokenize) for split, rows in dataset.items()})
+
+
+def tokenize_language_modeling(
+    dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, text_column: str, block_size: int
+) -> DatasetDict:
+    """Tokenize each split as one running text and cut it into blocks of `block_size` tokens.
+
+    Rows follow each other without special tokens; the last, incomplete block of a split is dropped.
+
+    Returns:
+        Columns `input_ids`, `attention_mask` (all ones) and `labels` (a copy of `input_ids`: causal models shift them
+        themselves, and a masking collator overwrites them).
+
+    Raises:
+        ValueError: `block_size` is below 2, a text is missing, or a split is shorter than one block.
+    """
+    if block_size < 2:
+        raise ValueError(f"block_size={block_size}: must be at least 2 tokens, one to read and one to predict")
+    return DatasetDict({split: _blocks(rows, split, tokenizer, text_column, block_size) for split, rows in dataset.items()})
+
+
+def _read_folder(folder: Path) -> DatasetDict:
+    if (folder / "dataset_dict.json").is_file():
+        # Later maps write their caches next to the data, which a read-only folder refuses; data in memory has none.
+        return load_from_disk(str(folder), keep_in_memory=not os.access(folder, os.W_OK))
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = path.name.split(".")[0].lower()
+        split = SPLIT_ALIASES.get(stem, stem)
+        if not path.is_file() or split not in SPLITS or _suffix(path) not in READERS:
+            continue
+        if split in files:
+            raise ValueError(f"{folder}: both {files[split].name} and {path.name} are files of the split {split!r}; keep one")
+        files[split] = path
+    if "train" not in files:
+        raise FileNotFoundError(f"{folder}: holds no train file; {ACCEPTED}")
+    return DatasetDict({split: _read_file(files[split]) for split in SPLITS if split in files})
+
+
+def _read_file(path: Path) -> Dataset:
+    suffix = _suffix(path)
+    if suffix not in READERS:
+        raise ValueError(f"{path}: cannot tell the format from the name; {ACCEPTED}")
+    options = {}
+    if suffix in (".csv", ".tsv"):
+        options["keep_default_na"] = False  # "NA", "null" and "None" are texts here, not missing values
+    if suffix == ".tsv":
+        options |= {"sep": "\t", "quoting": 3, "column_names": _headerless_columns(path)}
+    if suffix == ".txt":
+        options["keep_linebreaks"] = True  # a language model must see where lines end
+    try:
+        return load_dataset(READERS[suffix], data_files=glob.escape(str(path)), split="train", **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{path}: cannot be read as {suffix}: {error.__cause__}") from error
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _headerless_columns(path: Path) -> list[str] | None:
+    """Return column names for a tab-separated file which starts with a data row, None where it has a header line."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        cells = file.readline().rstrip("\r\n").split("\t")
+    if not cells[0].removeprefix("-").isdecimal():
+        return None
+    if not 2 <= len(cells) <= 3:
+        raise ValueError(
+            f"{path}: {len(cells)} columns and no header line; without one, 2 or 3 are allowed: {HEADERLESS_COLUMNS}"
+        )
+    return HEADERLESS_COLUMNS[: len(cells)]
+
+
+def _read_hub(name: str, config: str | None) -> DatasetDict:
+    # The Hub is slow to say that it has no such thing, so what can only be a path is told apart first.
+    if name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or _suffix(Path(name)) in READERS:
+        raise FileNotFoundError(f"{name}: no such file or folder; {ACCEPTED}")
+    try:
+        return load_dataset(name, config)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(f"{name}: neither a local path nor reachable on the Hub ({error}); {ACCEPTED}") from error
+
+
+def _with_standard_splits(dataset: DatasetDict, name: str, seed: int) -> DatasetDict:
+    splits = {SPLIT_ALIASES.get(split, split): rows for split, rows in dataset.items() if not _labels_hidden(name, split, rows)}
+    if "train" not in splits:
+        raise ValueError(f"{name}: no train split, found {', '.join(dataset)}")
+    if "validation" not in splits:
+        if len(splits["train"]) < 2:
+            raise ValueError(f"{name}: {len(splits['train'])} row(s) in train, 2 are needed to split off a validation set")
+        parts = splits["train"].train_test_split(test_size=VALIDATION_SHARE, seed=seed)
+        splits |= {"train": parts["train"], "validation": parts["test"]}
+    return DatasetDict({split: splits[split] for split in SPLITS if split in splits})
+
+
+def _labels_hidden(name: str, split: str, rows: Dataset) -> bool:
+    """Tell whether a split's labels are withheld, which Hub data sets such as GLUE write as -1 in every row."""
+    hidden = any(isinstance(rows.features[column], ClassLabel) and set(rows[column][:]) == {-1} for column in rows.features)
+    if hidden:
+        logger.warning("%s: leaving out the split %r, all of its labels are withheld (-1)", name, split)
+    return hidden
+
+
+def _first_present(dataset: DatasetDict, kind: str, candidates: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the first of the candidates of which every split has every column."""
+    found = [name for name in dataset["train"].column_names if all(name in rows.column_names for rows in dataset.values())]
+    for columns in candidates:
+        if set(columns) <= set(found):
+            return list(columns)
+    needed = " or ".join("+".join(columns) for columns in candidates)
+    raise ValueError(f"no {kind} column: needed is {needed} in every split; found are {', '.join(found)}")
+
+
+def _encode_split(rows: Dataset, split: str, column: str, names: list[str]) -> Dataset:
+    for row, value in enumerate(rows[column][:]):
+        if value not in names:
+            raise ValueError(f"split {split!r}, row {row}: label {value!r} in column {column!r} is not one of {names}")
+    features = Features({**rows.features, column: ClassLabel(names=names)})
+    return rows.map(lambda batch: {column: [names.index(value) for value in batch[column]]}, batched=True, features=features)
+
+
+def _map_texts(rows: Dataset, split: str, text_columns: Sequence[str], tokenize: Callable[[dict], dict]) -> Dataset:
+    """Replace all columns by those which `tokenize` makes of a batch, after checking that no text is missing."""
+    for column in text_columns:
+        if None in (texts := rows[column][:]):
+            raise ValueError(f"split {split!r}, row {texts.index(None)}: no text in column {column!r}; every row needs one")
+    return rows.map(tokenize, batched=True, remove_columns=rows.column_names)
+
+
+def _blocks(rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, column: str, block_size: int) -> Dataset:
+    def tokenize(batch: dict) -> dict:
+        # verbose=False: a row longer than the model's limit is fine, it is cut into blocks.
+        return {"input_ids": tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]}
+
+    # The mapped table keeps no gaps between rows, so its flattened chunks are the running text.
+    chunks = _map_texts(rows, split, [column], tokenize).data.column("input_ids").chunks if len(rows) else []
+    ids = np.concatenate([np.empty(0, dtype=np.int64), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks)])
+    if len(ids) < block_size:
+        raise ValueError(f"split {split!r}: {len(ids)} tokens are less than one block of block_size={block_size}")
+    blocks = ids[: len(ids) // block_size * block_size].astype(np.int64).reshape(-1, block_size)
+    return Dataset.from_dict({"input_ids": blocks, "attention_mask": np.ones_like(blocks, dtype=np.int8), "labels": blocks})

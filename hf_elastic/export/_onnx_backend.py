@@ -1,0 +1,132 @@
+"""Which library draws the ONNX graph: the only module that knows the transformers major.
+
+transformers 5 ships its own exporter (`transformers.exporters`, built on `torch.export`); on 4.57 Optimum's TorchScript
+exporter does the same job. Both get the model object itself, so its weights may have any shape and any strides.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from packaging.version import Version
+from transformers import PreTrainedModel
+
+ON_TRANSFORMERS_5 = Version(transformers.__version__).major >= 5
+EXTRA = "hf-elastic[onnx]" if ON_TRANSFORMERS_5 else "hf-elastic[optimum]"
+# The oldest opset both exporters target natively: every onnxruntime, TensorRT and OpenVINO of the last years reads it.
+OPSET = 18
+# A protobuf message holds at most 2 GiB; the margin is for the graph around the weights.
+LARGEST_SINGLE_FILE = 2**31 - 2**26
+
+Axes = dict[str, dict[int, str]]
+
+
+def missing_extra(error: ImportError) -> ImportError:
+    """The error to raise from `error`: it names what is missing and the extra that installs it."""
+    return ImportError(f"ONNX needs {error.name or error}, which is not installed: run pip install '{EXTRA}'")
+
+
+def weight_file(path: Path) -> Path:
+    """Where the weights of the graph at `path` go when they do not fit in it (Optimum's name for it)."""
+    return path.with_name(f"{path.name}_data")
+
+
+def write_graph(model: PreTrainedModel, inputs: dict[str, torch.Tensor], axes: Axes, path: Path) -> None:
+    """Trace `model` on `inputs` and write the graph to `path`, with the named `axes` of each input left open."""
+    writer: Callable = _write_with_transformers if ON_TRANSFORMERS_5 else _write_with_optimum
+    writer(model, inputs, axes, path)
+
+
+def _write_with_transformers(model: PreTrainedModel, inputs: dict[str, torch.Tensor], axes: Axes, path: Path) -> None:
+    try:
+        import onnx_ir
+        from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+        exporter = OnnxExporter()
+    except ImportError as error:
+        raise missing_extra(error) from error
+    # DYNAMIC, unlike AUTO, refuses to fix an axis silently; unlike a named Dim it learns the longest sequence by itself.
+    shapes = {name: dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC) for name, open_axes in axes.items()}
+    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
+    program = exporter.export(model, {**inputs, "use_cache": False}, config).program
+    _name_axes(program.graph, axes)
+    weight_bytes = sum(value.const_value.nbytes for value in program.graph.initializers.values())
+    external_data = weight_file(path).name if weight_bytes > LARGEST_SINGLE_FILE else None
+    onnx_ir.save(program, path, external_data=external_data)
+
+
+def _name_axes(graph, axes: Axes) -> None:
+    """Give the traced symbols (`s41`) of an `onnx_ir.Graph` the names in `axes`, on its inputs and outputs."""
+    import onnx_ir
+
+    names = {}
+    for value in graph.inputs:
+        for axis, name in axes[value.name].items():
+            names[str(value.shape[axis])] = name
+    for value in [*graph.inputs, *graph.outputs]:
+        sizes = [size if isinstance(size, int) else names.get(str(size), str(size)) for size in value.shape]
+        value.shape = onnx_ir.Shape(sizes)
+    # The shapes in between still carry the old symbols, and every consumer infers them again.
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+
+
+def _write_with_optimum(model: PreTrainedModel, inputs: dict[str, torch.Tensor], axes: Axes, path: Path) -> None:
+    try:
+        from optimum.exporters.onnx import export
+    except ImportError as error:
+        raise missing_extra(error) from error
+    config = _optimum_config(model, inputs, axes)
+    settings = vars(model.config)
+    before = dict(settings)
+    try:
+        export(model, config, path, opset=OPSET, device=inputs["input_ids"].device.type)
+    finally:
+        # Optimum turns `use_cache` off on the model it is given.
+        settings.clear()
+        settings.update(before)
+    # Stores tied embeddings once: TorchScript has written the output layer's as a transposed copy.
+    config.post_process_exported_models(path.parent, {"model": (model, config)}, [path.name])
+
+
+def _optimum_config(model: PreTrainedModel, inputs: dict[str, torch.Tensor], axes: Axes):
+    """Optimum's description of `model`'s graph, with exactly the given inputs.
+
+    Optimum's own list differs from what a tokenizer returns (it adds `position_ids` to decoders), and one export contract
+    for both majors is worth more here than its default.
+    """
+    from optimum.exporters.tasks import TasksManager
+
+    try:
+        task = TasksManager.infer_task_from_model(model)
+        constructor = TasksManager.get_exporter_config_constructor("onnx", model=model, task=task, library_name="transformers")
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"Optimum cannot export {type(model).__name__} ({model.config.model_type}): {error}") from error
+
+    class GivenInputs(constructor.func):
+        """Optimum's config class for this architecture, restricted to the caller's inputs."""
+
+        @property
+        def inputs(self) -> Axes:
+            return axes
+
+        def generate_dummy_inputs(self, framework: str = "pt", **shapes: int) -> dict:
+            if framework == "np":
+                return {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
+            return dict(inputs)
+
+    return functools.partial(GivenInputs, **constructor.keywords)(model.config)
+
+
+def move_export(source: Path, target: Path) -> None:
+    """Move a written graph and, where there is one, its weight file; `target` appears complete or not at all."""
+    if weight_file(source).exists():
+        os.replace(weight_file(source), weight_file(target))
+    else:
+        weight_file(target).unlink(missing_ok=True)  # an older, larger export's
+    os.replace(source, target)

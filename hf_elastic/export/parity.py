@@ -1,0 +1,166 @@
+"""Does an exported model still compute what the view it came from computes? `parity.json` is the answer, with its evidence."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime")
+
+
+class ParityError(ValueError):
+    """An export differs from its reference by more than its tolerance allows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """How far an export may be from its reference. A limit of `None` is not checked.
+
+    Args:
+        max_relative_difference: the largest absolute difference of any value, divided by the largest absolute value of the
+            reference. Relative to the whole output because a float32 error scales with the largest terms of a sum, not
+            with the result: one value near zero says nothing.
+        min_argmax_agreement: share of rows, from 0 to 1, whose largest entry is the same. For reduced precision, where single
+            values move but decisions should not.
+    """
+
+    max_relative_difference: float | None = None
+    min_argmax_agreement: float | None = None
+
+
+FLOAT32 = Tolerance(max_relative_difference=1e-4)
+INT8 = Tolerance(min_argmax_agreement=0.9)
+
+
+def default_tolerance(export_format: str) -> Tolerance:
+    """The tolerance of a format: `INT8` for a name ending in `-int8`, otherwise `FLOAT32`."""
+    return INT8 if export_format.endswith("-int8") else FLOAT32
+
+
+def compare(reference: np.ndarray, candidate: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float | int]:
+    """Measure how far `candidate` is from `reference`.
+
+    Args:
+        reference: `float[..., classes]`, e.g. the logits of the view.
+        candidate: the same shape, e.g. the logits of the export.
+        mask: which leading positions count (nonzero = counts), e.g. an attention mask `[batch, sequence]` with logits
+            `[batch, sequence, classes]`, or with start logits `[batch, sequence]`.
+
+    Returns:
+        `max_abs_difference`, `mean_abs_difference` and `largest_reference` in the units of the output,
+        `max_relative_difference` (the first divided by the third), `argmax_agreement` (share of rows, 0 to 1) and `rows`.
+
+    Raises:
+        ValueError: if the shapes do not fit or nothing is left to compare.
+        ParityError: if a compared value is not finite.
+    """
+    reference, candidate = np.asarray(reference), np.asarray(candidate)
+    if reference.shape != candidate.shape or reference.ndim == 0:
+        raise ValueError(f"the reference has shape {reference.shape} and the candidate {candidate.shape}; they must be the same")
+    kept = _kept(reference.shape, mask)
+    if not kept.any():
+        raise ValueError(f"nothing to compare: shape {reference.shape}, {int(kept.sum())} values kept by the mask")
+    expected, actual = reference[kept].astype(np.float64), candidate[kept].astype(np.float64)
+    infinite = [int((~np.isfinite(values)).sum()) for values in (expected, actual)]
+    if any(infinite):
+        raise ParityError(f"values are not finite: {infinite[0]} of the reference, {infinite[1]} of the candidate")
+    rows = kept.any(-1)
+    difference = np.abs(expected - actual)
+    largest = float(np.abs(expected).max())
+    return {
+        "max_abs_difference": float(difference.max()),
+        "mean_abs_difference": float(difference.mean()),
+        "largest_reference": largest,
+        "max_relative_difference": float(difference.max()) / (largest or 1.0),
+        "argmax_agreement": float(np.mean(_best(reference, kept)[rows] == _best(candidate, kept)[rows])),
+        "rows": int(rows.sum()),
+    }
+
+
+def _kept(shape: tuple[int, ...], mask: np.ndarray | None) -> np.ndarray:
+    """The mask as `bool` in the full `shape`."""
+    if mask is None:
+        return np.ones(shape, bool)
+    mask = np.asarray(mask).astype(bool)
+    if mask.shape != shape[: mask.ndim]:
+        raise ValueError(f"the mask has shape {mask.shape}; it must be the leading part of {shape}")
+    return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
+
+
+def _best(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return np.where(kept, values, -np.inf).argmax(-1)
+
+
+def violations(comparison: Mapping[str, float], tolerance: Tolerance) -> list[str]:
+    """What in a result of `compare` is outside `tolerance`, in words; empty when all is well."""
+    found = []
+    difference, agreement = comparison["max_relative_difference"], comparison["argmax_agreement"]
+    if tolerance.max_relative_difference is not None and difference > tolerance.max_relative_difference:
+        found.append(
+            f"the largest difference is {difference:.2g} of the largest value, allowed {tolerance.max_relative_difference:.2g} "
+            f"({comparison['max_abs_difference']:.2g} absolute)"
+        )
+    if tolerance.min_argmax_agreement is not None and agreement < tolerance.min_argmax_agreement:
+        found.append(
+            f"the largest entry agrees in {agreement:.3f} of {comparison['rows']} rows, needed {tolerance.min_argmax_agreement}"
+        )
+    return found
+
+
+def check_parity(comparison: Mapping[str, float], tolerance: Tolerance) -> None:
+    """Raise `ParityError`, which says by how much, if a result of `compare` is outside `tolerance`."""
+    found = violations(comparison, tolerance)
+    if found:
+        raise ParityError("the export differs from the model it came from: " + "; ".join(found))
+
+
+def write_parity(
+    path: Path, export_format: str, comparison: Mapping[str, float], inputs: Any, tolerance: Tolerance | None = None
+) -> dict[str, Any]:
+    """Write `parity.json`. The file appears complete or not at all; a failed comparison is written too, as `passed: false`.
+
+    Args:
+        path: the file to write.
+        export_format: e.g. `onnx` or `onnx-int8`.
+        comparison: the result of `compare`.
+        inputs: what was compared on, as JSON: the texts, or the shapes of the arrays.
+        tolerance: default `default_tolerance(export_format)`.
+
+    Returns:
+        The record as written: `format`, `passed`, `tolerance`, the numbers of `comparison`, `inputs`, `versions`.
+    """
+    tolerance = tolerance or default_tolerance(export_format)
+    record = {
+        "format": export_format,
+        "passed": not violations(comparison, tolerance),
+        "tolerance": {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None},
+        **comparison,
+        "inputs": inputs,
+        "versions": installed_versions(),
+    }
+    _write_atomically(Path(path), json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return record
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of torch, transformers, onnx and onnxruntime, where installed."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as staging:
+        staged = Path(staging) / path.name
+        staged.write_text(text, encoding="utf-8")
+        os.replace(staged, path)

@@ -1,0 +1,105 @@
+"""Rank heads, neurons, channels and layers, and reorder the supernet so that every prefix is the best of its length."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from .spec import Dim, axis_index, permute
+
+IMPORTANCE = ("magnitude", "none")
+
+# For each axis that is reordered, the order in every layer: (axis, layer index or None for the whole model) -> indices.
+Order = Mapping[tuple[str, "int | None"], np.ndarray]
+
+
+def axis_scores(tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], axis: str) -> np.ndarray:
+    """Sum a tensor of non-negative scores over everything but one axis.
+
+    Returns:
+        One score for each index of `axis`, `[full[axis]]`; zeros if the tensor does not have the axis.
+    """
+    total = np.zeros(full[axis])
+    for position, dim in enumerate(dims):
+        if not any(axis in segment for segment in dim):
+            continue
+        sums = tensor.double().movedim(position, 0).flatten(1).sum(1) if tensor.dim() > 1 else tensor.double()
+        index = axis_index(dim, full, axis)
+        has_axis = index >= 0
+        total += np.bincount(index[has_axis], sums.cpu().numpy()[has_axis], minlength=full[axis])
+    return total
+
+
+def importance_order(model, gradients: Mapping[str, torch.Tensor] | None = None) -> Order:
+    """Order of heads, neurons and channels of an elastic model, most important first.
+
+    Args:
+        model: an elastic model.
+        gradients: parameter name -> gradient of a loss. With it the score of a weight is `(w * g)^2`, the first-order Taylor
+            estimate of what its removal changes (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning",
+            eq. 8); without it `w^2`.
+    """
+    layout = model.layout
+    parameters = dict(model.base.named_parameters())
+    scores: dict[tuple[str, int | None], np.ndarray] = defaultdict(lambda: np.zeros(0))
+    reordered = [axis for axis in (*layout.layer_axes, *layout.model_axes) if axis != "head"]
+    for entry in layout.entries:
+        if entry.tied_to is not None:
+            continue
+        weight = parameters[entry.name].detach()
+        squared = (weight if gradients is None else weight * gradients[entry.name]).float() ** 2
+        for axis in reordered:
+            if any(axis in segment for dim in entry.dims for segment in dim):
+                key = (axis, entry.layer if axis in layout.layer_axes else None)
+                score = axis_scores(squared, entry.dims, layout.full, axis)
+                scores[key] = score + (scores[key] if len(scores[key]) else 0)
+    # A stable sort keeps the checkpoint's order among equals, so that ranking twice changes nothing.
+    return {key: np.argsort(-score, kind="stable") for key, score in scores.items()}
+
+
+@torch.no_grad()
+def apply_order(model, order: Order) -> None:
+    """Reorder the supernet in place; the full model computes what it did before.
+
+    Args:
+        model: an elastic model.
+        order: as from `importance_order`.
+    """
+    layout = model.layout
+    parameters = dict(model.base.named_parameters())
+    for entry in layout.entries:
+        if entry.tied_to is not None:
+            continue
+        moves = {axis: indices for (axis, layer), indices in order.items() if layer is None or layer == entry.layer}
+        parameter = parameters[entry.name]
+        parameter.copy_(permute(parameter, entry.dims, layout.full, moves))
+    model._reset_views()
+
+
+@torch.no_grad()
+def block_influence(model, batches: Iterable[Mapping[str, torch.Tensor]]) -> list[int]:
+    """Layers in the order to keep them: those that change the hidden state most come first.
+
+    The influence of a layer is one minus the mean cosine between its input and its output over the unmasked tokens (Men et
+    al. 2024, "ShortGPT", eq. 1).
+
+    Args:
+        model: an elastic model.
+        batches: model inputs; `attention_mask`, where present, says which tokens count.
+
+    Returns:
+        All layer indices, as `ElasticConfig.layer_order` takes them.
+    """
+    influence = torch.zeros(model.layout.num_layers, dtype=torch.float64)
+    full = model.view(None)
+    for batch in batches:
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        states = full(**inputs, output_hidden_states=True).hidden_states
+        mask = batch.get("attention_mask", torch.ones(states[0].shape[:2])).bool()
+        for layer in range(model.layout.num_layers):
+            before, after = states[layer][mask].double(), states[layer + 1][mask].double()
+            influence[layer] += (1 - torch.nn.functional.cosine_similarity(before, after, dim=-1)).mean().cpu()
+    return torch.argsort(influence, descending=True, stable=True).tolist()

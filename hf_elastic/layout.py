@@ -1,0 +1,248 @@
+"""A Spec bound to one model: axis sizes solved, every parameter's shape known, subnets resolved and counted."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from .space import DEPTH_AXES, Space, Subnet
+from .spec import CutStep, Dim, Equation, Spec, SpecError, axes_in, evaluate, parse, plan_cut, size, solve, substitute
+
+# Sequence-level heads apply their classifier once per sequence; headless models only their pooler.
+SEQUENCE_LEVEL = ("ForSequenceClassification", "ForMultipleChoice", "Model")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: its shape, and what it is used for.
+
+    Attributes:
+        name: as in `named_parameters`.
+        dims: parsed shape.
+        layer: index of its layer, None outside the layers.
+        rest: its name within the layer, or its whole name.
+        tied_to: an earlier name of the same tensor, or None.
+        use: "token" or "sequence" for a matrix multiplied that often, "" for anything else.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    layer: int | None
+    rest: str
+    tied_to: str | None
+    use: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A resolved subnet: which layers stay and how large each axis is in each.
+
+    Attributes:
+        layers: kept indices into the full model.
+        shared: sizes of the axes of the whole model, as sorted items.
+        per_layer: for each kept layer, sizes of the axes within layers, as sorted items.
+    """
+
+    layers: tuple[int, ...]
+    shared: tuple[tuple[str, int], ...]
+    per_layer: tuple[tuple[tuple[str, int], ...], ...]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every kept layer has the same sizes."""
+        return len(set(self.per_layer)) == 1
+
+    def sizes(self, position: int | None) -> dict[str, int]:
+        """Axis sizes in the kept layer at `position`; outside the layers (None) only the shared axes."""
+        return dict(self.shared) if position is None else {**dict(self.shared), **dict(self.per_layer[position])}
+
+
+class Layout:
+    """Everything that follows from a Spec and one full-size model.
+
+    Args:
+        spec: the architecture's Spec.
+        model: a stock model; only names, shapes and module types are read, so it may be on the meta device.
+        layer_order: all layer indices, the one to keep longest first. Default: the first layers are kept longest.
+
+    Raises:
+        SpecError: the config, the tensors and the Spec do not fit, naming the field or the tensor.
+    """
+
+    def __init__(self, spec: Spec, model: nn.Module, layer_order: Sequence[int] | None = None):
+        self.spec = spec
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        names = {
+            axis: other
+            for axis, (other, unless) in spec.aliases.items()
+            if not any(fnmatch.fnmatchcase(name, unless) for name in parameters)
+        }
+        self.names = names
+        self.entries = self._make_entries(model, parameters)
+        self.num_layers = len({entry.layer for entry in self.entries if entry.layer is not None})
+        self.container = next(spec.layer_of(entry.name)[0] for entry in self.entries if entry.layer is not None)
+        self.config = {field: substitute(parse(f"({value})"), names)[0] for field, value in spec.config.items()}
+        self.axes = spec.axes()
+        self.full = self._solve(model.config, parameters)
+        self.shared_axes = axes_in(d for e in self.entries if e.layer is None for d in e.dims)
+        self.layer_order = self._check_order(layer_order)
+        elastic = {axis for value in self.axes.values() for axis in value.split()}
+        self.layer_axes = tuple(sorted(elastic - self.shared_axes))
+        self.model_axes = tuple(sorted(elastic & self.shared_axes))
+
+    def _make_entries(self, model: nn.Module, parameters: Mapping) -> tuple[Entry, ...]:
+        lookups = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+        head = type(model).__name__
+        sequence_level = head.endswith(SEQUENCE_LEVEL) and not head.endswith("LMHeadModel")
+        first_name: dict[int, str] = {}
+        entries = []
+        for name, tensor in parameters.items():
+            dims = substitute(parse(self.spec.shape_of(name)), self.names)
+            inside = self.spec.layer_of(name)
+            pooled = sequence_level and any(fnmatch.fnmatchcase(name, pattern) for pattern in self.spec.pooled)
+            is_matrix = len(dims) == 2 and name not in lookups
+            entries.append(
+                Entry(
+                    name=name,
+                    dims=dims,
+                    layer=inside[1] if inside else None,
+                    rest=inside[2] if inside else name,
+                    tied_to=first_name.get(id(tensor)),
+                    use=("sequence" if pooled else "token") if is_matrix else "",
+                )
+            )
+            first_name.setdefault(id(tensor), name)
+        return tuple(entries)
+
+    def _solve(self, config, parameters: Mapping) -> dict[str, int]:
+        equations = [
+            Equation(dim, getattr(config, field), f"config.{field}")
+            for field, dim in self.config.items()
+            if isinstance(getattr(config, field, None), int)
+        ]
+        for entry in self.entries:
+            shape = tuple(parameters[entry.name].shape)
+            if len(shape) != len(entry.dims):
+                raise SpecError(f"{entry.name} has the shape {shape}, but {len(entry.dims)} dimensions are declared")
+            for position, dim in enumerate(entry.dims):
+                equations.append(Equation(dim, shape[position], f"dimension {position} of {entry.name} {shape}"))
+        if config.num_hidden_layers != self.num_layers:
+            raise SpecError(f"config.num_hidden_layers is {config.num_hidden_layers}, but there are {self.num_layers} layers")
+        return solve(equations)
+
+    def _check_order(self, order: Sequence[int] | None) -> tuple[int, ...]:
+        order = tuple(range(self.num_layers)) if order is None else tuple(order)
+        if sorted(order) != list(range(self.num_layers)):
+            raise SpecError(f"layer_order {list(order)} is not an order of the {self.num_layers} layers")
+        return order
+
+    def value(self, axis: str) -> int:
+        """Full size of an axis, by its Hugging Face name."""
+        if axis == "num_hidden_layers":
+            return self.num_layers
+        return evaluate(self.axes[axis], self.full)
+
+    def check_space(self, space: Space) -> None:
+        """Raise ValueError unless every value of every axis is legal for this model."""
+        genes = space.genes()
+        largest = {gene: choices[-1] for gene, choices in genes.items()}
+        for gene, choices in genes.items():
+            for choice in choices:
+                self.resolve(space.from_genes({**largest, gene: choice}))
+
+    def resolve(self, subnet: Mapping | None) -> Cut:
+        """Sizes of every axis in every kept layer.
+
+        Args:
+            subnet: axis -> value; None is the full model.
+
+        Raises:
+            ValueError: an axis that this architecture lacks, a value above the full size, head counts that do not divide,
+                a layer out of range, or a list whose length is not the number of kept layers.
+        """
+        subnet = subnet if isinstance(subnet, Subnet) else Subnet(subnet)
+        layers = self._layers(subnet)
+        values = {axis: value for axis, value in subnet.items() if axis not in DEPTH_AXES}
+        for axis, value in values.items():
+            if axis not in self.axes:
+                raise ValueError(f"{axis} is not an axis of {self.spec.model_types[0]}; its axes: {', '.join(self.axes)}")
+            for number in value if isinstance(value, tuple) else (value,):
+                self._check_value(axis, number)
+            if isinstance(value, tuple) and len(value) != len(layers):
+                raise ValueError(f"{axis}: {list(value)} has {len(value)} values for {len(layers)} kept layers")
+        rows = []
+        for position in range(len(layers)):
+            row = {axis: value[position] if isinstance(value, tuple) else value for axis, value in values.items()}
+            rows.append(self._axis_sizes(row))
+        per_layer = tuple(tuple((axis, row[axis]) for axis in self.layer_axes) for row in rows)
+        return Cut(layers, tuple((axis, rows[0][axis]) for axis in self.model_axes), per_layer)
+
+    def _layers(self, subnet: Subnet) -> tuple[int, ...]:
+        if "layers" in subnet:
+            if subnet["layers"][-1] >= self.num_layers:
+                raise ValueError(f"layers: {subnet['layers'][-1]} is out of range, the model has layers 0 to {self.num_layers - 1}")
+            return subnet["layers"]
+        depth = subnet.get("num_hidden_layers", self.num_layers)
+        self._check_value("num_hidden_layers", depth)
+        return tuple(sorted(self.layer_order[:depth]))
+
+    def _check_value(self, axis: str, value: int) -> None:
+        if axis in (*self.axes, "num_hidden_layers") and value > self.value(axis):
+            raise ValueError(f"{axis}: {value} is larger than the model, which has {self.value(axis)}")
+
+    def _axis_sizes(self, row: Mapping[str, int]) -> dict[str, int]:
+        """Turn Hugging Face's names into axes: `num_attention_heads` is `kv group` with grouped queries."""
+        sizes = {axis: self.full[axis] for axis in (*self.layer_axes, *self.model_axes)}
+        for name, value in row.items():
+            if " " not in self.axes[name]:
+                sizes[self.axes[name]] = value
+        if "num_attention_heads" in row and "kv" in sizes:
+            heads = row["num_attention_heads"]
+            if "num_key_value_heads" not in row and self.full["group"] == 1:
+                sizes["kv"] = heads
+            group, rest = divmod(heads, sizes["kv"])
+            if rest or not 1 <= group <= self.full["group"]:
+                raise ValueError(
+                    f"num_attention_heads: {heads} does not go with {sizes['kv']} key-value heads: it must be a multiple, "
+                    f"at most {self.full['group']} times"
+                )
+            sizes["group"] = group
+        return sizes
+
+    def subnet_of(self, cut: Cut) -> Subnet:
+        """The shortest Subnet that resolves to `cut`; axes at full size are named as well."""
+        by_depth = tuple(sorted(self.layer_order[: len(cut.layers)])) == cut.layers
+        values: dict = {"num_hidden_layers": len(cut.layers)} if by_depth else {"layers": cut.layers}
+        for name, product in self.axes.items():
+            column = tuple(evaluate(product, cut.sizes(i)) for i in range(len(cut.layers)))
+            values[name] = column[0] if len(set(column)) == 1 else column
+        return Subnet(values)
+
+    def sizes(self, cut: Cut, position: int | None) -> dict[str, int]:
+        """Size of every axis, elastic or not, in a kept layer of a cut; `layers` is the number of kept layers."""
+        return {**self.full, **cut.sizes(position), "layers": len(cut.layers)}
+
+    def plan(self, cut: Cut) -> dict[str, tuple[str, tuple[CutStep, ...]]]:
+        """For each parameter of the cut model: which full parameter it comes from, and how it is cut."""
+        positions = {layer: position for position, layer in enumerate(cut.layers)}
+        steps_of: dict[tuple, tuple[CutStep, ...]] = {}
+        plan = {}
+        for entry in self.entries:
+            if entry.layer is not None and entry.layer not in positions:
+                continue
+            position = None if entry.layer is None else positions[entry.layer]
+            kept = cut.sizes(position)
+            key = (entry.dims, tuple(kept.items()))
+            if key not in steps_of:
+                steps_of[key] = plan_cut(entry.dims, self.full, kept)
+            name = entry.name if position is None else f"{self.container}.{position}.{entry.rest}"
+            plan[name] = (entry.name, steps_of[key])
+        return plan
+
+    def config_values(self, cut: Cut, position: int) -> dict[str, int]:
+        """What each config field of the Spec becomes in the kept layer at `position`."""
+        sizes = self.sizes(cut, position)
+        return {field: size(dim, sizes) for field, dim in self.config.items()}

@@ -1,0 +1,568 @@
+"""`ElasticModel` and its heads: a stock model that can run as, and be taken apart into, any of its subnets."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from .configuration_elastic import ElasticConfig
+from .counts import Counts
+from .importance import IMPORTANCE, apply_order, importance_order
+from .layout import Cut, Layout
+from .skeleton import Skeleton, first_difference, no_init_weights, use_prefix_layout
+from .space import Space, Subnet
+from .spec import Spec, spec_for
+
+# Views are built rarely and used often: one lock for all models keeps models copyable.
+_BUILD_LOCK = threading.RLock()
+
+
+class ElasticPreTrainedModel(PreTrainedModel):
+    """What every elastic model can do, whatever its head.
+
+    The stock model is `base`; this wrapper holds the very same submodules under the very same names, so that state dicts,
+    adapters and sharding plans are the stock model's own.
+
+    Args:
+        config: an `ElasticConfig`; a missing `spec` is looked up by the base config's model type.
+        base: a ready stock model to wrap; built from `config.base_config` if None.
+
+    Raises:
+        SpecError: no Spec for the architecture, or it does not fit the weights.
+        ValueError: the space or a named subnet is not possible for this model, or the architecture lacks this head.
+    """
+
+    config_class = ElasticConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    base_auto_class: ClassVar[type] = AutoModel
+
+    def __init__(self, config: ElasticConfig, base: PreTrainedModel | None = None):
+        requested = config._attn_implementation
+        super().__init__(config)
+        if config.spec is None:
+            config.spec = spec_for(config.base_config.model_type).to_dict()
+        if base is None:
+            if requested is not None:
+                config.base_config._attn_implementation = requested
+            base = self.stock_class(config.base_config)(config.base_config)
+        self._reset_views()
+        self.layout = Layout(Spec.from_dict(config.spec), base, config.layer_order)
+        self.frozen_cut = None
+        if config.frozen is not None:
+            self.frozen_cut = self.layout.resolve(config.frozen)
+            base = _freeze(Skeleton(base, self.layout, self.frozen_cut))
+        self._adopt(base)
+        self.space = self._make_space()
+        for name, subnet in config.subnets.items():
+            try:
+                self.resolve(subnet)
+            except ValueError as error:
+                raise ValueError(f"subnets.{name}: {error}") from error
+        self.select(config.subnet)
+        with no_init_weights():  # the base has initialised its own
+            self.post_init()
+        self._use_prefix_layout()
+
+    def _adopt(self, base: PreTrainedModel) -> None:
+        """Hold the base's submodules as our own: the same dicts, so that a change through either is seen by both."""
+        self.__dict__["base"] = base
+        for key in ("_modules", "_parameters", "_buffers"):
+            self.__dict__[key] = base.__dict__[key]
+        self.base_model_prefix = base.base_model_prefix
+        self._tied_weights_keys = base._tied_weights_keys
+        self._no_split_modules = base._no_split_modules
+        self._accepted = set(inspect.signature(base.forward).parameters)
+        self.config._attn_implementation_internal = base.config._attn_implementation
+
+    def _make_space(self) -> Space:
+        if self.config.frozen is not None or self.config.space is None:
+            return Space({"layers": [list(self._full_cut().layers)]})  # a space of one: the model as it is
+        space = Space.from_dict(self.config.space, max_group=self.layout.full.get("group"))
+        self.layout.check_space(space)
+        self.config.space = space.to_dict()
+        return space
+
+    @classmethod
+    def stock_class(cls, base_config: PretrainedConfig) -> type[PreTrainedModel]:
+        """The stock class of this head for an architecture.
+
+        Raises:
+            ValueError: transformers has no such class; the message lists the heads that it has.
+        """
+        try:
+            found = cls.base_auto_class._model_mapping[type(base_config)]
+        except KeyError:
+            heads = [c.__name__ for c in ELASTIC_CLASSES if type(base_config) in c.base_auto_class._model_mapping]
+            raise ValueError(
+                f"{base_config.model_type} has no head for {cls.__name__}; it has: {', '.join(heads)}"
+            ) from None
+        return found[0] if isinstance(found, (list, tuple)) else found
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | PreTrainedModel,
+        space: Mapping | Space | None = None,
+        subnets: Mapping | None = None,
+        importance: str = "magnitude",
+        **kwargs,
+    ) -> ElasticPreTrainedModel:
+        """Make a stock checkpoint elastic.
+
+        Args:
+            base: a Hub id, a local folder, or a stock model.
+            space: which sizes; None for the full size only.
+            subnets: name -> subnet.
+            importance: how heads, neurons and channels are ranked before the prefixes are taken: "magnitude", or "none" to
+                keep their order. The full model computes the same either way.
+            **kwargs: for the stock `from_pretrained`, such as `num_labels`.
+
+        Raises:
+            ValueError: see the class; or an unknown `importance`.
+        """
+        if importance not in IMPORTANCE:
+            raise ValueError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
+        if not isinstance(base, PreTrainedModel):
+            from transformers import AutoConfig
+
+            config_kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device_map", "config")}
+            base_config = kwargs.get("config") or AutoConfig.from_pretrained(base, **config_kwargs)
+            spec_for(base_config.model_type)
+            cls.stock_class(base_config)
+            base = cls.base_auto_class.from_pretrained(base, **kwargs)
+        if not isinstance(base, cls.stock_class(base.config)):
+            raise ValueError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
+        space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
+        config = ElasticConfig(base.config, space=space and space.to_dict(), subnets=subnets)
+        model = cls(config, base=base)
+        if importance == "magnitude":
+            apply_order(model, importance_order(model))
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Like any `from_pretrained`; `subnet="small"` selects a size."""
+        result = super().from_pretrained(*args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        model._use_prefix_layout()
+        return result
+
+    def _use_prefix_layout(self) -> None:
+        axes = {axis for name in self.space if name in self.layout.axes for axis in self.layout.axes[name].split()}
+        if self.frozen_cut is None:
+            use_prefix_layout(self.base, self.layout, axes)
+        self._reset_views()
+
+    # --- sizes -----------------------------------------------------------------------------------------------------
+
+    def _full_cut(self) -> Cut:
+        return self.frozen_cut or self.layout.resolve(None)
+
+    def resolve(self, subnet: str | Mapping | None) -> Cut:
+        """The sizes that a name, a subnet or None (the full model) stands for.
+
+        Raises:
+            ValueError: an unknown name (the message lists the known), or a subnet that this model does not have.
+        """
+        if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
+            subnet = Subnet(subnet)
+        if subnet not in self._cuts:
+            self._cuts[subnet] = self._resolve(subnet)
+        return self._cuts[subnet]
+
+    def _resolve(self, subnet: str | Subnet | None) -> Cut:
+        if isinstance(subnet, str):
+            known = {"largest": self.space.largest, "smallest": self.space.smallest, **self.config.subnets}
+            if subnet not in known:
+                raise ValueError(f"unknown subnet {subnet!r}; known: {', '.join(known)}")
+            subnet = Subnet(known[subnet])
+        if self.frozen_cut is None:
+            return self.layout.resolve(subnet)
+        if subnet not in (None, self.space.largest) and self.layout.resolve(subnet) != self.frozen_cut:
+            raise ValueError(f"this checkpoint is cut to {self.config.frozen} and has no other size, such as {subnet}")
+        return self.frozen_cut
+
+    def subnet(self, subnet: str | Mapping | None) -> Subnet:
+        """A name or a partial subnet with every axis spelled out."""
+        return self.layout.subnet_of(self.resolve(subnet))
+
+    def select(self, subnet: str | Mapping | None) -> None:
+        """Choose the size that `forward` and `generate` run; None is the full model."""
+        self._selected = None if subnet is None else self.resolve(subnet)
+        if self._selected == self._full_cut():
+            self._selected = None
+        self.config.subnet = subnet.to_dict() if isinstance(subnet, Subnet) else subnet
+
+    @property
+    def counts(self) -> Counts:
+        """Closed-form counts, for populations."""
+        if self._counts is None:
+            self._counts = Counts(self.layout)
+        return self._counts
+
+    def num_parameters_of(self, subnet: str | Mapping | None | Sequence):
+        """Parameters of a subnet (int), or of each of a list (array `[N]`); tied ones count once."""
+        if isinstance(subnet, list):
+            return self.counts.parameters_of([self.subnet(s) if isinstance(s, str) else s for s in subnet])
+        return int(self.counts.parameters_of([self.subnet(subnet)])[0])
+
+    def flops_of(self, subnet: str | Mapping | None | Sequence, batch_size: int = 1, sequence_length: int = 128):
+        """FLOPs of one forward pass (matrix products, a multiply-add is two) of a subnet, or of each of a list."""
+        if isinstance(subnet, list):
+            subnets = [self.subnet(s) if isinstance(s, str) else s for s in subnet]
+            return self.counts.flops_of(subnets, batch_size, sequence_length)
+        return int(self.counts.flops_of([self.subnet(subnet)], batch_size, sequence_length)[0])
+
+    def portability_of(self, subnet: str | Mapping | None = None) -> str:
+        """ "standard" if the subnet is an instance of the stock class, "elastic" if it needs this package."""
+        return "elastic" if self.why_elastic(subnet) else "standard"
+
+    def why_elastic(self, subnet: str | Mapping | None = None) -> str | None:
+        """Why a subnet is not standard, in a sentence fragment; None if it is."""
+        cut = self.resolve(subnet)
+        if self.frozen_cut is not None:
+            return "the checkpoint is frozen at an elastic subnet"
+        if cut not in self._differences:
+            self._differences[cut] = first_difference(self._skeleton(self._views, cut, differentiable=False))
+        return self._differences[cut]
+
+    # --- views -----------------------------------------------------------------------------------------------------
+
+    def _reset_views(self) -> None:
+        """Forget everything that was built from the weights or the module tree."""
+        self._views: dict[Cut, Skeleton] = {}
+        self._trained: dict[Cut, Skeleton] = {}
+        self._cuts: dict = {}
+        self._differences: dict[Cut, str | None] = {}
+        self._counts: Counts | None = None
+
+    def _skeleton(self, cache: dict[Cut, Skeleton], cut: Cut, *, differentiable: bool) -> Skeleton:
+        skeleton = cache.get(cut)
+        if skeleton is None or skeleton.is_stale:
+            with _BUILD_LOCK:
+                skeleton = cache.get(cut)
+                if skeleton is None:
+                    full_cut = self.frozen_cut is not None
+                    skeleton = Skeleton(self.base, self.layout, self.layout.resolve(None) if full_cut else cut)
+                    cache[cut] = skeleton
+                skeleton.fill(differentiable=differentiable)
+                if not differentiable:
+                    skeleton.module.eval()
+        return skeleton
+
+    def view(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
+        """A subnet as a callable stock module, in evaluation mode, whose weights share the supernet's storage.
+
+        Views of several sizes, or one view, may run in several threads at once. The same size gives the same object.
+        """
+        return self._skeleton(self._views, self.resolve(subnet), differentiable=False).module
+
+    def _active(self) -> nn.Module:
+        """The module that runs now: the base, a view, or slices through which gradients flow."""
+        if self._selected is None:
+            return self.base
+        if not (self.training or torch.is_grad_enabled()):
+            return self.view(self.config.subnet)
+        if self._selected not in self._trained:
+            self._trained[self._selected] = Skeleton(self.base, self.layout, self._selected)
+        module = self._trained[self._selected].fill(differentiable=True)
+        if module.training != self.training:
+            module.train(self.training)
+        return module
+
+    def _forward(self, inputs: dict, kwargs: dict):
+        """Run the selected size; inputs that this architecture does not take are dropped, as Trainer drops columns."""
+        given = {key: value for key, value in inputs.items() if value is not None and key in self._accepted}
+        return self._active()(**given, **kwargs)
+
+    def extract(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
+        """A standalone copy of a subnet, in evaluation mode: the stock class where it is standard, else an elastic model
+        frozen at it."""
+        view = self.view(subnet)
+        weights = {name: tensor.detach().clone() for name, tensor in view.state_dict().items()}
+        if self.portability_of(subnet) == "standard":
+            with no_init_weights():
+                model = type(self.base)(view.config.from_dict(view.config.to_dict()))
+        else:
+            config = copy.deepcopy(self.config)
+            config.frozen = self.subnet(subnet).to_dict()
+            config.space, config.subnets, config.subnet = None, {}, None
+            with no_init_weights():
+                model = type(self)(config)
+        model.to(device=self.device, dtype=self.dtype)
+        model.load_state_dict(weights)
+        model.tie_weights()
+        if model.can_generate():
+            model.generation_config = copy.deepcopy(self.generation_config)
+        return model.eval()
+
+    # --- what Hugging Face expects of a model, passed on to the base ------------------------------------------------
+
+    def _init_weights(self, module: nn.Module) -> None:
+        self.base._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's input embeddings."""
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the base's input embeddings."""
+        self.base.set_input_embeddings(value)
+        self._reset_views()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The base's output embeddings, if it has any."""
+        return self.base.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the base's output embeddings."""
+        self.base.set_output_embeddings(value)
+        self._reset_views()
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Resize the base's token embeddings; all sizes follow."""
+        embeddings = self.base.resize_token_embeddings(*args, **kwargs)
+        self.layout = Layout(self.layout.spec, self.base, self.config.layer_order)
+        self._reset_views()
+        return embeddings
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """Recompute activations in the backward pass, in every size."""
+        self.base.gradient_checkpointing_enable(*args, **kwargs)
+        self._reset_views()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Stop recomputing activations."""
+        self.base.gradient_checkpointing_disable()
+        self._reset_views()
+
+    def enable_input_require_grads(self) -> None:
+        """Make the embeddings' output require gradients, as adapters on a frozen model need."""
+        super().enable_input_require_grads()
+        self._reset_views()
+
+    def set_attn_implementation(self, *args, **kwargs) -> None:
+        """Change the attention kernel of every size."""
+        self.base.set_attn_implementation(*args, **kwargs)
+        self.config._attn_implementation_internal = self.base.config._attn_implementation
+        self._reset_views()
+
+    def train(self, mode: bool = True) -> ElasticPreTrainedModel:
+        """Switch to training mode, the base (which is not a submodule) included."""
+        super().train(mode)
+        if "base" in self.__dict__:
+            self.base.training = mode
+        return self
+
+    def load_state_dict(self, *args, **kwargs):
+        """Load weights; views of the old ones are dropped."""
+        result = super().load_state_dict(*args, **kwargs)
+        self._reset_views()
+        return result
+
+    def _apply(self, fn, *args, **kwargs):
+        result = super()._apply(fn, *args, **kwargs)
+        self._reset_views()
+        return result
+
+    def __getstate__(self) -> dict:
+        # Views would be copied as independent weights; they are rebuilt when needed.
+        return {**self.__dict__, "_views": {}, "_trained": {}}
+
+
+def _freeze(skeleton: Skeleton) -> PreTrainedModel:
+    """Turn a skeleton into a model of its own: real parameters of the cut sizes, tied where they were."""
+    module = skeleton.fill(differentiable=False)
+    owned: dict[int, nn.Parameter] = {}
+    for child in module.modules():
+        for key, parameter in child._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in owned:
+                    owned[id(parameter)] = nn.Parameter(parameter.detach().clone(memory_format=torch.contiguous_format))
+                child._parameters[key] = owned[id(parameter)]
+    return module
+
+
+class ElasticModel(ElasticPreTrainedModel):
+    """An elastic encoder or decoder without a head."""
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        past_key_values=None,
+        use_cache=None,
+        **kwargs,
+    ):
+        """The stock forward of the selected size; arguments and result are the stock model's."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+        return self._forward(inputs, kwargs)
+
+
+class _LabelledModel(ElasticPreTrainedModel):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        **kwargs,
+    ):
+        """The stock forward of the selected size; arguments and result are the stock model's."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+        }
+        return self._forward(inputs, kwargs)
+
+
+class ElasticForMaskedLM(_LabelledModel):
+    """An elastic masked language model."""
+
+    base_auto_class = AutoModelForMaskedLM
+
+
+class ElasticForSequenceClassification(_LabelledModel):
+    """An elastic sequence classifier or regressor."""
+
+    base_auto_class = AutoModelForSequenceClassification
+
+
+class ElasticForTokenClassification(_LabelledModel):
+    """An elastic token classifier."""
+
+    base_auto_class = AutoModelForTokenClassification
+
+
+class ElasticForMultipleChoice(_LabelledModel):
+    """An elastic multiple-choice model; inputs are `[batch, choices, length]`."""
+
+    base_auto_class = AutoModelForMultipleChoice
+
+
+class ElasticForCausalLM(ElasticPreTrainedModel, GenerationMixin):
+    """An elastic causal language model."""
+
+    base_auto_class = AutoModelForCausalLM
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        **kwargs,
+    ):
+        """The stock forward of the selected size; arguments and result are the stock model's."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            "use_cache": use_cache,
+        }
+        return self._forward(inputs, kwargs)
+
+    def generate(self, *args, **kwargs):
+        """The stock `generate` of the selected size, with a key-value cache of its own depth."""
+        model = self.view(self.config.subnet)
+        model.generation_config = self.generation_config
+        return model.generate(*args, **kwargs)
+
+
+class ElasticForQuestionAnswering(ElasticPreTrainedModel):
+    """An elastic extractive question-answering model."""
+
+    base_auto_class = AutoModelForQuestionAnswering
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        start_positions=None,
+        end_positions=None,
+        **kwargs,
+    ):
+        """The stock forward of the selected size; arguments and result are the stock model's."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "start_positions": start_positions,
+            "end_positions": end_positions,
+        }
+        return self._forward(inputs, kwargs)
+
+
+ELASTIC_CLASSES: tuple[type[ElasticPreTrainedModel], ...] = (
+    ElasticModel,
+    ElasticForMaskedLM,
+    ElasticForCausalLM,
+    ElasticForSequenceClassification,
+    ElasticForTokenClassification,
+    ElasticForQuestionAnswering,
+    ElasticForMultipleChoice,
+)
+
+
+def register() -> None:
+    """Make the elastic model type known to the Auto classes, and let checkpoints carry this code."""
+    from transformers import AutoConfig
+
+    AutoConfig.register("elastic", ElasticConfig, exist_ok=True)
+    ElasticConfig.register_for_auto_class()
+    for elastic_class in ELASTIC_CLASSES:
+        elastic_class.base_auto_class.register(ElasticConfig, elastic_class, exist_ok=True)
+        elastic_class.register_for_auto_class(elastic_class.base_auto_class.__name__)

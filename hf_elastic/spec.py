@@ -1,0 +1,331 @@
+"""A backbone as data: one *shape string* per parameter, and everything that follows from it.
+
+The notation is jaxtyping's, with products and sums: `"(heads head) hidden"` is a matrix whose rows are `heads` groups of
+`head` rows; `"(2 ffn) hidden"` stacks two blocks of `ffn` rows; `"((kv group head)+(kv head)) hidden"` concatenates unequal
+ones. From the strings alone this module solves the axis sizes of a checkpoint, cuts a prefix of any axis, permutes an axis,
+and zeroes part of one. It is the only slicing code of the package.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from math import prod
+
+import numpy as np
+import torch
+
+Factor = str | int
+Segment = tuple[Factor, ...]  # factors multiplied, outermost first
+Dim = tuple[Segment, ...]  # segments concatenated
+
+# The axes that a Space may name, by their Hugging Face names, and the product of axes that each one is.
+ELASTIC_AXES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+class SpecError(ValueError):
+    """A Spec, a config and the tensors of a checkpoint do not fit together."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The shapes of one family of architectures.
+
+    Attributes:
+        model_types: the `config.model_type` values that it covers.
+        layers: where the list of blocks is, `#` standing for the index: `"*encoder.layer.#"`.
+        config: config field -> the product of axes that it holds, such as `{"num_attention_heads": "kv group"}`.
+        parameters: glob over parameter names -> shape string; the first match counts.
+        attributes: glob over module names -> {attribute: expression}: what a module keeps of its own sizes (ints, and
+            buffers). An expression is a product of axes, or `axis^0.5`. An attribute that a release of transformers
+            does not have is left out.
+        aliases: axis -> (other axis, glob): the two are one unless a parameter matches the glob, as the embedding width
+            is the hidden size unless a projection follows.
+        pooled: globs of weights applied once per sequence, not per token, in headless and sequence-level models.
+        per_layer_config: config fields that are lists with one entry per layer.
+    """
+
+    model_types: tuple[str, ...]
+    layers: str
+    config: Mapping[str, str]
+    parameters: Mapping[str, str]
+    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    pooled: tuple[str, ...] = ()
+    per_layer_config: tuple[str, ...] = ("layer_types", "no_rope_layers")
+
+    def to_dict(self) -> dict:
+        """The Spec as JSON-able data, stored in `config.json` so that a checkpoint needs no registry to load."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> Spec:
+        """The inverse of `to_dict`."""
+        fields = dict(data)
+        for key in ("model_types", "pooled", "per_layer_config"):
+            fields[key] = tuple(fields[key])
+        fields["aliases"] = {axis: tuple(value) for axis, value in fields["aliases"].items()}
+        return cls(**fields)
+
+    @property
+    def heads(self) -> str:
+        """The product of axes that counts attention heads: `heads`, or `kv group` with grouped queries."""
+        return "kv group" if any("kv" in value.split() for value in self.config.values()) else "heads"
+
+    def axes(self) -> dict[str, str]:
+        """Hugging Face's name of each elastic axis -> its product of axes here."""
+        known = {"hidden_size": "hidden", "num_attention_heads": self.heads, "intermediate_size": "ffn"}
+        if self.heads == "kv group":
+            known["num_key_value_heads"] = "kv"
+        return {name: known[name] for name in ELASTIC_AXES if name in known and known[name] in self.config.values()}
+
+    def shape_of(self, name: str) -> str:
+        """The shape string of a parameter.
+
+        Raises:
+            SpecError: no pattern matches the name.
+        """
+        for pattern, shape in self.parameters.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                return shape
+        raise SpecError(f"no shape string of the {'/'.join(self.model_types)} Spec matches the parameter {name!r}")
+
+    def layer_of(self, name: str) -> tuple[str, int, str] | None:
+        """(container, index, rest) of a name inside a layer, or None outside: `("encoder.layer", 3, "output.dense.bias")`."""
+        match = re.match(_layer_pattern(self.layers), name)
+        return (match[1], int(match[2]), match[3]) if match else None
+
+
+def _layer_pattern(layers: str) -> str:
+    container = re.escape(layers.removesuffix(".#")).replace(r"\*", r"(?:.*?\.)??")
+    return rf"^({container})\.(\d+)(?:\.(.*))?$"
+
+
+SPECS: dict[str, Spec] = {}
+
+
+def register_spec(spec: Spec) -> Spec:
+    """Make a Spec known under each of its model types."""
+    for model_type in spec.model_types:
+        SPECS[model_type] = spec
+    return spec
+
+
+def spec_for(model_type: str) -> Spec:
+    """The registered Spec of an architecture.
+
+    Raises:
+        SpecError: none is registered; the message lists the known ones.
+    """
+    if model_type not in SPECS:
+        raise SpecError(
+            f"no Spec for the model type {model_type!r}; known: {', '.join(sorted(SPECS))}. "
+            "CONTRIBUTING.md (section 'Add a backbone') shows how to add one in about 15 lines."
+        )
+    return SPECS[model_type]
+
+
+def parse(shape: str) -> tuple[Dim, ...]:
+    """Parse a shape string into one Dim per dimension.
+
+    Raises:
+        SpecError: unbalanced parentheses, an empty group, or a character that is not part of the notation.
+    """
+    tokens = re.findall(r"[A-Za-z_]\w*|\d+|[()+]|\S", shape)
+    dims, position = [], 0
+    while position < len(tokens):
+        if tokens[position] == "(":
+            segments, position = _parse_sum(shape, tokens, position + 1)
+            dims.append(segments)
+        else:
+            dims.append(((_factor(shape, tokens[position]),),))
+            position += 1
+    return tuple(dims)
+
+
+def _parse_sum(shape: str, tokens: list[str], position: int) -> tuple[Dim, int]:
+    """Read `product + product ... )` from `position`; return the segments and the position after the parenthesis."""
+    segments: list[Segment] = []
+    factors: list[Factor] = []
+    while position < len(tokens):
+        token = tokens[position]
+        position += 1
+        if token == "(":
+            inner, position = _parse_sum(shape, tokens, position)
+            if len(inner) != 1:
+                raise SpecError(f"a sum cannot be a factor of a product, in the shape string {shape!r}")
+            factors.extend(inner[0])
+        elif token in "+)":
+            if not factors:
+                raise SpecError(f"empty group in the shape string {shape!r}")
+            segments.append(tuple(factors))
+            factors = []
+            if token == ")":
+                return tuple(segments), position
+        else:
+            factors.append(_factor(shape, token))
+    raise SpecError(f"missing ')' in the shape string {shape!r}")
+
+
+def _factor(shape: str, token: str) -> Factor:
+    if token.isdigit() and int(token) > 0:
+        return int(token)
+    if not token.isidentifier():
+        raise SpecError(f"unexpected {token!r} in the shape string {shape!r}")
+    return token
+
+
+def size(dim: Dim, sizes: Mapping[str, int]) -> int:
+    """Length of a dimension under the given axis sizes."""
+    return sum(prod(sizes[f] if isinstance(f, str) else f for f in segment) for segment in dim)
+
+
+def axes_in(dims: Iterable[Dim]) -> set[str]:
+    """Names of the axes that occur in some dimensions."""
+    return {factor for dim in dims for segment in dim for factor in segment if isinstance(factor, str)}
+
+
+def substitute(dims: tuple[Dim, ...], names: Mapping[str, str]) -> tuple[Dim, ...]:
+    """The same dimensions with axes renamed."""
+    return tuple(tuple(tuple(names.get(f, f) if isinstance(f, str) else f for f in s) for s in dim) for dim in dims)
+
+
+def evaluate(expression: str, sizes: Mapping[str, int]) -> int | float:
+    """Value of an attribute's expression: a product of axes and integers, or `axis^0.5`."""
+    base, _, exponent = expression.partition("^")
+    value = prod(sizes[f] if isinstance(f, str) else f for f in (_factor(expression, t) for t in base.split()))
+    return value ** float(exponent) if exponent else value
+
+
+@dataclass(frozen=True)
+class Equation:
+    """`dim == value`, and where it comes from, for the error message."""
+
+    dim: Dim
+    value: int
+    source: str
+
+
+def solve(equations: Iterable[Equation]) -> dict[str, int]:
+    """Find the size of every axis.
+
+    Raises:
+        SpecError: an equation has no positive integer solution, contradicts another, or leaves an axis open.
+    """
+    sizes: dict[str, int] = {}
+    pending = list(equations)
+    while pending:
+        waiting = [equation for equation in pending if not _settle(equation, sizes)]
+        if len(waiting) == len(pending):
+            open_axes = sorted(axes_in(e.dim for e in waiting) - sizes.keys())
+            raise SpecError(f"the sizes of the axes {', '.join(open_axes)} do not follow from the config and the tensors")
+        pending = waiting
+    return sizes
+
+
+def _settle(equation: Equation, sizes: dict[str, int]) -> bool:
+    """Solve an equation for its one unknown, or check it where there is none. False: more than one is unknown."""
+    unknown = sorted(axes_in([equation.dim]) - sizes.keys())
+    if len(unknown) > 1:
+        return False
+    if unknown:
+        axis = unknown[0]
+        constant = size(tuple(s for s in equation.dim if axis not in s), sizes)
+        slope = size(tuple(s for s in equation.dim if axis in s), {**sizes, axis: 1})
+        value, rest = divmod(equation.value - constant, slope)
+        if rest or value <= 0:
+            raise SpecError(_mismatch(equation, sizes))
+        sizes[axis] = value
+    elif size(equation.dim, sizes) != equation.value:
+        raise SpecError(_mismatch(equation, sizes))
+    return True
+
+
+def _mismatch(equation: Equation, sizes: Mapping[str, int]) -> str:
+    text = "+".join(" ".join(map(str, segment)) for segment in equation.dim)
+    known = ", ".join(f"{axis}={sizes[axis]}" for axis in sorted(axes_in([equation.dim]) & sizes.keys()))
+    return f"{equation.source} is {equation.value}, which does not fit ({text}) with {known or 'no axis known'}"
+
+
+def chosen_indices(dim: Dim, full: Mapping[str, int], chosen: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Flat indices along `dim` when some axes are restricted to, or reordered as, `chosen` indices.
+
+    Args:
+        dim: the dimension.
+        full: size of every axis.
+        chosen: axis -> indices into it; an axis that is not named is taken whole.
+    """
+    offset, parts = 0, []
+    for segment in dim:
+        lengths = [full[f] if isinstance(f, str) else f for f in segment]
+        picks = [chosen.get(f, np.arange(n)) if isinstance(f, str) else np.arange(n) for f, n in zip(segment, lengths)]
+        grid = np.arange(prod(lengths)).reshape(lengths)
+        parts.append(grid[np.ix_(*picks)].ravel() + offset)
+        offset += grid.size
+    return np.concatenate(parts)
+
+
+def axis_index(dim: Dim, full: Mapping[str, int], axis: str) -> np.ndarray:
+    """For each position along `dim`, its index along `axis`; -1 in a segment that does not have the axis."""
+    parts = []
+    for segment in dim:
+        lengths = [full[f] if isinstance(f, str) else f for f in segment]
+        grid = np.indices(lengths)[segment.index(axis)] if axis in segment else np.full(lengths, -1)
+        parts.append(grid.ravel())
+    return np.concatenate(parts)
+
+
+# One step of a cut along a dimension: a prefix (an int: a view) or any other selection (a tensor of indices: a copy).
+CutStep = tuple[int, "int | torch.Tensor"]
+
+
+def plan_cut(dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, int]) -> tuple[CutStep, ...]:
+    """How to take the prefix `kept` of each axis of a tensor: at most one step per dimension.
+
+    A product whose outer axis is cut is a prefix of the dimension, so the cut is a view on the same storage. An inner axis
+    (the heads of a fused `(3 heads head)`) leaves several pieces, which have to be copied together.
+    """
+    steps: list[CutStep] = []
+    for position, dim in enumerate(dims):
+        changed = {axis: np.arange(kept[axis]) for axis in axes_in([dim]) if kept.get(axis, full[axis]) != full[axis]}
+        if not changed:
+            continue
+        indices = chosen_indices(dim, full, changed)
+        is_prefix = indices[-1] == len(indices) - 1
+        steps.append((position, len(indices) if is_prefix else torch.from_numpy(indices)))
+    return tuple(steps)
+
+
+def cut(tensor: torch.Tensor, steps: tuple[CutStep, ...]) -> torch.Tensor:
+    """Apply a planned cut; differentiable with respect to `tensor`."""
+    for position, selection in steps:
+        if isinstance(selection, int):
+            tensor = tensor.narrow(position, 0, selection)
+        else:
+            tensor = tensor.index_select(position, selection.to(tensor.device))
+    return tensor
+
+
+def permute(
+    tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], order: Mapping[str, np.ndarray]
+) -> torch.Tensor:
+    """Reorder axes of a tensor (a copy): position `i` of an axis takes what was at `order[axis][i]`."""
+    for position, dim in enumerate(dims):
+        if axes_in([dim]) & order.keys():
+            indices = torch.from_numpy(chosen_indices(dim, full, order)).to(tensor.device)
+            tensor = tensor.index_select(position, indices)
+    return tensor
+
+
+def keep_only(
+    tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, int]
+) -> torch.Tensor:
+    """A copy with everything outside the prefix `kept` of each axis set to zero: the full-sized twin of `cut`."""
+    mask = torch.ones_like(tensor)
+    for position, dim in enumerate(dims):
+        changed = {axis: np.arange(kept[axis]) for axis in axes_in([dim]) & kept.keys()}
+        outside = np.setdiff1d(np.arange(size(dim, full)), chosen_indices(dim, full, changed))
+        mask.index_fill_(position, torch.from_numpy(outside).to(tensor.device), 0)
+    return tensor * mask

@@ -1,0 +1,207 @@
+"""What must hold for every backbone, over random subnets of a space with every axis."""
+
+import random
+
+import pytest
+import torch
+from tiny import CONFIGS, DECODERS, ENCODERS, batch, config_of, randomize, space_of
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, ElasticModel
+from hf_elastic.importance import apply_order, importance_order
+from hf_elastic.spec import keep_only
+
+SUBNETS = 50
+TOLERANCE = 1e-5
+
+
+def elastic_lm(model_type, *, importance="none", hidden=True, **changes):
+    encoder = model_type in ENCODERS
+    auto, elastic = (AutoModelForMaskedLM, ElasticForMaskedLM) if encoder else (AutoModelForCausalLM, ElasticForCausalLM)
+    base = randomize(auto.from_config(config_of(model_type, **changes)))
+    return elastic.from_base(base, space=space_of(model_type, hidden=hidden), importance=importance)
+
+
+def subnets_of(model, count=SUBNETS, seed=0):
+    generator = random.Random(seed)
+    return [model.space.largest, model.space.smallest, *(model.space.sample(generator) for _ in range(count - 2))]
+
+
+def hidden_or_logits(output):
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_view_equals_extract(model_type):
+    model = elastic_lm(model_type)
+    kinds = set()
+    for seed, subnet in enumerate(subnets_of(model)):
+        inputs = batch(seed=seed)
+        extracted = model.extract(subnet)
+        kinds.add(model.portability_of(subnet))
+        assert isinstance(extracted, type(model.base)) == (model.portability_of(subnet) == "standard")
+        torch.testing.assert_close(
+            model.view(subnet)(**inputs).logits, extracted(**inputs).logits, atol=TOLERANCE, rtol=0, msg=str(subnet)
+        )
+    assert "elastic" in kinds
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_uniform_subnets_are_standard(model_type):
+    model = elastic_lm(model_type)
+    for subnet in [{"num_hidden_layers": 2}, {"intermediate_size": 16}, {"num_hidden_layers": 3, "intermediate_size": 33}]:
+        assert model.portability_of(subnet) == "standard", model.why_elastic(subnet)
+        extracted = model.extract(subnet)
+        assert type(extracted) is type(model.base)
+        torch.testing.assert_close(model.view(subnet)(**batch()).logits, extracted(**batch()).logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_importance_permutation_changes_nothing(model_type):
+    model = elastic_lm(model_type)
+    before = model(**batch()).logits
+    order = importance_order(model)
+    assert any((indices != sorted(indices)).any() for indices in order.values())
+    apply_order(model, order)
+    torch.testing.assert_close(model(**batch()).logits, before, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_zeroing_the_rest_equals_the_cut(model_type):
+    model = elastic_lm(model_type, hidden=False)
+    parameters = dict(model.base.named_parameters())
+    original = {name: tensor.clone() for name, tensor in parameters.items()}
+    generator = random.Random(1)
+    for seed in range(SUBNETS):
+        sample = model.space.sample(generator)
+        while len(model.resolve(sample).layers) != model.layout.num_layers:
+            sample = model.space.sample(generator)
+        cut = model.resolve(sample)
+        expected = model.view(sample)(**batch(seed=seed)).logits
+        for entry in model.layout.entries:
+            if entry.tied_to is None and entry.layer is not None:
+                zeroed = keep_only(original[entry.name], entry.dims, model.layout.full, cut.sizes(entry.layer))
+                parameters[entry.name].copy_(zeroed)
+        torch.testing.assert_close(model(**batch(seed=seed)).logits, expected, atol=TOLERANCE, rtol=0)
+        for name, tensor in original.items():
+            parameters[name].copy_(tensor)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_counts_are_exact(model_type):
+    model = elastic_lm(model_type)
+    model.set_attn_implementation("eager")
+    subnets = subnets_of(model)
+    inputs = {"input_ids": batch(length=7, rows=2)["input_ids"]}
+    parameters = model.num_parameters_of(subnets)
+    flops = model.flops_of(subnets, batch_size=2, sequence_length=7)
+    for index, subnet in enumerate(subnets):
+        view = model.view(subnet)
+        assert parameters[index] == sum(p.numel() for p in view.parameters()), subnet
+        with FlopCounterMode(display=False) as counter:
+            view(**inputs)
+        rotary = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.endswith("rotary_emb"))
+        assert flops[index] == counter.get_total_flops() - rotary, subnet
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_flops_of_a_classifier(model_type):
+    config = config_of(model_type, num_labels=3)
+    model = ElasticForSequenceClassification.from_base(
+        ElasticForSequenceClassification.stock_class(config)(config), space=space_of(model_type), importance="none"
+    )
+    model.set_attn_implementation("eager")
+    inputs = {"input_ids": batch(length=7, rows=2)["input_ids"]}
+    for subnet in subnets_of(model, 10):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.view(subnet)(**inputs)
+        rotary = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.endswith("rotary_emb"))
+        assert model.flops_of(subnet, 2, 7) == counter.get_total_flops() - rotary
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_save_load_save_is_byte_stable(model_type, tmp_path):
+    model = elastic_lm(model_type)
+    model.save_pretrained(tmp_path / "a")
+    again = type(model).from_pretrained(tmp_path / "a")
+    again.save_pretrained(tmp_path / "b")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    subnet = model.space.sample(random.Random(3))
+    torch.testing.assert_close(again.view(subnet)(**batch()).logits, model.view(subnet)(**batch()).logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_elastic_extract_reloads(model_type, tmp_path):
+    model = elastic_lm(model_type)
+    subnet = next(s for s in subnets_of(model) if model.portability_of(s) == "elastic")
+    model.extract(subnet).save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.num_parameters() == model.num_parameters_of(subnet) == again.num_parameters_of(None)
+    torch.testing.assert_close(again(**batch()).logits, model.view(subnet)(**batch()).logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_tied_embeddings_stay_tied(model_type, tmp_path):
+    model = elastic_lm(model_type, tie_word_embeddings=True)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    for subnet in [None, model.space.smallest, {"num_hidden_layers": 2}]:
+        for module in (model.view(subnet), model.extract(subnet)):
+            output, inputs = module.get_output_embeddings().weight, module.get_input_embeddings().weight
+            assert output.data_ptr() == inputs.data_ptr()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+@torch.no_grad()
+def test_cached_generation(model_type):
+    model = elastic_lm(model_type)
+    narrow = {"intermediate_size": 16, "num_attention_heads": 2}
+    for subnet in [{"layers": [1, 3]}, narrow, {**narrow, "layers": [0, 2, 3], "hidden_size": 24}, model.space.smallest]:
+        inputs = batch(left=True)
+        options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        cached = model.view(subnet).generate(**inputs, **options, use_cache=True)
+        assert torch.equal(cached, model.view(subnet).generate(**inputs, **options, use_cache=False))
+        assert torch.equal(cached, model.extract(subnet).generate(**inputs, **options))
+        model.select(subnet)
+        assert torch.equal(cached, model.generate(**inputs, **options))
+        model.select(None)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_gradients_reach_only_the_slice(model_type):
+    model = elastic_lm(model_type).train()
+    subnet = {"num_hidden_layers": 2, "intermediate_size": 16, "num_attention_heads": 2, "hidden_size": 16}
+    model.select(subnet)
+    model(**batch(), labels=batch()["input_ids"]).loss.backward()
+    cut = model.resolve(subnet)
+    for entry in model.layout.entries:
+        if entry.tied_to is not None:
+            continue
+        gradient = model.get_parameter(entry.name).grad
+        if entry.layer is not None and entry.layer not in cut.layers:
+            assert gradient is None
+            continue
+        kept = cut.sizes(cut.layers.index(entry.layer) if entry.layer is not None else None)
+        assert gradient is None or torch.equal(gradient, keep_only(gradient, entry.dims, model.layout.full, kept))
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_headless_model(model_type):
+    config = config_of(model_type)
+    model = ElasticModel.from_base(ElasticModel.stock_class(config)(config), space=space_of(model_type))
+    for subnet in subnets_of(model, 5):
+        difference = hidden_or_logits(model.view(subnet)(**batch())) - hidden_or_logits(model.extract(subnet)(**batch()))
+        assert difference.abs().max() <= TOLERANCE

@@ -1,0 +1,89 @@
+"""Tiny random models of every backbone, built by the stock classes."""
+
+import torch
+from transformers import AutoConfig
+
+VOCAB = 99
+_ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+_DECODER = {**_ENCODER, "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2}
+_SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
+CONFIGS = {
+    "bert": _ENCODER,
+    "roberta": {**_ENCODER, "pad_token_id": 1},
+    "distilbert": {
+        "dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 48, "vocab_size": VOCAB, "max_position_embeddings": 64
+    },
+    "electra": {**_ENCODER, "embedding_size": 20},
+    "modernbert": {**_ENCODER, **_SPECIAL, "local_attention": 8},
+    "gpt2": {
+        "n_embd": 32, "n_layer": 4, "n_head": 4, "n_inner": 48, "vocab_size": VOCAB, "n_positions": 64,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    },
+    "opt": {
+        "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 48, "vocab_size": VOCAB,
+        "max_position_embeddings": 64, "word_embed_proj_dim": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "gpt_neox": {**_ENCODER, "bos_token_id": 1, "eos_token_id": 2},
+    "llama": _DECODER,
+    "mistral": {**_DECODER, "sliding_window": 6},
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "phi3": {key: value for key, value in _DECODER.items() if key != "head_dim"},
+    "gemma2": {**_DECODER, "query_pre_attn_scalar": 8, "sliding_window": 6},
+    "gemma3_text": {**_DECODER, "query_pre_attn_scalar": 8, "sliding_window": 6, "sliding_window_pattern": 2},
+    "smollm3": {**_DECODER, "no_rope_layer_interval": 2},
+}  # fmt: skip
+ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
+DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "smollm3")
+
+
+def config_of(model_type: str, **changes):
+    """A fresh tiny config."""
+    return AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes})
+
+
+def space_of(model_type: str, *, hidden: bool = True) -> dict:
+    """A space over every axis, heads and feed-forward width chosen per layer."""
+    space = {
+        "num_hidden_layers": [1, 2, 3, 4],
+        "num_attention_heads": [1, 2, 3, 4],
+        "intermediate_size": [7, 16, 33, 48],
+        "per_layer": ["num_attention_heads", "intermediate_size"],
+    }
+    if model_type in GROUPED:
+        space["num_attention_heads"] = [1, 2, 4]
+        space["num_key_value_heads"] = [1, 2]
+        space["per_layer"].append("num_key_value_heads")
+    if hidden:
+        space["hidden_size"] = [16, 24, 32]
+    return space
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every parameter, biases and norms included, a random value: zeros and ones hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter + 0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def batch(length: int = 9, rows: int = 3, seed: int = 0, *, left: bool = False) -> dict[str, torch.Tensor]:
+    """Random token ids with padding on one side."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, VOCAB, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        padded = slice(0, row) if left else slice(length - row, length)
+        ids[row, padded], mask[row, padded] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
