@@ -8,7 +8,8 @@ from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
-OWN = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "architectures", "auto_map")
+PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "architectures", "auto_map")
+OWN = (*PARTS, "model_type", "transformers_version")
 
 
 class ElasticConfig(PretrainedConfig):
@@ -52,7 +53,7 @@ class ElasticConfig(PretrainedConfig):
         self.subnet = subnet
         self.layer_order = layer_order
         self.frozen = frozen
-        for key in ("model_type", "transformers_version", "_commit_hash", "name_or_path"):
+        for key in ("model_type", "transformers_version", "_commit_hash", "name_or_path", "_name_or_path"):
             kwargs.pop(key, None)
         self.base_config = _as_config(base_config)
         for key, value in kwargs.items():
@@ -88,7 +89,7 @@ class ElasticConfig(PretrainedConfig):
 
     def _serialize(self, serialize) -> dict:
         output = {"model_type": self.model_type}
-        for key in OWN:
+        for key in PARTS:
             value = getattr(self, key, None)
             if key == "base_config" and value is not None:
                 value = {**serialize(value), "model_type": value.model_type}
@@ -108,4 +109,4 @@ def _as_config(base: PretrainedConfig | Mapping | None) -> PretrainedConfig | No
     model_type = base.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"base_config: transformers knows no model type {model_type!r}")
-    return CONFIG_MAPPING[model_type].from_dict(dict(base))
+    return CONFIG_MAPPING[model_type].from_dict({key: value for key, value in base.items() if key != "model_type"})

@@ -97,6 +97,8 @@ class Layout:
         lookups = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         head = type(model).__name__
         sequence_level = head.endswith(SEQUENCE_LEVEL) and not head.endswith("LMHeadModel")
+        # While `from_pretrained` builds a model its weights are not tied yet, only declared to be (transformers 5).
+        declared = vars(model).get("all_tied_weights_keys", {})
         first_name: dict[int, str] = {}
         entries = []
         for name, tensor in parameters.items():
@@ -110,7 +112,7 @@ class Layout:
                     dims=dims,
                     layer=inside[1] if inside else None,
                     rest=inside[2] if inside else name,
-                    tied_to=first_name.get(id(tensor)),
+                    tied_to=first_name.get(id(tensor), declared.get(name)),
                     use=("sequence" if pooled else "token") if is_matrix else "",
                 )
             )

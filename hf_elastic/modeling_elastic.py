@@ -27,7 +27,7 @@ from .configuration_elastic import ElasticConfig
 from .counts import Counts
 from .importance import IMPORTANCE, apply_order, importance_order
 from .layout import Cut, Layout
-from .skeleton import Skeleton, first_difference, no_init_weights, use_prefix_layout
+from .skeleton import Skeleton, copy_tree, first_difference, no_init_weights, use_prefix_layout
 from .space import Space, Subnet
 from .spec import Spec, spec_for
 
@@ -68,6 +68,7 @@ class ElasticPreTrainedModel(PreTrainedModel):
             if requested is not None:
                 config.base_config._attn_implementation = requested
             base = self.stock_class(config.base_config)(config.base_config)
+            base.tie_weights()
         self._reset_views()
         self.layout = Layout(Spec.from_dict(config.spec), base, config.layer_order)
         self.frozen_cut = None
@@ -265,9 +266,7 @@ class ElasticPreTrainedModel(PreTrainedModel):
             with _BUILD_LOCK:
                 skeleton = cache.get(cut)
                 if skeleton is None:
-                    full_cut = self.frozen_cut is not None
-                    skeleton = Skeleton(self.base, self.layout, self.layout.resolve(None) if full_cut else cut)
-                    cache[cut] = skeleton
+                    skeleton = cache[cut] = Skeleton(self.base, self.layout, cut)
                 skeleton.fill(differentiable=differentiable)
                 if not differentiable:
                     skeleton.module.eval()
@@ -278,7 +277,10 @@ class ElasticPreTrainedModel(PreTrainedModel):
 
         Views of several sizes, or one view, may run in several threads at once. The same size gives the same object.
         """
-        return self._skeleton(self._views, self.resolve(subnet), differentiable=False).module
+        cut = self.resolve(subnet)
+        if self.frozen_cut is not None:  # the base is cut already
+            return copy_tree(self.base).eval()
+        return self._skeleton(self._views, cut, differentiable=False).module
 
     def _active(self) -> nn.Module:
         """The module that runs now: the base, a view, or slices through which gradients flow."""
@@ -387,6 +389,14 @@ class ElasticPreTrainedModel(PreTrainedModel):
         result = super()._apply(fn, *args, **kwargs)
         self._reset_views()
         return result
+
+    def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **kwargs):
+        """Like any `save_pretrained`: the full weights under the stock names, and this package's code for
+        `trust_remote_code`."""
+        # The memory layout is ours; files have the standard one.
+        tensors = self.state_dict() if state_dict is None else state_dict
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
 
     def __getstate__(self) -> dict:
         # Views would be copied as independent weights; they are rebuilt when needed.

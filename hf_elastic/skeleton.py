@@ -82,7 +82,8 @@ class Skeleton:
         """Give the tree a config of the cut sizes; where layers differ, each gets its own."""
         config = cut_config(full, self.layout, self.cut)
         for module in self.module.modules():
-            if vars(module).get("config") is full:
+            # Buffers (rotary frequencies) follow the head size, which is never cut: their owner keeps the full config.
+            if vars(module).get("config") is full and not (module._buffers and not module._parameters):
                 vars(module)["config"] = config
         if not self.cut.is_uniform:
             for position, layer in enumerate(layers):

