@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -97,11 +97,9 @@ class Layout:
         lookups = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         head = type(model).__name__
         sequence_level = head.endswith(SEQUENCE_LEVEL) and not head.endswith("LMHeadModel")
-        # While `from_pretrained` builds a model its weights are not tied yet, only declared to be (transformers 5).
-        declared = vars(model).get("all_tied_weights_keys", {})
-        first_name: dict[int, str] = {}
+        tied = _tied_names(parameters)
         entries = []
-        for name, tensor in parameters.items():
+        for name in parameters:
             dims = substitute(parse(self.spec.shape_of(name)), self.names)
             inside = self.spec.layer_of(name)
             pooled = sequence_level and any(fnmatch.fnmatchcase(name, pattern) for pattern in self.spec.pooled)
@@ -112,12 +110,16 @@ class Layout:
                     dims=dims,
                     layer=inside[1] if inside else None,
                     rest=inside[2] if inside else name,
-                    tied_to=first_name.get(id(tensor), declared.get(name)),
+                    tied_to=tied.get(name),
                     use=("sequence" if pooled else "token") if is_matrix else "",
                 )
             )
-            first_name.setdefault(id(tensor), name)
         return tuple(entries)
+
+    def retie(self, model: nn.Module) -> None:
+        """Look again which parameters are one: `from_pretrained` ties weights only after it has built and loaded a model."""
+        tied = _tied_names(dict(model.named_parameters(remove_duplicate=False)))
+        self.entries = tuple(replace(e, tied_to=tied.get(e.name)) if e.layer is None else e for e in self.entries)
 
     def _solve(self, config, parameters: Mapping) -> dict[str, int]:
         equations = [
@@ -248,3 +250,9 @@ class Layout:
         """What each config field of the Spec becomes in the kept layer at `position`."""
         sizes = self.sizes(cut, position)
         return {field: size(dim, sizes) for field, dim in self.config.items()}
+
+
+def _tied_names(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Name -> the earlier name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first[id(tensor)] for name, tensor in parameters.items() if first.setdefault(id(tensor), name) != name}

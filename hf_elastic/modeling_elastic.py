@@ -68,7 +68,6 @@ class ElasticPreTrainedModel(PreTrainedModel):
             if requested is not None:
                 config.base_config._attn_implementation = requested
             base = self.stock_class(config.base_config)(config.base_config)
-            base.tie_weights()
         self._reset_views()
         self.layout = Layout(Spec.from_dict(config.spec), base, config.layer_order)
         self.frozen_cut = None
@@ -168,6 +167,7 @@ class ElasticPreTrainedModel(PreTrainedModel):
         """Like any `from_pretrained`; `subnet="small"` selects a size."""
         result = super().from_pretrained(*args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
+        model.layout.retie(model.base)
         model._use_prefix_layout()
         return result
 
