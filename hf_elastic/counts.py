@@ -89,7 +89,7 @@ class Counts:
         kept = rank[None, :] < depth[:, None]
         table = {}
         for name, product in layout.axes.items():
-            if name not in values or name == "num_attention_heads" and "kv" in product.split():
+            if name not in values or (name == "num_attention_heads" and "kv" in product.split()):
                 continue
             column = np.asarray(values[name], dtype=np.int64)
             table[product] = column[:, None] if product in layout.layer_axes and column.ndim == 1 else column

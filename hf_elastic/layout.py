@@ -187,7 +187,9 @@ class Layout:
     def _layers(self, subnet: Subnet) -> tuple[int, ...]:
         if "layers" in subnet:
             if subnet["layers"][-1] >= self.num_layers:
-                raise ValueError(f"layers: {subnet['layers'][-1]} is out of range, the model has layers 0 to {self.num_layers - 1}")
+                raise ValueError(
+                    f"layers: {subnet['layers'][-1]} is out of range, the model has layers 0 to {self.num_layers - 1}"
+                )
             return subnet["layers"]
         depth = subnet.get("num_hidden_layers", self.num_layers)
         self._check_value("num_hidden_layers", depth)

@@ -116,9 +116,7 @@ class ElasticPreTrainedModel(PreTrainedModel):
             found = cls.base_auto_class._model_mapping[type(base_config)]
         except KeyError:
             heads = [c.__name__ for c in ELASTIC_CLASSES if type(base_config) in c.base_auto_class._model_mapping]
-            raise ValueError(
-                f"{base_config.model_type} has no head for {cls.__name__}; it has: {', '.join(heads)}"
-            ) from None
+            raise ValueError(f"{base_config.model_type} has no head for {cls.__name__}; it has: {', '.join(heads)}") from None
         return found[0] if isinstance(found, (list, tuple)) else found
 
     @classmethod
@@ -224,13 +222,13 @@ class ElasticPreTrainedModel(PreTrainedModel):
             self._counts = Counts(self.layout)
         return self._counts
 
-    def num_parameters_of(self, subnet: str | Mapping | None | Sequence):
+    def num_parameters_of(self, subnet: str | Mapping | Sequence | None):
         """Parameters of a subnet (int), or of each of a list (array `[N]`); tied ones count once."""
         if isinstance(subnet, list):
             return self.counts.parameters_of([self.subnet(s) if isinstance(s, str) else s for s in subnet])
         return int(self.counts.parameters_of([self.subnet(subnet)])[0])
 
-    def flops_of(self, subnet: str | Mapping | None | Sequence, batch_size: int = 1, sequence_length: int = 128):
+    def flops_of(self, subnet: str | Mapping | Sequence | None, batch_size: int = 1, sequence_length: int = 128):
         """FLOPs of one forward pass (matrix products, a multiply-add is two) of a subnet, or of each of a list."""
         if isinstance(subnet, list):
             subnets = [self.subnet(s) if isinstance(s, str) else s for s in subnet]

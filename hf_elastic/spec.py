@@ -324,9 +324,7 @@ def permute(
     return tensor
 
 
-def keep_only(
-    tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, int]
-) -> torch.Tensor:
+def keep_only(tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, int]) -> torch.Tensor:
     """A copy with everything outside the prefix `kept` of each axis set to zero: the full-sized twin of `cut`."""
     mask = torch.ones_like(tensor)
     for position, dim in enumerate(dims):
