@@ -46,7 +46,7 @@ class ElasticConfig(PretrainedConfig):
         **kwargs,
     ):
         super().__init__(**{key: kwargs.pop(key) for key in ("architectures", "attn_implementation") if key in kwargs})
-        self.auto_map = kwargs.pop("auto_map", None)
+        self.auto_map = kwargs.pop("auto_map", None) or {}  # the Auto classes look names up in it
         self.spec = spec
         self.space = space
         self.subnets = dict(subnets or {})

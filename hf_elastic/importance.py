@@ -36,6 +36,8 @@ def axis_scores(tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, 
 def importance_order(model, gradients: Mapping[str, torch.Tensor] | None = None) -> Order:
     """Order of heads, neurons and channels of an elastic model, most important first.
 
+    The hidden channels of a headless model are what it returns, so they keep their order.
+
     Args:
         model: an elastic model.
         gradients: parameter name -> gradient of a loss. With it the score of a weight is `(w * g)^2`, the first-order Taylor
@@ -45,7 +47,9 @@ def importance_order(model, gradients: Mapping[str, torch.Tensor] | None = None)
     layout = model.layout
     parameters = dict(model.base.named_parameters())
     scores: dict[tuple[str, int | None], np.ndarray] = defaultdict(lambda: np.zeros(0))
-    reordered = [axis for axis in (*layout.layer_axes, *layout.model_axes) if axis != "head"]
+    # Hidden channels are what a headless model returns: their order is part of its result.
+    is_output = model.base.base_model is model.base
+    reordered = [axis for axis in (*layout.layer_axes, *(() if is_output else layout.model_axes)) if axis != "head"]
     for entry in layout.entries:
         if entry.tied_to is not None:
             continue

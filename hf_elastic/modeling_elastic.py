@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -27,6 +28,7 @@ from .configuration_elastic import ElasticConfig
 from .counts import Counts
 from .importance import IMPORTANCE, apply_order, importance_order
 from .layout import Cut, Layout
+from .loading import check_path, load_checkpoint
 from .skeleton import Skeleton, copy_tree, first_difference, no_init_weights, use_prefix_layout
 from .space import Space, Subnet
 from .spec import Spec, spec_for
@@ -120,6 +122,14 @@ class ElasticPreTrainedModel(PreTrainedModel):
         return found[0] if isinstance(found, (list, tuple)) else found
 
     @classmethod
+    def _check_architecture(cls, base_config: PretrainedConfig) -> None:
+        """Raise ValueError unless there is a Spec for an architecture, and transformers has this head for it."""
+        if isinstance(base_config, ElasticConfig):
+            raise ValueError(f"this checkpoint is elastic already: load it with {cls.__name__}.from_pretrained")
+        spec_for(base_config.model_type)
+        cls.stock_class(base_config)
+
+    @classmethod
     def from_base(
         cls,
         base: str | PreTrainedModel,
@@ -140,17 +150,19 @@ class ElasticPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: see the class; or an unknown `importance`.
+            OSError: no such folder, or a checkpoint file that cannot be read.
         """
         if importance not in IMPORTANCE:
             raise ValueError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
-        if not isinstance(base, PreTrainedModel):
-            from transformers import AutoConfig
-
+        if isinstance(base, PreTrainedModel):
+            if kwargs:
+                raise ValueError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
+            cls._check_architecture(base.config)
+        else:
+            check_path(base)
             config_kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device_map", "config")}
-            base_config = kwargs.get("config") or AutoConfig.from_pretrained(base, **config_kwargs)
-            spec_for(base_config.model_type)
-            cls.stock_class(base_config)
-            base = cls.base_auto_class.from_pretrained(base, **kwargs)
+            cls._check_architecture(kwargs.get("config") or AutoConfig.from_pretrained(base, **config_kwargs))
+            base = load_checkpoint(cls.base_auto_class.from_pretrained, base, **kwargs)
         if not isinstance(base, cls.stock_class(base.config)):
             raise ValueError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
         space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
@@ -161,9 +173,15 @@ class ElasticPreTrainedModel(PreTrainedModel):
         return model.eval()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """Like any `from_pretrained`; `subnet="small"` selects a size."""
-        result = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Like any `from_pretrained`; `subnet="small"` selects a size.
+
+        Raises:
+            ValueError: a tensor of the checkpoint has another shape than its config says; or see the class.
+            OSError: no such folder, or a checkpoint file that cannot be read.
+        """
+        check_path(pretrained_model_name_or_path)
+        result = load_checkpoint(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         model.layout.retie(model.base)
         model._use_prefix_layout()
@@ -176,6 +194,11 @@ class ElasticPreTrainedModel(PreTrainedModel):
         self._reset_views()
 
     # --- sizes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels of a classifier."""
+        return self.config.num_labels
 
     def _full_cut(self) -> Cut:
         return self.frozen_cut or self.layout.resolve(None)
@@ -245,7 +268,7 @@ class ElasticPreTrainedModel(PreTrainedModel):
         if self.frozen_cut is not None:
             return "the checkpoint is frozen at an elastic subnet"
         if cut not in self._differences:
-            self._differences[cut] = first_difference(self._skeleton(self._views, cut, differentiable=False))
+            self._differences[cut] = first_difference(self._skeleton(cut))
         return self._differences[cut]
 
     # --- views -----------------------------------------------------------------------------------------------------
@@ -258,16 +281,18 @@ class ElasticPreTrainedModel(PreTrainedModel):
         self._differences: dict[Cut, str | None] = {}
         self._counts: Counts | None = None
 
-    def _skeleton(self, cache: dict[Cut, Skeleton], cut: Cut, *, differentiable: bool) -> Skeleton:
-        skeleton = cache.get(cut)
+    def _skeleton(self, cut: Cut) -> Skeleton:
+        skeleton = self._views.get(cut)
         if skeleton is None or skeleton.is_stale:
             with _BUILD_LOCK:
-                skeleton = cache.get(cut)
+                skeleton = self._views.get(cut)
                 if skeleton is None:
-                    skeleton = cache[cut] = Skeleton(self.base, self.layout, cut)
-                skeleton.fill(differentiable=differentiable)
-                if not differentiable:
+                    skeleton = Skeleton(self.base, self.layout, cut)
                     skeleton.module.eval()
+                elif not skeleton.is_stale:  # another thread was faster
+                    return skeleton
+                skeleton.fill(differentiable=False)
+                self._views[cut] = skeleton  # only now: other threads use what they find here without the lock
         return skeleton
 
     def view(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
@@ -278,7 +303,7 @@ class ElasticPreTrainedModel(PreTrainedModel):
         cut = self.resolve(subnet)
         if self.frozen_cut is not None:  # the base is cut already
             return copy_tree(self.base).eval()
-        return self._skeleton(self._views, cut, differentiable=False).module
+        return self._skeleton(cut).module
 
     def _active(self) -> nn.Module:
         """The module that runs now: the base, a view, or slices through which gradients flow."""
@@ -567,8 +592,6 @@ ELASTIC_CLASSES: tuple[type[ElasticPreTrainedModel], ...] = (
 
 def register() -> None:
     """Make the elastic model type known to the Auto classes, and let checkpoints carry this code."""
-    from transformers import AutoConfig
-
     AutoConfig.register("elastic", ElasticConfig, exist_ok=True)
     ElasticConfig.register_for_auto_class()
     for elastic_class in ELASTIC_CLASSES:

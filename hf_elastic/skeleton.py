@@ -127,31 +127,34 @@ class Skeleton:
                 training forward); False gives frozen Parameters that share the supernet's storage.
         """
         tied: dict[tuple, torch.Tensor] = {}
-        self._copied = []
+        copied: list[tuple[nn.Parameter, int]] = []
         for owner, source_key, module, key, steps in self._targets:
             source = owner._parameters[source_key]
             # The outermost size of a cut is enough to tell two uses of one tied tensor apart.
             identity = (id(source), tuple(s if isinstance(s, int) else id(s) for _, s in steps))
             if identity not in tied:
-                tied[identity] = self._slice(source, steps, differentiable)
+                version = source._version
+                tied[identity] = _slice(source, steps, differentiable)
+                if not differentiable and any(isinstance(selection, torch.Tensor) for _, selection in steps):
+                    copied.append((source, version))
             module._parameters[key] = tied[identity]
         if not self._is_filled:
             for _, _, module, _, _ in self._targets:
                 _sync_sizes(module)
             self._is_filled = True
+        self._copied = copied  # last: until now another thread has to find it stale
         return self.module
-
-    def _slice(self, source: torch.Tensor, steps: tuple[CutStep, ...], differentiable: bool) -> torch.Tensor:
-        if differentiable:
-            return cut_tensor(source, steps)
-        if any(isinstance(selection, torch.Tensor) for _, selection in steps):
-            self._copied.append((source, source._version))
-        return nn.Parameter(cut_tensor(source.detach(), steps), requires_grad=False)
 
     @property
     def is_stale(self) -> bool:
         """Whether a slice that had to be copied (the heads of a fused matrix) is older than its source."""
         return any(source._version != version for source, version in self._copied)
+
+
+def _slice(source: torch.Tensor, steps: tuple[CutStep, ...], differentiable: bool) -> torch.Tensor:
+    if differentiable:
+        return cut_tensor(source, steps)
+    return nn.Parameter(cut_tensor(source.detach(), steps), requires_grad=False)
 
 
 def _sync_sizes(module: nn.Module) -> None:

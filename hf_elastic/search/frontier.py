@@ -10,19 +10,8 @@ from pathlib import Path
 
 import numpy
 from rich.table import Table
-from rich.text import Text
 
 DIRECTIONS = ("maximize", "minimize")
-MOST_LABELS = 8
-LABEL_LETTERS = {
-    "layers": "L",
-    "num_hidden_layers": "L",
-    "num_attention_heads": "H",
-    "intermediate_size": "F",
-    "hidden_size": "D",
-}
-LETTERS_EXPLAINED = "L layers, H heads, F intermediate size, D hidden size, ~ mean over layers"
-MARKED = {"full": {"fmt": "*", "ms": 15, "color": "#c44e52"}, "chosen": {"fmt": "D", "ms": 9, "color": "#dd8452"}}
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,7 @@ class Frontier:
         for point in feasible:
             if missing := [name for name in names if name not in point.values]:
                 raise ValueError(f"feasible subnet {point.subnet} has no value for {missing}; it has {sorted(point.values)}")
-        self._costs = _costs(self.objectives, feasible)
+        self._costs = signed_costs(self.objectives, feasible)
         second = self.objectives[min(1, len(names) - 1)].name
         front = [feasible[index] for index in numpy.flatnonzero(non_dominated(self._costs))]
         self._points = sorted(front, key=lambda point: point.values[second])
@@ -174,7 +163,7 @@ class Frontier:
             worst = self._costs.max(axis=0) + 0.1 * numpy.ptp(self._costs, axis=0)
         else:
             worst = numpy.array([objective.sign * reference[objective.name] for objective in self.objectives], dtype=float)
-        costs = _costs(self.objectives, self._points)
+        costs = signed_costs(self.objectives, self._points)
         return float(_sliced_volume(costs[(costs < worst).all(axis=1)], worst))
 
     def save(self, path: str | os.PathLike) -> None:
@@ -185,7 +174,7 @@ class Frontier:
             text = json.dumps(data, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"cannot write the frontier to {path} as JSON: {error}") from error
-        _replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Frontier":
@@ -212,67 +201,15 @@ class Frontier:
         Raises:
             ValueError: an unknown value or suffix, no point with both values, or no second objective to default to.
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
+        from .picture import draw
 
-        objectives = {objective.name: objective for objective in self.objectives}
-        if x is None and len(objectives) < 2:
-            raise ValueError(f"the only objective is {self.objectives[0].name!r}; name the value for x")
-        x = self.objectives[1].name if x is None else x
-        y = self.objectives[0].name if y is None else y
-        known = {name for point in self.evaluated for name in point.values} | set(objectives)
-        if unknown := {x, y} - known:
-            raise ValueError(f"unknown value {min(unknown)!r}; known: {', '.join(sorted(known))}")
-        shown = [point for point in self.evaluated if {x, y} <= set(point.values)]
-        if not shown:
-            raise ValueError(f"none of the {len(self.evaluated)} evaluated points has both {x} and {y}")
-        # Not pyplot: its backend and list of figures are global to the caller's process.
-        figure = Figure(figsize=(7, 4.6), dpi=150)
-        canvas = FigureCanvasAgg(figure)
-        suffix = Path(path).suffix[1:]
-        if suffix not in canvas.get_supported_filetypes():
-            raise ValueError(f"cannot draw to {path}; allowed suffixes: {', '.join(sorted(canvas.get_supported_filetypes()))}")
-        axes = figure.add_subplot(xlabel=self._title(x), ylabel=self._title(y))
-        if {x, y} <= set(objectives):
-            _draw_steps(axes, objectives[x], objectives[y], [point for point in shown if point.feasible])
-        front = [point for point in self._points if {x, y} <= set(point.values)]
-        _draw_points(axes, x, y, shown, front)
-        axes.margins(0.1)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize=8, columnspacing=1.2)
-        for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
-            if max(point.values[name] for point in shown) >= 1e5:
-                axis.set_major_formatter(EngFormatter(sep=""))  # "60M" rather than "6" and a far-off "1e7"
-        figure.text(0.99, 0.01, LETTERS_EXPLAINED, ha="right", fontsize=6, color="#777777")
-        figure.tight_layout(rect=(0, 0.03, 1, 1))
-        # Better values lie to the left if x is minimised and above if y is maximised.
-        corner = tuple(-objectives[name].sign if name in objectives else default for name, default in ((x, -1), (y, 1)))
-        _draw_labels(axes, canvas.get_renderer(), x, y, front, shown, corner)
-        _replace_file(path, lambda temporary: figure.savefig(temporary, format=suffix))
+        draw(self, path, x, y)
 
     def table(self) -> Table:
         """The frontier, then dimmed the dominated "full" and "chosen" points, with intervals where they are known."""
-        title = f"{len(self._points)} of {len(self.evaluated)} evaluated subnets are on the frontier"
-        table = Table("name", title=title, caption=LETTERS_EXPLAINED)
-        for objective in self.objectives:
-            table.add_column(self._title(objective.name), justify="right")
-        table.add_column("subnet")
-        beaten = [point for point in self.evaluated if point.name in MARKED and point not in self._points]
-        for point in self._points + beaten:
-            cells = [_value_text(point, objective.name) for objective in self.objectives]
-            subnet = " ".join(_size_text(key, size) for key, size in point.subnet.items())
-            table.add_row(Text(point.name or ""), *cells, Text(subnet), style="dim" if point in beaten else None)
-        return table
+        from .picture import make_table
 
-    def _title(self, name: str) -> str:
-        """A value with its unit and direction, for an axis or a column; just its name if it is no objective."""
-        for objective in self.objectives:
-            if objective.name == name:
-                unit = f" ({objective.unit})" if objective.unit else ""
-                better = "lower" if objective.sign > 0 else "higher"
-                return f"{name.removesuffix(f'_{objective.unit}').replace('_', ' ')}{unit}, {better} is better"
-        return name.replace("_", " ")
+        return make_table(self)
 
 
 def non_dominated(costs: numpy.ndarray) -> numpy.ndarray:
@@ -300,7 +237,7 @@ def non_dominated(costs: numpy.ndarray) -> numpy.ndarray:
     return mask
 
 
-def _costs(objectives: Sequence[Objective], points: Sequence[Point]) -> numpy.ndarray:
+def signed_costs(objectives: Sequence[Objective], points: Sequence[Point]) -> numpy.ndarray:
     """Values as "points objectives", signed so that smaller is better."""
     rows = [[objective.sign * point.values[objective.name] for objective in objectives] for point in points]
     return numpy.array(rows, dtype=float).reshape(len(points), len(objectives))
@@ -319,85 +256,7 @@ def _sliced_volume(costs: numpy.ndarray, worst: numpy.ndarray) -> float:
     return sum(slab * _sliced_volume(costs[: i + 1, :-1], worst[:-1]) for i, slab in enumerate(thickness) if slab > 0)
 
 
-def _draw_steps(axes, x: Objective, y: Objective, points: list[Point]) -> None:
-    """Join the points that are best in this projection; the line is what a limit on x can buy."""
-    corners = [points[index] for index in numpy.flatnonzero(non_dominated(_costs([x, y], points)))]
-    corners.sort(key=lambda point: point.values[x.name])
-    coordinates = [[point.values[axis.name] for point in corners] for axis in (x, y)]
-    axes.step(*coordinates, where="post" if x.sign > 0 else "pre", color="#4c72b0", linewidth=1.2, zorder=4.5)
-
-
-def _draw_points(axes, x: str, y: str, shown: list[Point], front: list[Point]) -> None:
-    groups = {
-        "infeasible": ([p for p in shown if not p.feasible], {"fmt": "x", "ms": 5, "color": "#bbbbbb", "ecolor": "none"}),
-        "evaluated": ([p for p in shown if p.feasible], {"fmt": "o", "ms": 4, "color": "#999999", "ecolor": "#dddddd"}),
-        "frontier": (front, {"fmt": "o", "ms": 6, "color": "#4c72b0"}),
-        **{name: ([p for p in shown if p.name == name], {**style, "mec": "white"}) for name, style in MARKED.items()},
-    }
-    for order, (label, (points, style)) in enumerate(groups.items()):
-        if points:
-            (xs, x_error), (ys, y_error) = (_values_and_errors(points, name) for name in (x, y))
-            axes.errorbar(xs, ys, y_error, x_error, label=label, elinewidth=1, zorder=3 + order, **style)
-
-
-def _values_and_errors(points: list[Point], name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Values, and their distance to the lower and upper end of the interval (zero where there is none)."""
-    values = numpy.array([point.values[name] for point in points])
-    ends = numpy.array([point.details.get(name, [point.values[name]] * 2) for point in points]).T
-    return values, numpy.abs(ends - values)
-
-
-def _draw_labels(axes, renderer, x: str, y: str, front: list[Point], shown: list[Point], corner: tuple[int, int]) -> None:
-    """Label points spread along the frontier, towards the corner or away from it, where nothing is in the way."""
-    from matplotlib.patheffects import withStroke
-
-    halo = [withStroke(linewidth=2.5, foreground="white")]
-    places = axes.transData.transform([[point.values[x], point.values[y]] for point in shown])
-    labelled = [(point, text) for point, text in zip(front, _short_names(front)) if text and point.name not in MARKED]
-    labelled.sort(key=lambda item: item[0].values[x])
-    spread = {round(place) for place in numpy.linspace(0, len(labelled) - 1, MOST_LABELS)} if labelled else set()
-    taken = []
-    for point, text in (labelled[place] for place in sorted(spread)):
-        for right, up in (corner, (-corner[0], -corner[1])):
-            style = {"ha": "left" if right > 0 else "right", "va": "bottom" if up > 0 else "top", "fontsize": 7, "zorder": 9}
-            place = (point.values[x], point.values[y])
-            label = axes.annotate(text, place, (5 * right, 5 * up), textcoords="offset points", path_effects=halo, **style)
-            box = label.get_window_extent(renderer)
-            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
-            if inside and not box.count_contains(places) and not box.count_overlaps(taken):
-                taken.append(box)
-                break
-            label.remove()
-
-
-def _short_names(points: list[Point]) -> list[str]:
-    """The points' names, or the sizes in which their subnets differ."""
-    keys = dict.fromkeys(key for point in points for key in point.subnet)
-    sizes = [[_size_text(key, point.subnet[key]) if key in point.subnet else "" for point in points] for key in keys]
-    differing = [texts for texts in sizes if len(set(texts)) > 1]
-    return [point.name or " ".join(filter(None, (texts[i] for texts in differing))) for i, point in enumerate(points)]
-
-
-def _size_text(key: str, size: object) -> str:
-    """A size as "F768"; a list of sizes per layer as its mean, "F~704", and kept layers as their number."""
-    if key not in LABEL_LETTERS:
-        return f"{key}={size}"
-    if key == "layers":
-        return f"L{len(size)}"
-    if not isinstance(size, list | tuple):
-        return f"{LABEL_LETTERS[key]}{size}"
-    return f"{LABEL_LETTERS[key]}{'~' if len(set(size)) > 1 else ''}{sum(size) / len(size):.0f}"
-
-
-def _value_text(point: Point, name: str) -> str:
-    if name not in point.values:
-        return ""
-    numbers = [point.values[name], *point.details.get(name, ())]
-    value, *ends = (f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.4g}" for number in numbers)
-    return f"{value} [{', '.join(ends)}]" if ends else value
-
-
-def _replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Let write fill a temporary sibling, then move it over path, so that a reader never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

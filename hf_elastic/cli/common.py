@@ -1,0 +1,135 @@
+"""What the commands share: recipes with overrides, one-line errors, output folders that are all there or not there."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+
+class _OneLineParser(HfArgumentParser):
+    def error(self, message: str) -> None:
+        """One line, not the usage of two hundred options."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse(types: Sequence[type], argv: Sequence[str], command: str, description: str, fixed: Mapping | None = None) -> tuple:
+    """Read `[recipe.yaml] --key value ...` into dataclasses; the command line wins over the recipe.
+
+    Args:
+        types: dataclasses, one for each result.
+        argv: arguments after the command.
+        command: its name, for messages.
+        description: for `--help`.
+        fixed: defaults of this command that differ from those of the dataclasses.
+
+    Raises:
+        ValueError: the recipe has a key that no dataclass has.
+        FileNotFoundError: there is no such recipe.
+        SystemExit: bad arguments (status 2) or `--help` (0).
+    """
+    parser = _OneLineParser(
+        list(types),
+        prog=f"hf-elastic {command}",
+        description=f"{description} Usage: hf-elastic {command} [recipe.yaml] [--key value ...]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    arguments = list(argv)
+    recipe = read_recipe(arguments.pop(0), types) if arguments and not arguments[0].startswith("-") else {}
+    defaults = {**(fixed or {}), **recipe}
+    parser.set_defaults(**defaults)
+    for action in parser._actions:  # a value from the recipe satisfies a required option
+        if action.dest in defaults:
+            action.required = False
+    *results, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
+    if rest:
+        parser.error(f"unknown argument {rest[0]!r}; see hf-elastic {command} --help")
+    return tuple(results)
+
+
+def read_recipe(path: str, types: Sequence[type]) -> dict:
+    """The keys of a YAML recipe.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not a mapping, or has a key that the command does not know.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no recipe {path!r}; give a YAML file, or options as --key value")
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must be a mapping of options")
+    known = {field.name for one in types for field in dataclasses.fields(one) if field.init}
+    for key in recipe:
+        if key not in known:
+            raise ValueError(f"{path}: unknown option {key!r}; see the command's --help")
+    return recipe
+
+
+def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
+    """An option that is a mapping in a recipe, and JSON or a JSON file on the command line.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value is None or isinstance(value, Mapping):
+        return None if value is None else dict(value)
+    text = Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value
+    try:
+        loaded = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: {value!r} is neither a JSON mapping nor a JSON file ({error})") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{name}: {value!r} is not a mapping")
+    return loaded
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> Path:
+    """The output folder.
+
+    Raises:
+        ValueError: it exists and is not empty, and `overwrite` is False.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise ValueError(f"output_dir: {path} is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"output_dir: {path} is not empty; add --overwrite to replace it, or choose another folder")
+    return folder
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A sibling folder that takes the place of `folder` when all went well, and vanishes when not."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        if folder.exists():
+            shutil.rmtree(folder)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def fail(message: str) -> int:
+    """Print a one-line error; return the exit status of bad input."""
+    print(f"hf-elastic: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,109 @@
+"""`hf-elastic convert`: make a checkpoint elastic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..data.task import TASKS
+from .common import check_output, parse, read_mapping, staged
+
+
+@dataclass
+class ConvertArguments:
+    """What to convert, and into which sizes."""
+
+    output_dir: str = field(metadata={"help": "Folder for the elastic checkpoint."})
+    model: str | None = field(default=None, metadata={"help": "Hub id or local folder of the stock checkpoint."})
+    model_config: str | None = field(
+        default=None, metadata={"help": "Instead of a model: a stock config (mapping, JSON or JSON file), for training from scratch."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Hub id or local folder of the tokenizer; default: the model's."}
+    )
+    tokenizer_dataset: str | None = field(
+        default=None, metadata={"help": "Without a tokenizer: train a byte-level BPE on this data set's training text."}
+    )
+    task: str = field(default="sequence-classification", metadata={"help": f"One of: {', '.join(TASKS)}."})
+    space: str | None = field(default=None, metadata={"help": "axis -> list of values (mapping, JSON or JSON file)."})
+    subnets: str | None = field(default=None, metadata={"help": "name -> subnet (mapping, JSON or JSON file)."})
+    importance: str = field(default="magnitude", metadata={"help": "Ranking of heads, neurons and channels: magnitude or none."})
+    num_labels: int | None = field(default=None, metadata={"help": "Number of classes of a classification head (count)."})
+    seed: int = field(default=0, metadata={"help": "Seed of new weights."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
+    dry_run: bool = field(default=False, metadata={"help": "Check everything that needs no download, write nothing."})
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"task: {self.task!r} is unknown; known: {', '.join(TASKS)}")
+        if (self.model is None) == (self.model_config is None):
+            raise ValueError("give either model or model_config")
+        self.space = read_mapping("space", self.space)
+        self.subnets = read_mapping("subnets", self.subnets)
+        self.model_config = read_mapping("model_config", self.model_config)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    (args,) = parse([ConvertArguments], argv, "convert", "Make a checkpoint elastic.")
+    run(args)
+    return 0
+
+
+def run(args: ConvertArguments) -> None:
+    """Convert and write; with `dry_run` only check."""
+    import torch
+
+    import hf_elastic
+    from hf_elastic.space import Space, Subnet
+
+    if args.space is not None:
+        Space.from_dict(args.space)
+    for subnet in (args.subnets or {}).values():
+        Subnet(subnet)
+    folder = check_output(args.output_dir, overwrite=args.overwrite)
+    if args.dry_run and args.model is not None:
+        return
+    torch.manual_seed(args.seed)
+    elastic_class = getattr(hf_elastic, TASKS[args.task])
+    if args.model is not None:
+        options = {} if args.num_labels is None else {"num_labels": args.num_labels}
+        model = elastic_class.from_base(
+            args.model, space=args.space, subnets=args.subnets, importance=args.importance, dtype=torch.float32, **options
+        )
+    else:
+        model = from_scratch(elastic_class, args)
+    if args.dry_run:
+        return
+    tokenizer = _tokenizer(args, model.config.vocab_size)
+    with staged(folder) as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    sizes = {"largest": model.space.largest, "smallest": model.space.smallest, **model.config.subnets}
+    for name, subnet in sizes.items():
+        print(f"{name}: {model.num_parameters_of(subnet):,} parameters, {model.subnet(subnet).to_dict()}")
+    print(f"{len(model.space):,} sizes in {folder}")
+
+
+def from_scratch(elastic_class, args: ConvertArguments):
+    """An elastic model with new weights."""
+    from transformers import AutoConfig
+
+    from hf_elastic import ElasticConfig
+
+    fields = dict(args.model_config)
+    if "model_type" not in fields:
+        raise ValueError("model_config: model_type is missing")
+    base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return elastic_class(ElasticConfig(base_config=base_config, space=args.space, subnets=args.subnets))
+
+
+def _tokenizer(args: ConvertArguments, vocab_size: int):
+    from transformers import AutoTokenizer
+
+    if args.tokenizer_dataset is not None:
+        from ..data.tokenizer import train_byte_level_bpe
+
+        return train_byte_level_bpe(args.tokenizer_dataset, vocab_size)
+    if args.tokenizer is None and args.model is None:
+        raise ValueError("a model from scratch needs tokenizer or tokenizer_dataset")
+    return AutoTokenizer.from_pretrained(args.tokenizer or args.model)

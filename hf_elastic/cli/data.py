@@ -1,0 +1,68 @@
+"""Options and loading that train, search and export share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class DataArguments:
+    """An elastic model and a data set."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint."})
+    dataset: str = field(
+        default="stdlib-docstrings", metadata={"help": "'stdlib-docstrings', a local folder or file, or a Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    text_columns: list[str] | None = field(default=None, metadata={"help": "One or two text columns; default: found by name."})
+    label_column: str | None = field(default=None, metadata={"help": "Label column; default: found by name."})
+    max_length: int = field(default=128, metadata={"help": "Longest input (tokens)."})
+
+
+def load_elastic(name: str):
+    """Load an elastic checkpoint with the head that it was saved with.
+
+    Raises:
+        FileNotFoundError: `name` looks like a path and is none.
+        ValueError: the checkpoint is not elastic.
+    """
+    from transformers import AutoConfig
+
+    import hf_elastic
+
+    check_path(name)
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type != "elastic":
+        raise ValueError(f"model: {name} is a {config.model_type} checkpoint; make it elastic with hf-elastic convert first")
+    return getattr(hf_elastic, config.architectures[0]).from_pretrained(name)
+
+
+def check_path(name: str) -> None:
+    """Raise FileNotFoundError for what can only be a path and does not exist."""
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    if looks_local and not Path(name).expanduser().exists():
+        raise FileNotFoundError(f"no such folder: {name}")
+
+
+def load_tokenizer(name: str):
+    """The tokenizer saved with a checkpoint."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def prepare_for(model, tokenizer, args: DataArguments):
+    """The tokenized data set for the model's head."""
+    from ..data.task import prepare, task_of
+
+    return prepare(
+        task_of(type(model).__name__),
+        args.dataset,
+        tokenizer,
+        config=model.config,
+        dataset_config=args.dataset_config,
+        text=args.text_columns,
+        label=args.label_column,
+        max_length=args.max_length,
+    )

@@ -1,0 +1,56 @@
+"""`hf-elastic COMMAND [recipe.yaml] [--key value ...]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "quickstart": "convert, train, search and export a real model, offline, in minutes",
+    "convert": "make a checkpoint elastic",
+    "train": "train its sizes together",
+    "search": "find the best sizes on this machine",
+    "export": "write a size as a standard checkpoint, ONNX or int8 ONNX",
+}
+# What bad input raises; anything else is a bug and keeps its traceback.
+BAD_INPUT = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError, FloatingPointError, OSError)
+
+
+def _usage() -> str:
+    lines = [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: hf-elastic COMMAND [recipe.yaml] [--key value ...]", "", *lines, "", "COMMAND --help explains."])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        Exit status: 0 for success, 2 for bad input, 130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    from .common import fail
+
+    command, *rest = argv
+    if command not in COMMANDS:
+        return fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return import_module(f".{command}", __package__).main(rest) or 0
+    except BAD_INPUT as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print(f"\nhf-elastic: interrupted; nothing half-written is left. {RESUME.get(command, '')}".rstrip(), file=sys.stderr)
+        return 130
+
+
+RESUME = {
+    "train": "The same command with --resume_from_checkpoint true goes on from the last checkpoint.",
+    "search": "The same command goes on where it was.",
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

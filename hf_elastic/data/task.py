@@ -1,0 +1,116 @@
+"""What a model's head means for its data: which columns, which labels, which collator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import DatasetDict
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
+
+from .loading import check_labels, columns_of, encode_labels, load_text_dataset
+from .loading import tokenize_classification as tokenize_texts
+from .loading import tokenize_language_modeling as tokenize_blocks
+
+# Task on the command line -> elastic class.
+TASKS = {
+    "sequence-classification": "ElasticForSequenceClassification",
+    "causal-lm": "ElasticForCausalLM",
+    "masked-lm": "ElasticForMaskedLM",
+    "token-classification": "ElasticForTokenClassification",
+    "question-answering": "ElasticForQuestionAnswering",
+    "multiple-choice": "ElasticForMultipleChoice",
+    "feature-extraction": "ElasticModel",
+}
+# Tasks whose data the command line prepares by itself.
+PREPARED = ("sequence-classification", "causal-lm", "masked-lm")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Tokenized splits, how to batch them, and what the labels are called.
+
+    Attributes:
+        splits: `train`, `validation` and perhaps `test`, ready for a Trainer.
+        collator: makes a padded batch.
+        labels: names of the classes; empty for language models.
+        text_columns: where the text came from.
+        raw: the splits before tokenization.
+    """
+
+    splits: DatasetDict
+    collator: object
+    labels: list[str]
+    text_columns: list[str]
+    raw: DatasetDict
+
+
+def task_of(class_name: str) -> str:
+    """The task that an elastic class is for.
+
+    Raises:
+        ValueError: it is none of the known classes.
+    """
+    for task, name in TASKS.items():
+        if name == class_name:
+            return task
+    raise ValueError(f"{class_name} is not an elastic model; known: {', '.join(TASKS.values())}")
+
+
+def read_classes(
+    dataset: DatasetDict, text: Sequence[str] | None, label: str | None
+) -> tuple[DatasetDict, list[str], str, list[str]]:
+    """A classification data set with integer labels.
+
+    Returns:
+        the data set, its text columns, its label column, and the names of the classes.
+    """
+    columns, label_column = columns_of(dataset, text=text, label=label, task="sequence-classification")
+    dataset, names = encode_labels(dataset, label_column)
+    return dataset, columns, label_column, names
+
+
+def prepare(
+    task: str,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: PretrainedConfig,
+    dataset_config: str | None = None,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    max_length: int = 128,
+) -> TaskData:
+    """Load and tokenize a data set for a task.
+
+    Args:
+        task: one of `PREPARED`.
+        name: as for `load_text_dataset`.
+        tokenizer: the model's.
+        config: the model's; its `num_labels` bounds the labels.
+        dataset_config: configuration of a Hub data set.
+        text: text columns; None to find them by their usual names.
+        label: label column; None to find it.
+        max_length: tokens per example or block.
+
+    Raises:
+        ValueError: the task is prepared in Python only, a column is missing, or a label is outside the head's range.
+    """
+    if task not in PREPARED:
+        raise ValueError(f"the command line prepares data for {', '.join(PREPARED)}; for {task}, use ElasticTrainer in Python")
+    raw = load_text_dataset(name, config=dataset_config)
+    if task == "sequence-classification":
+        raw, columns, label_column, names = read_classes(raw, text, label)
+        check_labels(raw, label_column, config.num_labels)
+        splits = tokenize_texts(raw, tokenizer, columns, label_column, max_length)
+        return TaskData(splits, DataCollatorWithPadding(tokenizer), names, columns, raw)
+    columns, _ = columns_of(raw, text=text, label=None, task=task)
+    splits = tokenize_blocks(raw, tokenizer, columns[0], max_length)
+    collator = DataCollatorForLanguageModeling(tokenizer) if task == "masked-lm" else default_data_collator
+    return TaskData(splits, collator, [], columns, raw)

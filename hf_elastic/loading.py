@@ -1,0 +1,53 @@
+"""Loading a checkpoint with errors that say what is wrong: which folder, which file, which tensor."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+def check_path(name: str | os.PathLike | None) -> None:
+    """Raise for a missing folder before it is taken for the name of a repository on the Hub.
+
+    Args:
+        name: what a user gave to `from_pretrained`; `owner/name` and `name` may be on the Hub, anything else is a path.
+
+    Raises:
+        FileNotFoundError: it looks like a path and does not exist.
+    """
+    if name is None:
+        return
+    text = os.fspath(name)
+    looks_like_a_path = isinstance(name, os.PathLike) or text.startswith((".", "~", os.sep)) or re.search(r"\\|/.*/|/$", text)
+    if looks_like_a_path and not os.path.exists(text):
+        raise FileNotFoundError(f"there is no checkpoint folder {text!r} (seen from {os.getcwd()!r})")
+
+
+def load_checkpoint(load: Callable[..., Any], name: str | os.PathLike | None, *args, **kwargs) -> Any:
+    """Call a `from_pretrained`, and say in one line which file or tensor is to blame if the weights do not fit.
+
+    Raises:
+        ValueError: a tensor has another shape than the config says.
+        OSError: a weights file is truncated or not a safetensors file.
+    """
+    try:
+        return load(name, *args, **kwargs)
+    except SafetensorError as error:
+        raise OSError(f"the weights in {os.fspath(name)!r} cannot be read, the file is truncated or damaged: {error}") from error
+    except RuntimeError as error:
+        # transformers 5 names the tensors only in its log, 4.57 names them in the error.
+        if "mismatch" not in str(error):
+            raise
+        found = "; ".join(_mismatches(load, name, *args, **kwargs)) or " ".join(str(error).split())
+        raise ValueError(f"the weights in {os.fspath(name)!r} do not fit its config: {found}") from error
+
+
+def _mismatches(load: Callable[..., Any], name: str | os.PathLike | None, *args, **kwargs) -> list[str]:
+    """Load again, ignoring wrong shapes, to learn which they are; empty where the shapes are not reported."""
+    _, info = load(name, *args, **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True})
+    triples = sorted(key for key in info["mismatched_keys"] if isinstance(key, tuple))
+    return [f"{key} has the shape {tuple(stored)}, expected {tuple(expected)}" for key, stored, expected in triples]

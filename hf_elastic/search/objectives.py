@@ -1,0 +1,128 @@
+"""What a search can optimise, and the limits it can keep."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+from .frontier import Objective
+
+ACCURACY, LOSS, PERPLEXITY = "accuracy", "loss", "perplexity"
+LATENCY, PARAMETERS, FLOPS = "latency_ms", "parameters", "flops"
+
+# Name in a call or a recipe -> the value it stands for.
+OBJECTIVES = {
+    "accuracy": Objective(ACCURACY, "maximize"),
+    "loss": Objective(LOSS, "minimize"),
+    "perplexity": Objective(PERPLEXITY, "minimize"),
+    "latency": Objective(LATENCY, "minimize", "ms"),
+    "parameters": Objective(PARAMETERS, "minimize"),
+    "flops": Objective(FLOPS, "minimize"),
+}
+QUALITY = (ACCURACY, LOSS, PERPLEXITY)
+# Known without running anything.
+COUNTS = (PARAMETERS, FLOPS)
+CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A limit that a subnet must keep.
+
+    Attributes:
+        name: key of a value: accuracy, loss, perplexity, latency_ms, parameters, flops, or one of the caller's own.
+        relation: "<=" or ">=".
+        limit: in the unit of the value.
+    """
+
+    name: str
+    relation: str
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str, *, custom: bool = False) -> "Constraint":
+        """Read "latency_ms<=10".
+
+        Args:
+            text: a name, <= or >=, and a number.
+            custom: whether names other than the known values are allowed.
+
+        Raises:
+            ValueError: anything else.
+        """
+        match = CONSTRAINT.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"constraint {text!r} must be a name, <= or >=, and a number, such as 'latency_ms<=10'")
+        name, relation, number = match.groups()
+        known = [objective.name for objective in OBJECTIVES.values()]
+        if name not in known and not custom:
+            raise ValueError(f"constraint {text!r}: unknown value {name!r}; known: {', '.join(known)}")
+        try:
+            limit = float(number)
+        except ValueError:
+            limit = math.nan
+        if not math.isfinite(limit):
+            raise ValueError(f"constraint {text!r}: {number!r} is not a finite number")
+        return cls(name, relation, limit)
+
+    def excess(self, value: float) -> float:
+        """How far a value is beyond the limit, in its unit; 0 or less if it is within."""
+        return value - self.limit if self.relation == "<=" else self.limit - value
+
+    def violation(self, value: float) -> float:
+        """`excess` as a fraction of the limit, so that violations in different units can be added."""
+        return self.excess(value) / (abs(self.limit) or 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.relation}{self.limit:g}"
+
+
+def read_objectives(given: Sequence[str | Objective], *, custom: bool) -> list[Objective]:
+    """Look up objectives by name.
+
+    Args:
+        given: names of `OBJECTIVES`, or `Objective`s.
+        custom: whether an `Objective` may name a value that a search does not know itself.
+
+    Raises:
+        ValueError: no list, an empty one, an unknown name, or one objective twice.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise ValueError(f"objectives must be a list of at least one of: {', '.join(OBJECTIVES)}; got {given!r}")
+    found = [_read_objective(item, custom) for item in given]
+    names = [objective.name for objective in found]
+    if len(set(names)) != len(names):
+        raise ValueError(f"objectives must differ, got {', '.join(names)}")
+    return found
+
+
+def _read_objective(item: str | Objective, custom: bool) -> Objective:
+    if isinstance(item, str) and item in OBJECTIVES:
+        return OBJECTIVES[item]
+    if isinstance(item, Objective):
+        if custom or item in OBJECTIVES.values():
+            return item
+        raise ValueError(f"objective {item.name!r} is not known to the search; give compute_quality, which computes it")
+    hint = "; give your own as an Objective, with compute_quality" if custom else ""
+    raise ValueError(f"unknown objective {item!r}; known: {', '.join(OBJECTIVES)}{hint}")
+
+
+def read_constraints(given: Sequence[str], *, custom: bool) -> list[Constraint]:
+    """Parse every constraint; raises ValueError for the first that cannot be, or if `given` is no list."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ValueError(f"constraints must be a list such as ['latency_ms<=10'], got {given!r}")
+    return [Constraint.parse(text, custom=custom) for text in given]
+
+
+def check_values(values: object, wanted: Sequence[str]) -> dict[str, float]:
+    """The numbers that `compute_quality` returned, as floats.
+
+    Raises:
+        ValueError: no dict of numbers, or a wanted value is missing.
+    """
+    if not isinstance(values, dict) or not all(isinstance(value, Real) for value in values.values()):
+        raise ValueError(f"compute_quality must return a dict of numbers, got {values!r}")
+    if missing := [name for name in wanted if name not in values]:
+        raise ValueError(f"compute_quality returned no {', '.join(missing)}; it returned: {', '.join(values) or 'nothing'}")
+    return {name: float(value) for name, value in values.items()}
