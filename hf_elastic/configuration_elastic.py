@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -56,6 +57,8 @@ class ElasticConfig(PretrainedConfig):
         for key in ("model_type", "transformers_version", "_commit_hash", "name_or_path", "_name_or_path"):
             kwargs.pop(key, None)
         self.base_config = _as_config(base_config)
+        if isinstance(kwargs.get("dtype"), str):
+            kwargs["dtype"] = getattr(torch, kwargs["dtype"])
         for key, value in kwargs.items():
             setattr(self, key, value)
 

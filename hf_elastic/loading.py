@@ -39,15 +39,16 @@ def load_checkpoint(load: Callable[..., Any], name: str | os.PathLike | None, *a
     except SafetensorError as error:
         raise OSError(f"the weights in {os.fspath(name)!r} cannot be read, the file is truncated or damaged: {error}") from error
     except RuntimeError as error:
-        # transformers 5 names the tensors only in its log, 4.57 names them in the error.
         if "mismatch" not in str(error):
             raise
-        found = "; ".join(_mismatches(load, name, *args, **kwargs)) or " ".join(str(error).split())
+        found = "; ".join(_mismatches(load, name, str(error), *args, **kwargs))
         raise ValueError(f"the weights in {os.fspath(name)!r} do not fit its config: {found}") from error
 
 
-def _mismatches(load: Callable[..., Any], name: str | os.PathLike | None, *args, **kwargs) -> list[str]:
-    """Load again, ignoring wrong shapes, to learn which they are; empty where the shapes are not reported."""
+def _mismatches(load: Callable[..., Any], name: str | os.PathLike | None, error: str, *args, **kwargs) -> list[str]:
+    """Load again, ignoring wrong shapes, to learn which tensors have one: neither release says it all in its error."""
     _, info = load(name, *args, **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True})
-    triples = sorted(key for key in info["mismatched_keys"] if isinstance(key, tuple))
-    return [f"{key} has the shape {tuple(stored)}, expected {tuple(expected)}" for key, stored, expected in triples]
+    keys = sorted(info["mismatched_keys"])
+    if all(isinstance(key, str) for key in keys):  # transformers 4.57: names here, the first shape in the error
+        return [", ".join(keys), error.rpartition("size mismatch ")[2].strip()]
+    return [f"{key} has the shape {tuple(stored)}, expected {tuple(expected)}" for key, stored, expected in keys]

@@ -96,14 +96,21 @@ class ElasticPreTrainedModel(PreTrainedModel):
         self.base_model_prefix = base.base_model_prefix
         self._tied_weights_keys = base._tied_weights_keys
         self._no_split_modules = base._no_split_modules
-        self._accepted = set(inspect.signature(base.forward).parameters)
+        inputs = inspect.signature(base.forward).parameters
+        self._accepted = set(inputs)
+        # Our forward takes any keyword and passes it on; Trainer has to know whether the stock one does (transformers 5)
+        # or not (some of 4.57), or it scales the loss wrongly under gradient accumulation.
+        self.accepts_loss_kwargs = any(given.kind == inspect.Parameter.VAR_KEYWORD for given in inputs.values())
         self.config._attn_implementation_internal = base.config._attn_implementation
 
     def _make_space(self) -> Space:
         if self.config.frozen is not None or self.config.space is None:
             return Space({"layers": [list(self._full_cut().layers)]})  # a space of one: the model as it is
-        space = Space.from_dict(self.config.space, max_group=self.layout.full.get("group"))
-        self.layout.check_space(space)
+        try:
+            space = Space.from_dict(self.config.space, max_group=self.layout.full.get("group"))
+            self.layout.check_space(space)
+        except ValueError as error:
+            raise ValueError(f"space: {error}") from error
         self.config.space = space.to_dict()
         return space
 
@@ -209,6 +216,8 @@ class ElasticPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: an unknown name (the message lists the known), or a subnet that this model does not have.
         """
+        if not isinstance(subnet, (str, Mapping, type(None))):
+            raise ValueError(f"{subnet!r} is not a subnet: give a name, a mapping of axes to values, or None for the full model")
         if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
             subnet = Subnet(subnet)
         if subnet not in self._cuts:

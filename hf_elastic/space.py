@@ -48,6 +48,8 @@ class Subnet(Mapping):
     __slots__ = ("_key", "_values")
 
     def __init__(self, values: Mapping | None = None, **axes):
+        if not isinstance(values, (Mapping, type(None))):
+            raise ValueError(f"a subnet maps axes to values, got {values!r}; known axes: {', '.join(AXES)}")
         merged = {**(values or {}), **axes}
         for axis in merged:
             _check_axis(axis)
@@ -104,8 +106,8 @@ class Space(Mapping):
             not divide or exceed it are not part of the space.
 
     Raises:
-        ValueError: no axis, an axis without values, an unknown axis, a value that is no positive integer, or no legal pair
-            of head counts.
+        ValueError: no axis, an axis without values, an unknown axis, a value that is no positive integer, no legal pair of
+            head counts, or per-layer axes without a depth.
     """
 
     def __init__(self, values: Mapping, per_layer: Sequence[str] = (), max_group: int | None = None):
@@ -113,6 +115,8 @@ class Space(Mapping):
             raise ValueError(f"the space is empty; give values for at least one of: {', '.join(AXES)}")
         if all(axis in values for axis in DEPTH_AXES):
             raise ValueError("give num_hidden_layers or layers, not both")
+        if isinstance(per_layer, str):
+            raise ValueError(f"per_layer: {per_layer!r} is not a list of axes")
         self.per_layer = tuple(per_layer)
         for axis in self.per_layer:
             if axis in (*DEPTH_AXES, "hidden_size"):
@@ -126,6 +130,8 @@ class Space(Mapping):
             if axis in values:
                 self._values[axis] = self._check_values(axis, values[axis])
         self._genes = self._make_genes(max_group)
+        if self.per_layer and not any(axis in values for axis in DEPTH_AXES):
+            raise ValueError(f"per_layer: {', '.join(self.per_layer)}: the space needs num_hidden_layers or layers as well")
 
     @staticmethod
     def _check_values(axis: str, values: object) -> tuple:
@@ -198,8 +204,6 @@ class Space(Mapping):
         for axis in DEPTH_AXES:
             if axis in self._genes:
                 return self._genes[axis]
-        if self.per_layer:
-            raise ValueError("a space with per-layer axes needs num_hidden_layers or layers")
         return (None,)
 
     @staticmethod

@@ -1,15 +1,12 @@
-"""What the commands share: recipes with overrides, one-line errors, output folders that are all there or not there."""
+"""What the commands share: recipes with overrides, and one-line errors."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -96,37 +93,6 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
     if not isinstance(loaded, dict):
         raise ValueError(f"{name}: {value!r} is not a mapping")
     return loaded
-
-
-def check_output(path: str | Path, *, overwrite: bool) -> Path:
-    """The output folder.
-
-    Raises:
-        ValueError: it exists and is not empty, and `overwrite` is False.
-    """
-    folder = Path(path)
-    if folder.is_file():
-        raise ValueError(f"output_dir: {path} is a file")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"output_dir: {path} is not empty; add --overwrite to replace it, or choose another folder")
-    return folder
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A sibling folder that takes the place of `folder` when all went well, and vanishes when not."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        yield staging
-        if folder.exists():
-            shutil.rmtree(folder)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def fail(message: str) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..data.task import TASKS
-from .common import check_output, parse, read_mapping, staged
+from ..files import check_output, staged
+from .common import parse, read_mapping
 
 
 @dataclass

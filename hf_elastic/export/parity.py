@@ -3,13 +3,13 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..files import write_atomically
 
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime")
 
@@ -144,7 +144,7 @@ def write_parity(
         "inputs": inputs,
         "versions": installed_versions(),
     }
-    _write_atomically(Path(path), json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_atomically(Path(path), json.dumps(record, indent=2, allow_nan=False) + "\n")
     return record
 
 
@@ -157,10 +157,3 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as staging:
-        staged = Path(staging) / path.name
-        staged.write_text(text, encoding="utf-8")
-        os.replace(staged, path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchEncoding, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .objectives import ACCURACY, LOSS, PERPLEXITY
@@ -17,7 +17,7 @@ IGNORED = -100
 LABELS = ("label", "label_ids", "labels")
 # Not an input, but what the masked-language-model collator reads to spare special tokens.
 FOR_COLLATORS = (*LABELS, "special_tokens_mask")
-LARGEST_EXPONENT = 700.0
+LARGEST_EXPONENT = 700.0  # exp of more is no finite float
 
 
 @dataclass
@@ -145,7 +145,7 @@ def _collate(collate: Callable, rows: list[dict]) -> Mapping:
         batch = collate(rows)
     except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as error:
         raise ValueError(f"eval_dataset: {len(rows)} rows make no batch ({error}); give a data_collator that fits") from error
-    if not isinstance(batch, Mapping | BatchEncoding) or not all(isinstance(v, torch.Tensor) for v in batch.values()):
+    if not isinstance(batch, Mapping) or not all(isinstance(v, torch.Tensor) for v in batch.values()):
         raise ValueError(f"data_collator must return a dict of tensors, got {type(batch).__name__}: {batch!r:.200}")
     return batch
 

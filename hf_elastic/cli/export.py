@@ -1,0 +1,78 @@
+"""`hf-elastic export`: write a size as a standard checkpoint, ONNX or int8 ONNX."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .common import parse, read_mapping
+from .data import load_elastic, load_tokenizer
+
+
+@dataclass
+class ExportArguments:
+    """Which size to write, and how."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint."})
+    output_dir: str = field(metadata={"help": "Folder for the exported size."})
+    subnet: str | None = field(
+        default=None, metadata={"help": "A named size, or a subnet as JSON or a mapping; default: the full size."}
+    )
+    frontier: str | None = field(
+        default=None, metadata={"help": "Instead of subnet: a frontier.json, whose best point within the limits is taken."}
+    )
+    limits: str | None = field(default=None, metadata={"help": "For frontier: value -> bound, such as {\"latency_ms\": 10}."})
+    formats: list[str] = field(
+        default_factory=lambda: ["safetensors"], metadata={"help": "Some of: safetensors, onnx, onnx-int8."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
+    dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
+
+    def __post_init__(self):
+        if self.subnet is not None and self.frontier is not None:
+            raise ValueError("give subnet or frontier, not both")
+        if not isinstance(self.subnet, str) or self.subnet.lstrip().startswith("{"):
+            self.subnet = read_mapping("subnet", self.subnet)
+        self.limits = read_mapping("limits", self.limits)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    (args,) = parse([ExportArguments], argv, "export", "Write a size of an elastic model for use elsewhere.")
+    run(args)
+    return 0
+
+
+def run(args: ExportArguments) -> dict | None:
+    """Export.
+
+    Returns:
+        format -> its parity record; None on a dry run.
+    """
+    from ..export import FORMATS, export_subnet
+    from ..files import check_output
+    from ..search import Frontier
+
+    for name in args.formats:
+        if name not in FORMATS:
+            raise ValueError(f"formats: {name!r} is unknown; known: {', '.join(FORMATS)}")
+    check_output(args.output_dir, overwrite=args.overwrite)
+    if args.dry_run:
+        return None
+    subnet = args.subnet
+    if args.frontier is not None:
+        subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
+    model = load_elastic(args.model)
+    records = export_subnet(
+        model, subnet, args.output_dir, args.formats, tokenizer=load_tokenizer(args.model), overwrite=args.overwrite
+    )
+    kind = model.portability_of(subnet)
+    print(f"{json.dumps(model.subnet(subnet).to_dict())} is {kind}")
+    if kind == "elastic":
+        print(f"it needs hf_elastic or trust_remote_code to load: {model.why_elastic(subnet)}")
+        print(f"nearest standard size: {json.dumps(model.nearest_standard(subnet).to_dict())}")
+    for name, record in records.items():
+        where = Path(args.output_dir) / (name if name != "safetensors" else "")
+        print(f"{name}: {where}, largest difference {record['max_abs_difference']:.2g}, same decision {record['argmax_agreement']:.1%}")
+    return records

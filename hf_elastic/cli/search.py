@@ -1,0 +1,98 @@
+"""`hf-elastic search`: find the best sizes on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..files import check_output
+from .common import parse
+from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
+
+
+@dataclass
+class SearchArguments(DataArguments):
+    """What to search, and by which objectives."""
+
+    output_dir: str = field(default="search", metadata={"help": "Folder for frontier.json, frontier.png and the trials."})
+    objectives: list[str] = field(
+        default_factory=lambda: ["accuracy", "latency"],
+        metadata={"help": "accuracy, loss, perplexity, latency, parameters, flops; the first one is the quality."},
+    )
+    constraints: list[str] = field(
+        default_factory=list, metadata={"help": "Hard limits such as 'latency_ms<=10' or 'parameters<=20e6'."}
+    )
+    portability: str = field(
+        default="any", metadata={"help": "any, or standard: only sizes that load without hf_elastic."}
+    )
+    n_trials: int = field(default=64, metadata={"help": "Sizes to evaluate at most (count)."})
+    population_size: int = field(default=16, metadata={"help": "Sizes per generation (count)."})
+    split: str = field(default="validation", metadata={"help": "Split that the quality is measured on."})
+    max_examples: int | None = field(default=None, metadata={"help": "Use only the first examples of the split (count)."})
+    batch_size: int = field(default=32, metadata={"help": "Examples per batch of the quality measurement (count)."})
+    latency_batch_size: int = field(default=1, metadata={"help": "Examples per timed forward (count)."})
+    sequence_length: int | None = field(
+        default=None, metadata={"help": "Length of a timed forward (tokens); default: the median of the data."}
+    )
+    threads: int | None = field(default=None, metadata={"help": "CPU threads of a timed forward; default: torch's."})
+    seed: int = field(default=0, metadata={"help": "Seed of the search."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that holds something else."})
+    dry_run: bool = field(default=False, metadata={"help": "Check the arguments, search nothing."})
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    (args,) = parse([SearchArguments], argv, "search", "Find the best sizes on this machine.")
+    run(args)
+    return 0
+
+
+def run(args: SearchArguments):
+    """Search, and write `frontier.json` and `frontier.png`; an interrupted search goes on.
+
+    Returns:
+        The `Frontier`.
+    """
+    from rich.console import Console
+
+    from ..search import search_subnets
+    from ..search.objectives import OBJECTIVES, Constraint
+
+    for name in args.objectives:
+        if name not in OBJECTIVES:
+            raise ValueError(f"objectives: {name!r} is unknown; known: {', '.join(OBJECTIVES)}")
+    for text in args.constraints:
+        Constraint.parse(text)
+    trials = check_output(args.output_dir, overwrite=True) / "trials"
+    if not trials.exists():  # a folder with trials is an earlier, perhaps interrupted, run of this search
+        check_output(args.output_dir, overwrite=args.overwrite)
+    if args.dry_run:
+        return None
+    model = load_elastic(args.model)
+    data = prepare_for(model, load_tokenizer(args.model), args)
+    if args.split not in data.splits:
+        raise ValueError(f"split: {args.split!r} is not in the data; it has: {', '.join(data.splits)}")
+    rows = data.splits[args.split]
+    if args.max_examples is not None:
+        rows = rows.select(range(min(args.max_examples, len(rows))))
+    frontier = search_subnets(
+        model,
+        args.objectives,
+        rows,
+        constraints=args.constraints,
+        portability=args.portability,
+        n_trials=args.n_trials,
+        population_size=args.population_size,
+        batch_size=args.batch_size,
+        sequence_length=args.sequence_length,
+        latency_batch_size=args.latency_batch_size,
+        data_collator=data.collator,
+        threads=args.threads,
+        seed=args.seed,
+        storage=trials,
+    )
+    folder = trials.parent
+    frontier.save(folder / "frontier.json")
+    if len(args.objectives) > 1:
+        frontier.plot(folder / "frontier.png")
+    Console().print(frontier.table())
+    return frontier
