@@ -1,0 +1,263 @@
+"""ElasticTrainer on tiny real models: what it trains, accumulates, resumes and reports."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import VOCAB, config_of, randomize
+
+from hf_elastic import (
+    ElasticForCausalLM,
+    ElasticForMaskedLM,
+    ElasticForSequenceClassification,
+    ElasticTrainer,
+    ElasticTrainingArguments,
+)
+
+SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def classifier(**changes):
+    config = config_of("bert", num_labels=3, **{**NO_DROPOUT, **changes})
+    base = randomize(ElasticForSequenceClassification.stock_class(config)(config))
+    return ElasticForSequenceClassification.from_base(
+        base, space=SPACE, subnets={"half": {"num_hidden_layers": 2, "intermediate_size": 16}}
+    )
+
+
+def rows(count=32, length=8, labels=3):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, VOCAB, (count, length), generator=generator)
+    return Dataset.from_dict(
+        {
+            "input_ids": ids.tolist(),
+            "attention_mask": torch.ones_like(ids).tolist(),
+            "labels": (ids.sum(1) % labels).tolist(),
+            "text": ["dropped"] * count,
+        }
+    )
+
+
+def language_rows(count=16, length=12):
+    dataset = rows(count, length).remove_columns("labels")
+    return dataset.add_column("labels", dataset["input_ids"][:])
+
+
+def arguments(tmp_path, **changes):
+    options = {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "report_to": ["none"],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return ElasticTrainingArguments(**{**options, **changes})
+
+
+def train(model, args, dataset=None, *, resume=None, **kwargs):
+    trainer = ElasticTrainer(model=model, args=args, train_dataset=dataset or rows(), **kwargs)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(ours, theirs, tolerance=0.0):
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=tolerance, rtol=0, msg=name)
+
+
+def test_single_size_equals_plain_trainer(tmp_path):
+    """With one size and no teacher an elastic step is a plain Trainer's step."""
+    from transformers import Trainer, TrainingArguments
+
+    config = config_of("bert", num_labels=3, **NO_DROPOUT)
+    base = randomize(ElasticForSequenceClassification.stock_class(config)(config))
+    plain = copy.deepcopy(base)
+    model = ElasticForSequenceClassification.from_base(base, importance="none")
+    train(model, arguments(tmp_path))
+    options = {k: getattr(arguments(tmp_path), k) for k in ("output_dir", "max_steps", "learning_rate", "seed", "use_cpu")}
+    args = TrainingArguments(per_device_train_batch_size=4, report_to=["none"], save_strategy="no", **options)
+    Trainer(model=plain, args=args, train_dataset=rows()).train()
+    assert_same(weights(model.base), weights(plain), 1e-6)
+
+
+def test_one_sandwich_step_by_hand(tmp_path):
+    model = classifier()
+    twin = copy.deepcopy(model)
+    args = arguments(
+        tmp_path, max_steps=1, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0.0, num_random_subnets=0
+    )
+    trainer = train(model, args)
+    batch = next(iter(trainer.get_train_dataloader()))
+    twin.train()
+    total, teacher = 0, None
+    for name in ("largest", "smallest"):
+        twin.select(name)
+        output = twin(**batch)
+        if name == "largest":
+            teacher, loss = output.logits.detach(), output.loss
+        else:
+            log_ours, log_theirs = (logits.div(2.0).log_softmax(-1) for logits in (output.logits, teacher))
+            divergence = 4.0 * (log_theirs.exp() * (log_theirs - log_ours)).sum(-1).mean()
+            loss = 0.5 * output.loss + 0.5 * divergence
+        total = total + loss / 2
+    total.backward()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+    # The seeded sampler starts over, so the loader's first batch is the one that was trained on.
+    assert_same(weights(model), weights(twin), 1e-6)
+
+
+@pytest.mark.parametrize("sampling", ["sandwich", "all", "single_path"])
+def test_learns_and_logs(sampling, tmp_path):
+    model = classifier()
+    before = weights(model)
+    trainer = train(model, arguments(tmp_path, sampling=sampling, max_steps=30, learning_rate=3e-3))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert any((before[name] != tensor).any() for name, tensor in weights(model).items())
+    role = {"sandwich": "loss_smallest", "all": "loss_size_1", "single_path": "loss_random"}[sampling]
+    assert any(role in entry for entry in trainer.state.log_history)
+    assert model.config.subnet is None
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal", "masked"])
+def test_accumulation_changes_nothing(kind, tmp_path):
+    """Two micro-batches of four give the step of one batch of eight, with and without equal numbers of labels."""
+    states = []
+    for size, accumulate in ((8, 1), (4, 2)):
+        torch.manual_seed(0)
+        if kind == "classification":
+            model, dataset = classifier(), rows()
+        else:
+            name, elastic = ("gpt2", ElasticForCausalLM) if kind == "causal" else ("bert", ElasticForMaskedLM)
+            quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "causal" else NO_DROPOUT
+            config = config_of(name, **quiet)
+            model = elastic.from_base(randomize(elastic.stock_class(config)(config)), space=SPACE)
+            dataset = language_rows()
+            labels = dataset["labels"][:]
+            labels = [[-100] * (index % 5) + row[index % 5 :] for index, row in enumerate(labels)]
+            dataset = dataset.remove_columns("labels").add_column("labels", labels)
+        args = arguments(
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulate,
+            max_steps=3,
+            optim="sgd",
+            learning_rate=0.05,
+            max_grad_norm=0.0,
+        )
+        train(model, args, dataset)
+        states.append(weights(model))
+    assert_same(states[0], states[1], 1e-5)
+
+
+def test_resume_equals_uninterrupted(tmp_path):
+    with_dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    whole = classifier(**with_dropout)
+    train(whole, arguments(tmp_path / "whole", max_steps=8, save_strategy="steps", save_steps=4))
+    resumed = classifier(**with_dropout)
+    train(
+        resumed,
+        arguments(tmp_path / "again", max_steps=8, save_strategy="no"),
+        resume=str(tmp_path / "whole" / "checkpoint-4"),
+    )
+    assert_same(weights(whole), weights(resumed))
+
+
+def test_evaluates_named_sizes(tmp_path):
+    from hf_elastic.metrics import compute_accuracy
+
+    model = classifier()
+    args = arguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
+    trainer = train(model, args, eval_dataset=rows(16), compute_metrics=compute_accuracy)
+    metrics = trainer.evaluate()
+    assert {"eval_accuracy", "eval_smallest_accuracy", "eval_half_accuracy", "eval_half_loss"} <= metrics.keys()
+    assert any("eval_half_loss" in entry for entry in trainer.state.log_history)
+    batch = {key: torch.tensor(rows(16)[key][:]) for key in ("input_ids", "attention_mask", "labels")}
+    with torch.no_grad():
+        logits = model.view("half")(**batch).logits
+    assert metrics["eval_half_accuracy"] == pytest.approx((logits.argmax(-1) == batch["labels"]).float().mean().item())
+    several = trainer.evaluate({"a": rows(8), "b": rows(16)})
+    assert {"eval_a_half_loss", "eval_b_smallest_loss"} <= several.keys()
+
+
+def test_hidden_states_and_external_teacher(tmp_path):
+    model = classifier()
+    config = config_of("bert", num_labels=3, num_hidden_layers=3)
+    teacher = ElasticForSequenceClassification.stock_class(config)(config)
+    before = weights(teacher)
+    args = arguments(tmp_path, hidden_weight=1.0, max_steps=25, learning_rate=3e-3, sampling="single_path", task_weight=0.0)
+    dataset = rows()
+    batch = {key: torch.tensor(dataset[key][:]) for key in ("input_ids", "attention_mask")}
+
+    def distance():
+        with torch.no_grad():
+            theirs = teacher(**batch, output_hidden_states=True).hidden_states[-1]
+            return float((model(**batch, output_hidden_states=True).hidden_states[-1] - theirs).pow(2).mean())
+
+    start = distance()
+    train(model, args, dataset, teacher=teacher)
+    model.eval()
+    assert distance() < start
+    assert_same(weights(teacher), before)
+
+
+def test_autocast_and_gradient_checkpointing(tmp_path):
+    model = classifier()
+    trainer = train(model, arguments(tmp_path, bf16=True, gradient_checkpointing=True))
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert trainer.state.global_step == 6
+
+
+def test_every_process_and_step_draws_the_same():
+    from hf_elastic.training.sampling import sizes_of_step
+
+    space = classifier().space
+    drawn = [sizes_of_step(space, "sandwich", 2, seed=1, step=step) for step in range(40)]
+    assert drawn == [sizes_of_step(space, "sandwich", 2, seed=1, step=step) for step in range(40)]
+    assert all(sizes[0][1] == space.largest and sizes[-1][1] == space.smallest for sizes in drawn)
+    assert len({sizes[1][1] for sizes in drawn}) > 5
+    assert len(sizes_of_step(space, "all", 0, 0, 0)) == len(space)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": "some"}, "'some' is unknown; known: sandwich, all, single_path"),
+        ({"temperature": 0.0}, "temperature: 0.0 must be above 0"),
+        ({"hidden_weight": -1.0}, "hidden_weight: -1.0 is negative"),
+        ({"task_weight": 0.0, "logits_weight": 0.0}, "would learn nothing"),
+    ],
+)
+def test_bad_arguments(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **changes)
+
+
+def test_bad_models_and_names(tmp_path):
+    model = classifier()
+    with pytest.raises(ValueError, match="unknown subnet 'tiny'; known: largest, smallest, half"):
+        ElasticTrainer(model=model, args=arguments(tmp_path, eval_subnets=["tiny"]))
+    with pytest.raises(ValueError, match="not frozen"):
+        ElasticTrainer(model=model.extract({"num_attention_heads": [2, 4, 4, 4]}), args=arguments(tmp_path))
+    config = config_of("bert", num_labels=5)
+    with pytest.raises(ValueError, match="the teacher's num_labels is 5, the model's is 3"):
+        teacher = ElasticForSequenceClassification.stock_class(config)(config)
+        ElasticTrainer(model=model, args=arguments(tmp_path), teacher=teacher)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 0 for"):
+        train(model, arguments(tmp_path))
