@@ -8,6 +8,8 @@ import torch
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .portable import portable_config
+
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
 PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "architectures", "auto_map")
 OWN = (*PARTS, "model_type", "transformers_version")
@@ -88,7 +90,7 @@ class ElasticConfig(PretrainedConfig):
 
     def to_diff_dict(self) -> dict:
         """What `config.json` holds: the base config without its defaults, and the elastic parts that are set."""
-        return self._serialize(PretrainedConfig.to_diff_dict)
+        return self._serialize(_for_both_versions)
 
     def _serialize(self, serialize) -> dict:
         output = {"model_type": self.model_type}
@@ -102,6 +104,13 @@ class ElasticConfig(PretrainedConfig):
             if value not in (None, {}):
                 output[key] = value
         return {key: value for key, value in output.items() if value is not None}
+
+
+def _for_both_versions(config: PretrainedConfig) -> dict:
+    try:
+        return portable_config(config)
+    except ValueError:  # one version has no words for it: an elastic checkpoint may still be for the other alone
+        return config.to_diff_dict()
 
 
 def _as_config(base: PretrainedConfig | Mapping | None) -> PretrainedConfig | None:

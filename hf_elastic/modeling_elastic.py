@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    GenerationConfig,
     GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
@@ -30,7 +31,7 @@ from .importance import IMPORTANCE, apply_order, importance_order
 from .layout import Cut, Layout
 from .loading import check_path, load_checkpoint
 from .skeleton import Skeleton, copy_tree, first_difference, no_init_weights, use_prefix_layout
-from .space import Space, Subnet
+from .space import DEPTH_AXES, Space, Subnet
 from .spec import Spec, spec_for
 
 # Views are built rarely and used often: one lock for all models keeps models copyable.
@@ -280,6 +281,19 @@ class ElasticPreTrainedModel(PreTrainedModel):
             self._differences[cut] = first_difference(self._skeleton(cut))
         return self._differences[cut]
 
+    def nearest_standard(self, subnet: str | Mapping | None) -> Subnet:
+        """The standard subnet that differs least from `subnet`: its layers made alike first, then its heads and its hidden
+        size made full, for as long as that is needed."""
+        cut = self.resolve(subnet)
+        sizes = {axis: value for axis, value in self.layout.subnet_of(cut).items() if axis not in DEPTH_AXES}
+        sizes = {axis: sorted(v)[len(v) // 2] if isinstance(v, tuple) else v for axis, v in sizes.items()}
+        full_heads = {axis: self.layout.value(axis) for axis in sizes if axis.endswith("heads")}
+        for changed in ({}, full_heads, {**full_heads, "hidden_size": self.layout.value("hidden_size")}):
+            candidate = Subnet({"layers": cut.layers, **sizes, **changed})
+            if self.portability_of(candidate) == "standard":
+                return self.layout.subnet_of(self.resolve(candidate))
+        return self.subnet(None)
+
     # --- views -----------------------------------------------------------------------------------------------------
 
     def _reset_views(self) -> None:
@@ -289,6 +303,7 @@ class ElasticPreTrainedModel(PreTrainedModel):
         self._cuts: dict = {}
         self._differences: dict[Cut, str | None] = {}
         self._counts: Counts | None = None
+        self._frozen_view: PreTrainedModel | None = None
 
     def _skeleton(self, cut: Cut) -> Skeleton:
         skeleton = self._views.get(cut)
@@ -311,7 +326,9 @@ class ElasticPreTrainedModel(PreTrainedModel):
         """
         cut = self.resolve(subnet)
         if self.frozen_cut is not None:  # the base is cut already
-            return copy_tree(self.base).eval()
+            if self._frozen_view is None:
+                self._frozen_view = copy_tree(self.base).eval()
+            return self._frozen_view
         return self._skeleton(cut).module
 
     def _active(self) -> nn.Module:
@@ -338,8 +355,10 @@ class ElasticPreTrainedModel(PreTrainedModel):
         view = self.view(subnet)
         weights = {name: tensor.detach().clone() for name, tensor in view.state_dict().items()}
         if self.portability_of(subnet) == "standard":
+            stock_config = view.config.from_dict(view.config.to_dict())
+            stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict
             with no_init_weights():
-                model = type(self.base)(view.config.from_dict(view.config.to_dict()))
+                model = type(self.base)(stock_config)
         else:
             config = copy.deepcopy(self.config)
             config.frozen = self.subnet(subnet).to_dict()
@@ -432,7 +451,7 @@ class ElasticPreTrainedModel(PreTrainedModel):
 
     def __getstate__(self) -> dict:
         # Views would be copied as independent weights; they are rebuilt when needed.
-        return {**self.__dict__, "_views": {}, "_trained": {}}
+        return {**self.__dict__, "_views": {}, "_trained": {}, "_frozen_view": None}
 
 
 def _freeze(skeleton: Skeleton) -> PreTrainedModel:
@@ -552,11 +571,20 @@ class ElasticForCausalLM(ElasticPreTrainedModel, GenerationMixin):
         }
         return self._forward(inputs, kwargs)
 
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The base's, so that every size generates alike."""
+        return self.base.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if "base" in self.__dict__:  # our own constructor sets one before there is a base, from a config without tokens
+            self.base.generation_config = value
+            self._reset_views()
+
     def generate(self, *args, **kwargs):
         """The stock `generate` of the selected size, with a key-value cache of its own depth."""
-        model = self.view(self.config.subnet)
-        model.generation_config = self.generation_config
-        return model.generate(*args, **kwargs)
+        return self.view(self.config.subnet).generate(*args, **kwargs)
 
 
 class ElasticForQuestionAnswering(ElasticPreTrainedModel):

@@ -22,6 +22,7 @@ except ImportError:  # transformers 4.57
     from transformers.modeling_utils import no_init_weights
 
 from .layout import Cut, Layout
+from .portable import portable_config
 from .spec import CutStep, evaluate
 from .spec import cut as cut_tensor
 
@@ -205,10 +206,12 @@ def first_difference(skeleton: Skeleton) -> str | None:
     """Why a subnet is not a stock model, or None where it is.
 
     The stock class itself is asked: built on the meta device from the stock config, it must have the same modules, the same
-    parameter shapes and the same plain attributes (window sizes, attention types, ...) as the skeleton.
+    parameter shapes and the same plain attributes (window sizes, attention types, ...) as the skeleton; and both supported
+    major versions of transformers must have words for its config.
     """
     try:
         config = stock_config(skeleton)
+        portable_config(config)
         with torch.device("meta"), no_init_weights():
             stock = type(skeleton.module)(config)
     except ValueError as error:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
@@ -177,6 +177,11 @@ class Evaluator:
         return [candidate for candidate in self.candidates.values() if candidate.is_evaluated]
 
     @property
+    def decided(self) -> list[Candidate]:
+        """The evaluated and the refused candidates; not those that the budget was too small for."""
+        return [c for c in self.candidates.values() if c.is_evaluated or self.rules.problems(c)]
+
+    @property
     def largest(self) -> Candidate:
         """The largest subnet, with which latencies are compared."""
         return self.look_up(self.model.space.largest)
@@ -251,10 +256,8 @@ class Evaluator:
         first = self.store.get(largest, "latency")
         measured = self.latency.measure(self.model, list(dict.fromkeys([largest, *subnets])))
         factor = first["median_ms"] / measured[largest].median_ms if first else 1.0
-        taken = {
-            subnet: asdict(Latency.from_samples([factor * sample for sample in measured[subnet].samples_ms])) for subnet in subnets
-        }
-        self.store.put("latency", taken)
+        scaled = {subnet: [factor * sample for sample in measured[subnet].samples_ms] for subnet in subnets}
+        self.store.put("latency", {subnet: Latency.from_samples(samples).to_dict() for subnet, samples in scaled.items()})
 
     def measure_together(self, candidates: Sequence[Candidate], progress: Callable[[int, int], object]) -> None:
         """Replace the latencies of candidates by those of one run, and scale those of all others to that run."""

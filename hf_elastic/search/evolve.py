@@ -12,8 +12,8 @@ from ..space import Space
 from .evaluate import Candidate, Evaluator
 from .frontier import Objective
 
-DRAWS = 1000  # random subnets looked at to find one that is new and allowed
-PATIENCE = 20  # generations without anything new to evaluate before the search ends early
+DRAWS = 500  # random subnets looked at to find one that is new and allowed
+PATIENCE = 10  # generations without anything new to evaluate before the search ends early
 PROBLEMS = "problems"
 
 

@@ -128,6 +128,7 @@ class PadRows:
     pad_token_id: int
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """Rows of one set of columns -> a batch, with an attention mask."""
         batch = {}
         for key in rows[0]:
             name = "labels" if key in LABELS else key

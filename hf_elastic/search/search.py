@@ -1,11 +1,9 @@
 """`search_subnets`: find the sizes of a supernet that are worth having on this machine."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
 from ..modeling_elastic import ElasticPreTrainedModel
@@ -13,7 +11,8 @@ from ..space import Space
 from .evaluate import Candidate, Evaluator, LatencySettings, Rules, use_threads
 from .frontier import Frontier, Objective, Point
 from .measure import machine_facts
-from .objectives import COUNTS, FLOPS, LATENCY, QUALITY, read_constraints, read_objectives
+from .objectives import LATENCY, QUALITY, read_constraints, read_objectives
+from .progress import Bar
 from .quality import QualityPass, median_length
 from .store import Store, batches_digest, model_digest
 
@@ -78,7 +77,8 @@ def search_subnets(
     custom = compute_quality is not None
     goals = read_objectives(objectives, custom=custom)
     limits = read_constraints(constraints, custom=custom)
-    _check_arguments(model, portability, compute_quality, data_collator)
+    _check_model(model, portability)
+    _check_callables(data_collator=data_collator, compute_quality=compute_quality)
     sizes = {"n_trials": n_trials, "batch_size": batch_size, "latency_batch_size": latency_batch_size}
     optional = {"sequence_length": sequence_length, "threads": threads}
     _check_integers(1, **sizes, **{name: value for name, value in optional.items() if value is not None})
@@ -87,33 +87,160 @@ def search_subnets(
 
     wanted = tuple(dict.fromkeys([goal.name for goal in goals] + [limit.name for limit in limits]))
     rules = Rules(wanted, tuple(limits), portability == "standard")
+    rows = _rows(eval_dataset)
     if sequence_length is None:
-        sequence_length = DEFAULT_LENGTH if eval_dataset is None else median_length(eval_dataset)
+        sequence_length = median_length(rows) if rows else DEFAULT_LENGTH
     latency = LatencySettings(latency_batch_size, sequence_length, threads, seed)
-    quality = compute_quality
     metrics = [name for name in wanted if name in QUALITY]
+    quality = compute_quality
     if quality is None and metrics:
-        if eval_dataset is None:
+        if rows is None:
             raise ValueError(f"{', '.join(metrics)} needs eval_dataset or compute_quality")
-        quality = QualityPass(model, eval_dataset, metrics, batch_size, data_collator, seed)
-    elif not set(wanted) - {LATENCY, *COUNTS}:
-        quality = None
+        quality = QualityPass(model, rows, metrics, batch_size, data_collator, seed)
 
     space = _searched_space(model, portability)
     store = Store(storage, {} if storage is None else _identity(model, goals, rules, latency, quality))
-    with _Bar(progress) as bar:
-        try:
+    try:
+        with Bar(progress) as bar:
             evaluator = Evaluator(model, store, rules, quality, latency)
             bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, len(space)))
             names = _evaluate_ends(evaluator, bar.advance)
             if len(space) <= n_trials:
                 _evaluate_all(evaluator, space, population_size, bar.advance)
             else:
-                from .evolve import evolve  # Optuna takes a second to import
+                from .evolve import evolve  # importing Optuna takes long
 
-                limits = {"n_trials": n_trials, "population_size": population_size, "seed": seed}
-                evolve(evaluator, space, goals, **limits, on_each=bar.advance)
-            settings = {**sizes, **limits_of(latency, limits_text=[str(limit) for limit in rules.constraints])}
+                options = {"n_trials": n_trials, "population_size": population_size, "seed": seed}
+                evolve(evaluator, space, goals, **options, on_each=bar.advance)
+            settings = {**sizes, "population_size": population_size, **_settings(evaluator, portability)}
             return _settle(evaluator, goals, names, settings, bar)
-        finally:
-            store.close()
+    finally:
+        store.close()
+
+
+def _check_model(model: object, portability: object) -> None:
+    if not isinstance(model, ElasticPreTrainedModel):
+        raise ValueError(f"model must be an elastic model, got {type(model).__name__}; make one with Elastic*.from_base")
+    if portability not in PORTABILITY:
+        raise ValueError(f"portability {portability!r} is unknown; allowed: {', '.join(PORTABILITY)}")
+
+
+def _check_callables(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is not None and not callable(value):
+            raise ValueError(f"{name} must be a function or None, got {value!r}")
+
+
+def _check_integers(least: int, **arguments: object) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _rows(eval_dataset: Iterable[Mapping] | None) -> list[Mapping] | None:
+    """The rows, read once: the data set may be a stream."""
+    if eval_dataset is None:
+        return None
+    if not isinstance(eval_dataset, Iterable):
+        raise ValueError(f"eval_dataset must be a data set or a list of rows, got {eval_dataset!r:.200}")
+    rows = list(eval_dataset)
+    if not rows:
+        raise ValueError("eval_dataset has no rows")
+    return rows
+
+
+def _searched_space(model: ElasticPreTrainedModel, portability: str) -> Space:
+    """The model's space; without per-layer choices if a subnet must be standard, because that is where those all are."""
+    if portability == "any" or not model.space.per_layer:
+        return model.space
+    return Space.from_dict({**model.space.to_dict(), "per_layer": []}, max_group=model.layout.full.get("group"))
+
+
+def _identity(
+    model: ElasticPreTrainedModel, goals: Sequence[Objective], rules: Rules, latency: LatencySettings, quality: object
+) -> dict[str, object]:
+    """What the stored values depend on, and which of them are stored."""
+    timed = {key: value for key, value in asdict(latency).items() if key != "seed"}
+    if LATENCY in rules.wanted:
+        with use_threads(latency.threads):
+            timed |= {key: value for key, value in machine_facts().items() if key in ("processor", "torch_threads")}
+        timed |= {"device": str(model.device), "attention": model.config._attn_implementation}
+    return {
+        "model": model_digest(model),
+        "space": model.space.to_dict(),
+        "objectives": [asdict(goal) for goal in goals],
+        "constraints": [str(limit) for limit in rules.constraints],
+        "portability": rules.is_standard,
+        "latency": timed,
+        "data": batches_digest(quality.batches) if isinstance(quality, QualityPass) else "compute_quality" if quality else None,
+    }
+
+
+def _settings(evaluator: Evaluator, portability: str) -> dict[str, object]:
+    """What the numbers depend on besides the machine."""
+    return {
+        **{name: value for name, value in asdict(evaluator.latency).items() if name != "batch_size"},
+        "portability": portability,
+        "constraints": [str(limit) for limit in evaluator.rules.constraints],
+        "n_evaluated": len(evaluator.evaluated),
+        "device": str(evaluator.model.device),
+        "dtype": str(evaluator.model.dtype).removeprefix("torch."),
+    }
+
+
+def _evaluate_ends(evaluator: Evaluator, on_each: Callable[[], object]) -> dict[str, Candidate]:
+    """Evaluate the largest and the smallest subnet, allowed or not: they show what the others are compared with."""
+    space = evaluator.model.space
+    is_full = evaluator.model.resolve(space.largest) == evaluator.model.resolve(None)
+    names = {"smallest": evaluator.look_up(space.smallest), "full" if is_full else "largest": evaluator.largest}
+    ends = {id(candidate): candidate for candidate in reversed(names.values()) if not candidate.is_evaluated}
+    evaluator.evaluate(list(ends.values()), on_each)
+    return names
+
+
+def _evaluate_all(evaluator: Evaluator, space: Space, population_size: int, on_each: Callable[[], object]) -> None:
+    candidates = {id(c): c for c in map(evaluator.look_up, space.enumerate())}.values()
+    allowed = [c for c in candidates if not c.is_evaluated and not evaluator.rules.problems(c)]
+    for start in range(0, len(allowed), population_size):
+        evaluator.evaluate(allowed[start : start + population_size], on_each)
+
+
+def _settle(
+    evaluator: Evaluator, goals: Sequence[Objective], names: Mapping[str, Candidate], settings: Mapping, bar: Bar
+) -> Frontier:
+    """The frontier, all of whose latencies are from one run.
+
+    Measuring again may bring other subnets onto the frontier; they join the next run, until all have been in it.
+    """
+    with use_threads(evaluator.latency.threads):
+        facts = {"machine": machine_facts(), "settings": dict(settings)}
+    together: list[Candidate] = []
+    while True:
+        pairs = [(candidate, _point(candidate, evaluator.rules, names)) for candidate in evaluator.decided]
+        frontier = Frontier(goals, [point for _, point in pairs], facts)
+        if not frontier.points:
+            raise ValueError(_why_none(evaluator))
+        on_frontier = {id(point) for point in frontier.points}
+        new = [c for c, point in pairs if id(point) in on_frontier and all(c is not other for other in together)]
+        if not evaluator.is_timed or not new:
+            return frontier
+        together += new
+        bar.start("measuring the frontier", 0, None)
+        evaluator.measure_together(together, bar.update)
+
+
+def _point(candidate: Candidate, rules: Rules, names: Mapping[str, Candidate]) -> Point:
+    problems = list(rules.problems(candidate))
+    return Point(
+        subnet=candidate.subnet.to_dict(),
+        values=dict(candidate.values),
+        details={**candidate.details, **({"infeasible": problems} if problems else {})},
+        name=next((name for name, named in reversed(names.items()) if named is candidate), None),
+        feasible=candidate.is_evaluated and not problems,
+    )
+
+
+def _why_none(evaluator: Evaluator) -> str:
+    problems = [(evaluator.rules.problems(candidate), candidate) for candidate in evaluator.decided]
+    closest, candidate = min(problems, key=lambda item: sum(item[0].values()))
+    return f"none of the {len(problems)} subnets tried is allowed; the closest: {'; '.join(closest)} ({candidate.subnet})"

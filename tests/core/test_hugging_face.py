@@ -2,7 +2,11 @@
 
 import copy
 import io
+import json
+import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -267,6 +271,79 @@ def test_copies_are_independent(model_type, way):
     assert torch.equal(model(**batch()).logits, expected)
 
 
+# Runs in an interpreter where this package cannot be imported.
+REMOTE = """
+import json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_elastic":
+            raise ImportError("hf_elastic is not installed here")
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from transformers import AutoModelForSequenceClassification
+
+torch.set_num_threads(1)
+results = {}
+for name, arguments in json.loads(sys.argv[2]).items():
+    folder = f"{sys.argv[1]}/{name.partition('-')[0]}"
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, **arguments)
+    with torch.no_grad():
+        results[name] = model(**torch.load(f"{sys.argv[1]}/inputs.pt")).logits.tolist()
+    model.save_pretrained(f"{sys.argv[1]}/again-{name}")
+    results[name + "-class"] = type(model).__module__
+print(json.dumps(results))
+"""
+
+
+@torch.no_grad()
+def test_trust_remote_code_without_this_package(tmp_path):
+    model = classifier()
+    model.save_pretrained(tmp_path / "supernet")
+    model.extract(PER_LAYER).save_pretrained(tmp_path / "frozen")
+    torch.save(batch(), tmp_path / "inputs.pt")
+    runs = {"supernet-full": {}, "supernet-small": {"subnet": "small"}, "supernet-other": {"subnet": PER_LAYER}, "frozen": {}}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-I", "-c", REMOTE, str(tmp_path), json.dumps(runs)]
+    run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    results = json.loads(run.stdout.splitlines()[-1])
+    expected = {"supernet-full": None, "supernet-small": "small", "supernet-other": PER_LAYER, "frozen": PER_LAYER}
+    for name, subnet in expected.items():
+        assert results[f"{name}-class"].startswith("transformers_modules")
+        logits = model.view(subnet)(**batch()).logits
+        torch.testing.assert_close(torch.tensor(results[name]), logits, atol=TOLERANCE, rtol=0)
+        # What the copied code saves is as complete as what it was loaded from.
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"again-{name}")
+        assert isinstance(again, ElasticForSequenceClassification)
+        torch.testing.assert_close(again(**batch()).logits, logits, atol=TOLERANCE, rtol=0)
+
+
+def test_generation_config_is_one_for_all_sizes(tmp_path):
+    base = randomize(AutoModelForCausalLM.from_config(config_of("llama")))
+    base.generation_config.repetition_penalty = 1.7
+    model = ElasticForCausalLM.from_base(base, space={"num_hidden_layers": [2, 4]}, subnets={"small": {"num_hidden_layers": 2}})
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for each in (model, again):
+        for one in (each, each.view("small"), each.extract("small"), each.extract({"layers": [0, 2]})):
+            assert one.generation_config.eos_token_id == 2
+            assert one.generation_config.repetition_penalty == 1.7
+    again.generation_config = copy.deepcopy(again.generation_config)
+    again.generation_config.eos_token_id = 7
+    assert again.view("small").generation_config.eos_token_id == again.base.generation_config.eos_token_id == 7
+
+
+def test_extract_keeps_the_attention_implementation():
+    for implementation in ("eager", "sdpa"):
+        model = classifier(attn_implementation=implementation)
+        for subnet in (None, SMALL, PER_LAYER):
+            assert model.extract(subnet).config._attn_implementation == implementation
+
+
 # --- pipelines and Trainer -------------------------------------------------------------------------------------------
 
 WORDS = [f"w{i}" for i in range(VOCAB - 5)]
@@ -365,12 +442,17 @@ def test_gradient_checkpointing(model_type, use_reentrant):
         model = classifier(model_type, **NO_DROPOUT)
         model.select(PER_LAYER)
         model.train()
+        runs = []
+        layer = model.get_submodule(f"{model.layout.container}.0")
+        leaf = next(module for module in layer.modules() if module._parameters)
+        leaf.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
             assert model.is_gradient_checkpointing
             if use_reentrant:
                 model.enable_input_require_grads()
         model(**batch(), labels=torch.tensor([0, 1, 2])).loss.backward()
+        assert len(runs) == 1 + checkpointing  # the layer ran again in the backward pass
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     plain, recomputed = gradients
     assert plain.keys() == recomputed.keys()

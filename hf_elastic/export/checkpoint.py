@@ -1,0 +1,83 @@
+"""A standard subnet as a stock checkpoint that transformers 4.57 and 5.x both read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling_elastic import ElasticPreTrainedModel
+from ..portable import portable_config
+
+__all__ = ["portable_config", "save_standard"]
+
+# Class of transformers 5 -> what 4.57 calls it; transformers 5 knows the old name as well.
+OLD_TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+
+
+def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write a stock model, its generation config and its tokenizer, for both major versions of transformers.
+
+    The files are complete before the first of them appears in `directory`.
+
+    Args:
+        model: a stock model, such as `extract` gives for a standard subnet.
+        directory: where to; files of the same names are replaced.
+        tokenizer: written next to the model if given.
+
+    Raises:
+        ValueError: the model is elastic, or its config cannot be written for both versions.
+    """
+    if isinstance(model, ElasticPreTrainedModel):
+        raise ValueError(f"{type(model).__name__} is not a stock model: extract a standard subnet of it first")
+    directory = Path(directory)
+    unfinished = directory.parent / f".{directory.name}.{os.getpid()}.unfinished"
+    unfinished.mkdir(parents=True)
+    try:
+        model.save_pretrained(unfinished, state_dict=_state_dict(model))
+        _write_json(unfinished / "config.json", portable_config(model.config))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(unfinished)
+            _make_tokenizer_portable(unfinished / "tokenizer_config.json")
+        _move(unfinished, directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Weights by name. Untied models have every name in the file: the versions differ in which they tie all the same."""
+    tensors = model.state_dict()
+    if model.config.tie_word_embeddings:
+        return tensors
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
+def _make_tokenizer_portable(path: Path) -> None:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    name = values.get("tokenizer_class")
+    values["tokenizer_class"] = OLD_TOKENIZER_CLASSES.get(name, name)
+    if isinstance(values.get("extra_special_tokens"), list):  # a mapping in 4.57, which has another name for the list
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    _write_json(path, values)
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _move(unfinished: Path, directory: Path) -> None:
+    """Move the files to where they belong; the config comes last, without it there is no checkpoint."""
+    if not directory.exists():
+        os.replace(unfinished, directory)
+        return
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, directory / path.name)
