@@ -91,7 +91,7 @@ def test_subnet_values(values, message):
         ({"num_hidden_layers": [2], "per_layer": ["hidden_size"]}, says("per_layer", "hidden_size", "whole model")),
         ({"num_hidden_layers": [2], "per_layer": ["width"]}, says("per_layer", "'width'", "num_hidden_layers")),
         ({"num_hidden_layers": [2], "per_layer": "intermediate_size"}, says("per_layer", "'intermediate_size'", "list")),
-        ({"intermediate_size": [16], "per_layer": ["intermediate_size"]}, says("per_layer: intermediate_size", "num_hidden_layers")),
+        ({"intermediate_size": [16], "per_layer": ["intermediate_size"]}, says("per_layer", "num_hidden_layers or layers")),
         ({"num_attention_heads": [3], "num_key_value_heads": [2]}, says("[3]", "[2]", "divides")),
         (
             {"layers": [[0]], "per_layer": ["num_attention_heads"], "num_attention_heads": [4], "num_key_value_heads": [2]},
