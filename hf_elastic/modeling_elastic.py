@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -26,19 +25,17 @@ from transformers import (
 )
 
 from .configuration_elastic import ElasticConfig
-from .counts import Counts
+from .delegation import DelegationMixin
 from .importance import IMPORTANCE, apply_order, importance_order
-from .layout import Cut, Layout
+from .layout import Layout
 from .loading import check_path, load_checkpoint
-from .skeleton import Skeleton, copy_tree, first_difference, no_init_weights, use_prefix_layout
-from .space import DEPTH_AXES, Space, Subnet
+from .sizes import SizesMixin
+from .skeleton import Skeleton, no_init_weights, use_prefix_layout
+from .space import Space
 from .spec import Spec, spec_for
 
-# Views are built rarely and used often: one lock for all models keeps models copyable.
-_BUILD_LOCK = threading.RLock()
 
-
-class ElasticPreTrainedModel(PreTrainedModel):
+class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
     """What every elastic model can do, whatever its head.
 
     The stock model is `base`; this wrapper holds the very same submodules under the very same names, so that state dicts,
@@ -201,136 +198,6 @@ class ElasticPreTrainedModel(PreTrainedModel):
             use_prefix_layout(self.base, self.layout, axes)
         self._reset_views()
 
-    # --- sizes -----------------------------------------------------------------------------------------------------
-
-    @property
-    def num_labels(self) -> int:
-        """Number of labels of a classifier."""
-        return self.config.num_labels
-
-    def _full_cut(self) -> Cut:
-        return self.frozen_cut or self.layout.resolve(None)
-
-    def resolve(self, subnet: str | Mapping | None) -> Cut:
-        """The sizes that a name, a subnet or None (the full model) stands for.
-
-        Raises:
-            ValueError: an unknown name (the message lists the known), or a subnet that this model does not have.
-        """
-        if not isinstance(subnet, (str, Mapping, type(None))):
-            raise ValueError(f"{subnet!r} is not a subnet: give a name, a mapping of axes to values, or None for the full model")
-        if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
-            subnet = Subnet(subnet)
-        if subnet not in self._cuts:
-            self._cuts[subnet] = self._resolve(subnet)
-        return self._cuts[subnet]
-
-    def _resolve(self, subnet: str | Subnet | None) -> Cut:
-        if isinstance(subnet, str):
-            known = {"largest": self.space.largest, "smallest": self.space.smallest, **self.config.subnets}
-            if subnet not in known:
-                raise ValueError(f"unknown subnet {subnet!r}; known: {', '.join(known)}")
-            subnet = Subnet(known[subnet])
-        if self.frozen_cut is None:
-            return self.layout.resolve(subnet)
-        if subnet not in (None, self.space.largest) and self.layout.resolve(subnet) != self.frozen_cut:
-            raise ValueError(f"this checkpoint is cut to {self.config.frozen} and has no other size, such as {subnet}")
-        return self.frozen_cut
-
-    def subnet(self, subnet: str | Mapping | None) -> Subnet:
-        """A name or a partial subnet with every axis spelled out."""
-        return self.layout.subnet_of(self.resolve(subnet))
-
-    def select(self, subnet: str | Mapping | None) -> None:
-        """Choose the size that `forward` and `generate` run; None is the full model."""
-        self._selected = None if subnet is None else self.resolve(subnet)
-        if self._selected == self._full_cut():
-            self._selected = None
-        self.config.subnet = subnet.to_dict() if isinstance(subnet, Subnet) else subnet
-
-    @property
-    def counts(self) -> Counts:
-        """Closed-form counts, for populations."""
-        if self._counts is None:
-            self._counts = Counts(self.layout)
-        return self._counts
-
-    def num_parameters_of(self, subnet: str | Mapping | Sequence | None):
-        """Parameters of a subnet (int), or of each of a list (array `[N]`); tied ones count once."""
-        if isinstance(subnet, list):
-            return self.counts.parameters_of([self.subnet(s) if isinstance(s, str) else s for s in subnet])
-        return int(self.counts.parameters_of([self.subnet(subnet)])[0])
-
-    def flops_of(self, subnet: str | Mapping | Sequence | None, batch_size: int = 1, sequence_length: int = 128):
-        """FLOPs of one forward pass (matrix products, a multiply-add is two) of a subnet, or of each of a list."""
-        if isinstance(subnet, list):
-            subnets = [self.subnet(s) if isinstance(s, str) else s for s in subnet]
-            return self.counts.flops_of(subnets, batch_size, sequence_length)
-        return int(self.counts.flops_of([self.subnet(subnet)], batch_size, sequence_length)[0])
-
-    def portability_of(self, subnet: str | Mapping | None = None) -> str:
-        """ "standard" if the subnet is an instance of the stock class, "elastic" if it needs this package."""
-        return "elastic" if self.why_elastic(subnet) else "standard"
-
-    def why_elastic(self, subnet: str | Mapping | None = None) -> str | None:
-        """Why a subnet is not standard, in a sentence fragment; None if it is."""
-        cut = self.resolve(subnet)
-        if self.frozen_cut is not None:
-            return "the checkpoint is frozen at an elastic subnet"
-        if cut not in self._differences:
-            self._differences[cut] = first_difference(self._skeleton(cut))
-        return self._differences[cut]
-
-    def nearest_standard(self, subnet: str | Mapping | None) -> Subnet:
-        """The standard subnet that differs least from `subnet`: its layers made alike first, then its heads and its hidden
-        size made full, for as long as that is needed."""
-        cut = self.resolve(subnet)
-        sizes = {axis: value for axis, value in self.layout.subnet_of(cut).items() if axis not in DEPTH_AXES}
-        sizes = {axis: sorted(v)[len(v) // 2] if isinstance(v, tuple) else v for axis, v in sizes.items()}
-        full_heads = {axis: self.layout.value(axis) for axis in sizes if axis.endswith("heads")}
-        for changed in ({}, full_heads, {**full_heads, "hidden_size": self.layout.value("hidden_size")}):
-            candidate = Subnet({"layers": cut.layers, **sizes, **changed})
-            if self.portability_of(candidate) == "standard":
-                return self.layout.subnet_of(self.resolve(candidate))
-        return self.subnet(None)
-
-    # --- views -----------------------------------------------------------------------------------------------------
-
-    def _reset_views(self) -> None:
-        """Forget everything that was built from the weights or the module tree."""
-        self._views: dict[Cut, Skeleton] = {}
-        self._trained: dict[Cut, Skeleton] = {}
-        self._cuts: dict = {}
-        self._differences: dict[Cut, str | None] = {}
-        self._counts: Counts | None = None
-        self._frozen_view: PreTrainedModel | None = None
-
-    def _skeleton(self, cut: Cut) -> Skeleton:
-        skeleton = self._views.get(cut)
-        if skeleton is None or skeleton.is_stale:
-            with _BUILD_LOCK:
-                skeleton = self._views.get(cut)
-                if skeleton is None:
-                    skeleton = Skeleton(self.base, self.layout, cut)
-                    skeleton.module.eval()
-                elif not skeleton.is_stale:  # another thread was faster
-                    return skeleton
-                skeleton.fill(differentiable=False)
-                self._views[cut] = skeleton  # only now: other threads use what they find here without the lock
-        return skeleton
-
-    def view(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
-        """A subnet as a callable stock module, in evaluation mode, whose weights share the supernet's storage.
-
-        Views of several sizes, or one view, may run in several threads at once. The same size gives the same object.
-        """
-        cut = self.resolve(subnet)
-        if self.frozen_cut is not None:  # the base is cut already
-            if self._frozen_view is None:
-                self._frozen_view = copy_tree(self.base).eval()
-            return self._frozen_view
-        return self._skeleton(cut).module
-
     def _active(self) -> nn.Module:
         """The module that runs now: the base, a view, or slices through which gradients flow."""
         if self._selected is None:
@@ -357,6 +224,8 @@ class ElasticPreTrainedModel(PreTrainedModel):
         if self.portability_of(subnet) == "standard":
             stock_config = view.config.from_dict(view.config.to_dict())
             stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict
+            if "use_cache" in vars(stock_config):  # Trainer turns it off for good
+                stock_config.use_cache = True
             with no_init_weights():
                 model = type(self.base)(stock_config)
         else:
@@ -371,87 +240,6 @@ class ElasticPreTrainedModel(PreTrainedModel):
         if model.can_generate():
             model.generation_config = copy.deepcopy(self.generation_config)
         return model.eval()
-
-    # --- what Hugging Face expects of a model, passed on to the base ------------------------------------------------
-
-    def _init_weights(self, module: nn.Module) -> None:
-        self.base._init_weights(module)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The base's input embeddings."""
-        return self.base.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the base's input embeddings."""
-        self.base.set_input_embeddings(value)
-        self._reset_views()
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The base's output embeddings, if it has any."""
-        return self.base.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the base's output embeddings."""
-        self.base.set_output_embeddings(value)
-        self._reset_views()
-
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
-        """Resize the base's token embeddings; all sizes follow."""
-        embeddings = self.base.resize_token_embeddings(*args, **kwargs)
-        self.layout = Layout(self.layout.spec, self.base, self.config.layer_order)
-        self._reset_views()
-        return embeddings
-
-    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
-        """Recompute activations in the backward pass, in every size."""
-        self.base.gradient_checkpointing_enable(*args, **kwargs)
-        self._reset_views()
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Stop recomputing activations."""
-        self.base.gradient_checkpointing_disable()
-        self._reset_views()
-
-    def enable_input_require_grads(self) -> None:
-        """Make the embeddings' output require gradients, as adapters on a frozen model need."""
-        super().enable_input_require_grads()
-        self._reset_views()
-
-    def set_attn_implementation(self, *args, **kwargs) -> None:
-        """Change the attention kernel of every size."""
-        self.base.set_attn_implementation(*args, **kwargs)
-        self.config._attn_implementation_internal = self.base.config._attn_implementation
-        self._reset_views()
-
-    def train(self, mode: bool = True) -> ElasticPreTrainedModel:
-        """Switch to training mode, the base (which is not a submodule) included."""
-        super().train(mode)
-        if "base" in self.__dict__:
-            self.base.training = mode
-        return self
-
-    def load_state_dict(self, *args, **kwargs):
-        """Load weights; views of the old ones are dropped."""
-        result = super().load_state_dict(*args, **kwargs)
-        self._reset_views()
-        return result
-
-    def _apply(self, fn, *args, **kwargs):
-        result = super()._apply(fn, *args, **kwargs)
-        self._reset_views()
-        return result
-
-    def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **kwargs):
-        """Like any `save_pretrained`: the full weights under the stock names, and this package's code for
-        `trust_remote_code`."""
-        # The memory layout is ours; files have the standard one.
-        tensors = self.state_dict() if state_dict is None else state_dict
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
-
-    def __getstate__(self) -> dict:
-        # Views would be copied as independent weights; they are rebuilt when needed.
-        return {**self.__dict__, "_views": {}, "_trained": {}, "_frozen_view": None}
 
 
 def _freeze(skeleton: Skeleton) -> PreTrainedModel:

@@ -16,7 +16,8 @@ class ConvertArguments:
     output_dir: str = field(metadata={"help": "Folder for the elastic checkpoint."})
     model: str | None = field(default=None, metadata={"help": "Hub id or local folder of the stock checkpoint."})
     model_config: str | None = field(
-        default=None, metadata={"help": "Instead of a model: a stock config (mapping, JSON or JSON file), for training from scratch."}
+        default=None,
+        metadata={"help": "Instead of a model: a stock config (mapping, JSON or JSON file), for training from scratch."},
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Hub id or local folder of the tokenizer; default: the model's."}

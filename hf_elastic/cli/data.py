@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from ..loading import check_path
 
 
 @dataclass
@@ -36,13 +37,6 @@ def load_elastic(name: str):
     if config.model_type != "elastic":
         raise ValueError(f"model: {name} is a {config.model_type} checkpoint; make it elastic with hf-elastic convert first")
     return getattr(hf_elastic, config.architectures[0]).from_pretrained(name)
-
-
-def check_path(name: str) -> None:
-    """Raise FileNotFoundError for what can only be a path and does not exist."""
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
-    if looks_local and not Path(name).expanduser().exists():
-        raise FileNotFoundError(f"no such folder: {name}")
 
 
 def load_tokenizer(name: str):

@@ -22,7 +22,7 @@ class ExportArguments:
     frontier: str | None = field(
         default=None, metadata={"help": "Instead of subnet: a frontier.json, whose best point within the limits is taken."}
     )
-    limits: str | None = field(default=None, metadata={"help": "For frontier: value -> bound, such as {\"latency_ms\": 10}."})
+    limits: str | None = field(default=None, metadata={"help": 'For frontier: value -> bound, such as {"latency_ms": 10}.'})
     formats: list[str] = field(
         default_factory=lambda: ["safetensors"], metadata={"help": "Some of: safetensors, onnx, onnx-int8."}
     )
@@ -74,5 +74,6 @@ def run(args: ExportArguments) -> dict | None:
         print(f"nearest standard size: {json.dumps(model.nearest_standard(subnet).to_dict())}")
     for name, record in records.items():
         where = Path(args.output_dir) / (name if name != "safetensors" else "")
-        print(f"{name}: {where}, largest difference {record['max_abs_difference']:.2g}, same decision {record['argmax_agreement']:.1%}")
+        difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
+        print(f"{name}: {where}, largest difference {difference:.2g}, same decision {agreement:.1%}")
     return records

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files import check_output
+from ..loading import check_path
 from .common import parse
-from .data import check_path
 
 # Depth and feed-forward width leave a stock BERT of that size; fewer heads at full hidden size do not, so the search, asked
 # for standard sizes, keeps all heads, and the head axis is there for those who serve the supernet itself.
-SHARES = {"num_hidden_layers": (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1), "num_attention_heads": (1 / 2, 1), "intermediate_size": (1 / 4, 1 / 2, 1)}
+SHARES = {
+    "num_hidden_layers": (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1),
+    "num_attention_heads": (1 / 2, 1),
+    "intermediate_size": (1 / 4, 1 / 2, 1),
+}
 
 
 @dataclass
@@ -28,10 +32,10 @@ class QuickstartArguments:
     )
     output_dir: str = field(default="quickstart", metadata={"help": "Folder for everything."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
-    epochs: float = field(default=6.0, metadata={"help": "Passes over the training data (count)."})
-    train_batch_size: int = field(default=32, metadata={"help": "Examples per step (count)."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
-    max_length: int = field(default=48, metadata={"help": "Longest input (tokens)."})
+    epochs: float = field(default=4.0, metadata={"help": "Passes over the training data (count)."})
+    train_batch_size: int = field(default=16, metadata={"help": "Examples per step (count)."})
+    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate of AdamW."})
+    max_length: int = field(default=32, metadata={"help": "Longest input (tokens)."})
     n_trials: int = field(default=32, metadata={"help": "Sizes that the search evaluates at most (count)."})
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
 
@@ -60,14 +64,16 @@ def run(args: QuickstartArguments) -> None:
     console.rule("2/6 train")
     train(model, tokenizer, data, args, folder)
     console.rule("3/6 search")
-    frontier, chosen = search(model, data, args, folder, console)
+    chosen = search(model, data, args, folder, console)
     console.rule("4/6 export")
     export(model, tokenizer, data, chosen, folder, console)
     console.rule("5/6 use it without hf_elastic")
     report.classify_elsewhere(folder / "export", data, console)
     console.rule("6/6 result")
     console.print(report.final_table(model, data, chosen, folder, args.seed))
-    console.print(f"{time.perf_counter() - started:.0f} s of work. The frontier is drawn in {folder / 'search' / 'frontier.png'}.")
+    console.print(
+        f"{time.perf_counter() - started:.0f} s of work. The frontier is drawn in {folder / 'search' / 'frontier.png'}."
+    )
     console.print(report.next_commands(folder), highlight=False)
 
 
@@ -117,7 +123,9 @@ def space_for(config) -> dict:
 
     spec = spec_for(config.model_type)
     fields = {"num_hidden_layers": "num_hidden_layers"}
-    fields.update({name: next(f for f, value in spec.config.items() if value == product) for name, product in spec.axes().items()})
+    fields.update(
+        {name: next(f for f, value in spec.config.items() if value == product) for name, product in spec.axes().items()}
+    )
     space = {}
     for axis, shares in SHARES.items():
         full = getattr(config, fields[axis]) or 4 * config.hidden_size  # GPT-2 leaves its feed-forward width open
@@ -130,11 +138,14 @@ def space_for(config) -> dict:
 def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> None:
     """Train all sizes and save the supernet to `folder/elastic`."""
     import torch
+    from transformers.utils import logging
 
     from ..files import staged
     from ..metrics import compute_accuracy
     from ..training import ElasticTrainer, ElasticTrainingArguments
 
+    # The embeddings are half of the weights and need little change; frozen they cost neither gradients nor updates.
+    model.get_input_embeddings().requires_grad_(False)
     steps = int(len(data.splits["train"]) / args.train_batch_size * args.epochs)
     training = ElasticTrainingArguments(
         output_dir=str(folder / "training"),
@@ -146,6 +157,7 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> No
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
         num_random_subnets=1,
+        task_weight=1.0,
         save_strategy="no",
         logging_steps=max(1, steps // 5),
         report_to=["none"],
@@ -160,7 +172,9 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> No
         processing_class=tokenizer,
         compute_metrics=compute_accuracy,
     )
+    logging.enable_progress_bar()  # the training's; the others flash by
     trainer.train()
+    logging.disable_progress_bar()
     model.eval()
     with staged(folder / "elastic") as staging:
         model.save_pretrained(staging)
@@ -171,7 +185,7 @@ def search(model, data, args: QuickstartArguments, folder: Path, console):
     """Find the frontier and choose the best size in under half the full model's latency.
 
     Returns:
-        the frontier and the chosen `Point`.
+        the chosen `Point`.
     """
     from ..search import Frontier, search_subnets
 
@@ -194,7 +208,7 @@ def search(model, data, args: QuickstartArguments, folder: Path, console):
     frontier.save(folder / "search" / "frontier.json")
     frontier.plot(folder / "search" / "frontier.png")
     console.print(frontier.table())
-    return frontier, dataclasses.replace(chosen, name="chosen")
+    return dataclasses.replace(chosen, name="chosen")
 
 
 def export(model, tokenizer, data, chosen, folder: Path, console) -> None:

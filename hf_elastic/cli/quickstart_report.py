@@ -47,7 +47,7 @@ def classify_elsewhere(export: Path, data, console) -> None:
     if result.returncode:
         raise ValueError(f"the exported checkpoint does not load alone: {result.stderr.strip().splitlines()[-1]}")
     model_class, label, score = result.stdout.strip().splitlines()[-1].split("|")
-    console.print(f"loaded as {model_class}; \"{text[:100]}\" -> {label} ({score})", highlight=False)
+    console.print(f'loaded as {model_class}; "{text[:100]}" -> {label} ({score})', highlight=False)
 
 
 def final_table(model, data, chosen, folder: Path, seed: int):
@@ -77,7 +77,15 @@ def final_table(model, data, chosen, folder: Path, seed: int):
     calls = {name: _call(runner, full_tokens) for name, (_, runner) in runners.items()}
     with torch.inference_mode():
         latencies = measure_latency(calls, repeats=60, min_rounds=20, seed=seed)
-    table = Table("size", "layers x ffn", "parameters", f"GFLOPs ({length} tokens)", "latency, batch 1 (95% interval)", "", f"accuracy ({split})")
+    table = Table(
+        "size",
+        "layers x ffn",
+        "parameters",
+        f"GFLOPs ({length} tokens)",
+        "latency, batch 1 (95% interval)",
+        "",
+        f"accuracy ({split})",
+    )
     for name, (subnet, runner) in runners.items():
         spelled = model.subnet(subnet)
         ratio = latencies["full"].median_ms / latencies[name].median_ms

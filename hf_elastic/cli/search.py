@@ -21,9 +21,7 @@ class SearchArguments(DataArguments):
     constraints: list[str] = field(
         default_factory=list, metadata={"help": "Hard limits such as 'latency_ms<=10' or 'parameters<=20e6'."}
     )
-    portability: str = field(
-        default="any", metadata={"help": "any, or standard: only sizes that load without hf_elastic."}
-    )
+    portability: str = field(default="any", metadata={"help": "any, or standard: only sizes that load without hf_elastic."})
     n_trials: int = field(default=64, metadata={"help": "Sizes to evaluate at most (count)."})
     population_size: int = field(default=16, metadata={"help": "Sizes per generation (count)."})
     split: str = field(default="validation", metadata={"help": "Split that the quality is measured on."})

@@ -13,8 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..portable import portable_config
 
-__all__ = ["portable_config", "save_standard"]
-
 # Class of transformers 5 -> what 4.57 calls it; transformers 5 knows the old name as well.
 OLD_TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 

@@ -110,7 +110,9 @@ def step(console: Console) -> None:
 
     timed = measure_latency({"elastic": elastic_step, "separate": separate_steps}, repeats=12, min_rounds=8, warmup=2)
     ratio = timed["elastic"].median_ms / timed["separate"].median_ms
-    console.print(f"sandwich step of 3 sizes, BERT 6 x 768, 16 x 64 tokens: {timed['elastic'].median_ms:.0f} ms, separately ", end="")
+    console.print(
+        f"sandwich step of 3 sizes, BERT 6 x 768, 16 x 64 tokens: {timed['elastic'].median_ms:.0f} ms, separately ", end=""
+    )
     console.print(f"{timed['separate'].median_ms:.0f} ms, ratio {ratio:.2f}")
 
 
@@ -161,7 +163,9 @@ def memory(console: Console) -> None:
         runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
         peaks[name] = sorted(int(run.stdout.split()[-1]) for run in runs)[1] / 1024
     ratio = peaks["six"] / peaks["full"]
-    console.print(f"peak memory, BERT-base: full alone {peaks['full']:.0f} MB, six sizes {peaks['six']:.0f} MB, ratio {ratio:.3f}")
+    console.print(
+        f"peak memory, BERT-base: full alone {peaks['full']:.0f} MB, six sizes {peaks['six']:.0f} MB, ratio {ratio:.3f}"
+    )
 
 
 def counts(console: Console) -> None:

@@ -24,8 +24,7 @@ from transformers import (
 )
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification
-from hf_elastic.export.checkpoint import portable_config, save_standard
-from hf_elastic.portable import IS_OLD
+from hf_elastic.portable import IS_OLD, portable_config, save_standard
 
 OTHER = "HF_ELASTIC_OTHER_PYTHON"
 TOLERANCE = 1e-5

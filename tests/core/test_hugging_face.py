@@ -212,8 +212,10 @@ def test_headless_checkpoint_into_a_head_and_back(tmp_path):
     base = randomize(AutoModel.from_config(config_of("bert")))
     ElasticModel.from_base(base, space=SPACE).save_pretrained(tmp_path / "backbone")
     again = AutoModelForTokenClassification.from_pretrained(tmp_path / "backbone", num_labels=4)
-    assert torch.equal(again.bert.encoder.layer[1].output.dense.weight, ElasticModel.from_pretrained(
-        tmp_path / "backbone").encoder.layer[1].output.dense.weight)
+    assert torch.equal(
+        again.bert.encoder.layer[1].output.dense.weight,
+        ElasticModel.from_pretrained(tmp_path / "backbone").encoder.layer[1].output.dense.weight,
+    )
     again.save_pretrained(tmp_path / "head")
     headless = AutoModel.from_pretrained(tmp_path / "head")
     assert torch.equal(headless.encoder.layer[1].output.dense.weight, again.bert.encoder.layer[1].output.dense.weight)

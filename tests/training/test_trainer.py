@@ -95,7 +95,13 @@ def test_one_sandwich_step_by_hand(tmp_path):
     model = classifier()
     twin = copy.deepcopy(model)
     args = arguments(
-        tmp_path, max_steps=1, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0.0, num_random_subnets=0
+        tmp_path,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        num_random_subnets=0,
     )
     trainer = train(model, args)
     batch = next(iter(trainer.get_train_dataloader()))

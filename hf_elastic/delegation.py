@@ -1,0 +1,93 @@
+"""What Hugging Face expects of a model, passed on to the stock model inside."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .layout import Layout
+
+
+class DelegationMixin:
+    """Embeddings, gradient checkpointing, saving and the like of an elastic model are its base's.
+
+    Comes before `PreTrainedModel` in the bases; needs `base`, `layout`, `config` and `_reset_views`.
+    """
+
+    def _init_weights(self, module: nn.Module) -> None:
+        self.base._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's input embeddings."""
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the base's input embeddings."""
+        self.base.set_input_embeddings(value)
+        self._reset_views()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The base's output embeddings, if it has any."""
+        return self.base.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the base's output embeddings."""
+        self.base.set_output_embeddings(value)
+        self._reset_views()
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Resize the base's token embeddings; all sizes follow."""
+        embeddings = self.base.resize_token_embeddings(*args, **kwargs)
+        self.layout = Layout(self.layout.spec, self.base, self.config.layer_order)
+        self._reset_views()
+        return embeddings
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """Recompute activations in the backward pass, in every size."""
+        self.base.gradient_checkpointing_enable(*args, **kwargs)
+        self._reset_views()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Stop recomputing activations."""
+        self.base.gradient_checkpointing_disable()
+        self._reset_views()
+
+    def enable_input_require_grads(self) -> None:
+        """Make the embeddings' output require gradients, as adapters on a frozen model need."""
+        super().enable_input_require_grads()
+        self._reset_views()
+
+    def set_attn_implementation(self, *args, **kwargs) -> None:
+        """Change the attention kernel of every size."""
+        self.base.set_attn_implementation(*args, **kwargs)
+        self.config._attn_implementation_internal = self.base.config._attn_implementation
+        self._reset_views()
+
+    def train(self, mode: bool = True) -> DelegationMixin:
+        """Switch to training mode, the base (which is not a submodule) included."""
+        super().train(mode)
+        if "base" in self.__dict__:
+            self.base.training = mode
+        return self
+
+    def load_state_dict(self, *args, **kwargs):
+        """Load weights; views of the old ones are dropped."""
+        result = super().load_state_dict(*args, **kwargs)
+        self._reset_views()
+        return result
+
+    def _apply(self, fn, *args, **kwargs):
+        result = super()._apply(fn, *args, **kwargs)
+        self._reset_views()
+        return result
+
+    def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **kwargs):
+        """Like any `save_pretrained`: the full weights under the stock names, and this package's code for
+        `trust_remote_code`."""
+        # The memory layout is ours; files have the standard one.
+        tensors = self.state_dict() if state_dict is None else state_dict
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
+
+    def __getstate__(self) -> dict:
+        # Views would be copied as independent weights; they are rebuilt when needed.
+        return {**self.__dict__, "_views": {}, "_trained": {}, "_frozen_view": None}

@@ -1,0 +1,149 @@
+"""What an elastic model knows of its sizes, and the views that it hands out of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedModel
+
+from .counts import Counts
+from .layout import Cut
+from .skeleton import Skeleton, copy_tree, first_difference
+from .space import DEPTH_AXES, Subnet
+
+# Views are built rarely and used often: one lock for all models keeps models copyable.
+_BUILD_LOCK = threading.RLock()
+
+
+class SizesMixin:
+    """Sizes of an elastic model: names, counts, portability and views.
+
+    Needs `base`, `layout`, `space`, `config` and `frozen_cut` of the class that it is mixed into.
+    """
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels of a classifier."""
+        return self.config.num_labels
+
+    def _full_cut(self) -> Cut:
+        return self.frozen_cut or self.layout.resolve(None)
+
+    def resolve(self, subnet: str | Mapping | None) -> Cut:
+        """The sizes that a name, a subnet or None (the full model) stands for.
+
+        Raises:
+            ValueError: an unknown name (the message lists the known), or a subnet that this model does not have.
+        """
+        if not isinstance(subnet, (str, Mapping, type(None))):
+            raise ValueError(f"{subnet!r} is not a subnet: give a name, a mapping of axes to values, or None for the full model")
+        if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
+            subnet = Subnet(subnet)
+        if subnet not in self._cuts:
+            self._cuts[subnet] = self._resolve(subnet)
+        return self._cuts[subnet]
+
+    def _resolve(self, subnet: str | Subnet | None) -> Cut:
+        if isinstance(subnet, str):
+            known = {"largest": self.space.largest, "smallest": self.space.smallest, **self.config.subnets}
+            if subnet not in known:
+                raise ValueError(f"unknown subnet {subnet!r}; known: {', '.join(known)}")
+            subnet = Subnet(known[subnet])
+        if self.frozen_cut is None:
+            return self.layout.resolve(subnet)
+        if subnet not in (None, self.space.largest) and self.layout.resolve(subnet) != self.frozen_cut:
+            raise ValueError(f"this checkpoint is cut to {self.config.frozen} and has no other size, such as {subnet}")
+        return self.frozen_cut
+
+    def subnet(self, subnet: str | Mapping | None) -> Subnet:
+        """A name or a partial subnet with every axis spelled out."""
+        return self.layout.subnet_of(self.resolve(subnet))
+
+    def select(self, subnet: str | Mapping | None) -> None:
+        """Choose the size that `forward` and `generate` run; None is the full model."""
+        self._selected = None if subnet is None else self.resolve(subnet)
+        if self._selected == self._full_cut():
+            self._selected = None
+        self.config.subnet = subnet.to_dict() if isinstance(subnet, Subnet) else subnet
+
+    @property
+    def counts(self) -> Counts:
+        """Closed-form counts, for populations."""
+        if self._counts is None:
+            self._counts = Counts(self.layout)
+        return self._counts
+
+    def num_parameters_of(self, subnet: str | Mapping | Sequence | None):
+        """Parameters of a subnet (int), or of each of a list (array `[N]`); tied ones count once."""
+        if isinstance(subnet, list):
+            return self.counts.parameters_of([self.subnet(s) if isinstance(s, str) else s for s in subnet])
+        return int(self.counts.parameters_of([self.subnet(subnet)])[0])
+
+    def flops_of(self, subnet: str | Mapping | Sequence | None, batch_size: int = 1, sequence_length: int = 128):
+        """FLOPs of one forward pass (matrix products, a multiply-add is two) of a subnet, or of each of a list."""
+        if isinstance(subnet, list):
+            subnets = [self.subnet(s) if isinstance(s, str) else s for s in subnet]
+            return self.counts.flops_of(subnets, batch_size, sequence_length)
+        return int(self.counts.flops_of([self.subnet(subnet)], batch_size, sequence_length)[0])
+
+    def portability_of(self, subnet: str | Mapping | None = None) -> str:
+        """ "standard" if the subnet is an instance of the stock class, "elastic" if it needs this package."""
+        return "elastic" if self.why_elastic(subnet) else "standard"
+
+    def why_elastic(self, subnet: str | Mapping | None = None) -> str | None:
+        """Why a subnet is not standard, in a sentence fragment; None if it is."""
+        cut = self.resolve(subnet)
+        if self.frozen_cut is not None:
+            return "the checkpoint is frozen at an elastic subnet"
+        if cut not in self._differences:
+            self._differences[cut] = first_difference(self._skeleton(cut))
+        return self._differences[cut]
+
+    def nearest_standard(self, subnet: str | Mapping | None) -> Subnet:
+        """The standard subnet that differs least from `subnet`: its layers made alike first, then its heads and its hidden
+        size made full, for as long as that is needed."""
+        cut = self.resolve(subnet)
+        sizes = {axis: value for axis, value in self.layout.subnet_of(cut).items() if axis not in DEPTH_AXES}
+        sizes = {axis: sorted(v)[len(v) // 2] if isinstance(v, tuple) else v for axis, v in sizes.items()}
+        full_heads = {axis: self.layout.value(axis) for axis in sizes if axis.endswith("heads")}
+        for changed in ({}, full_heads, {**full_heads, "hidden_size": self.layout.value("hidden_size")}):
+            candidate = Subnet({"layers": cut.layers, **sizes, **changed})
+            if self.portability_of(candidate) == "standard":
+                return self.layout.subnet_of(self.resolve(candidate))
+        return self.subnet(None)
+
+    def _reset_views(self) -> None:
+        """Forget everything that was built from the weights or the module tree."""
+        self._views: dict[Cut, Skeleton] = {}
+        self._trained: dict[Cut, Skeleton] = {}
+        self._cuts: dict = {}
+        self._differences: dict[Cut, str | None] = {}
+        self._counts: Counts | None = None
+        self._frozen_view: PreTrainedModel | None = None
+
+    def _skeleton(self, cut: Cut) -> Skeleton:
+        skeleton = self._views.get(cut)
+        if skeleton is None or skeleton.is_stale:
+            with _BUILD_LOCK:
+                skeleton = self._views.get(cut)
+                if skeleton is None:
+                    skeleton = Skeleton(self.base, self.layout, cut)
+                    skeleton.module.eval()
+                elif not skeleton.is_stale:  # another thread was faster
+                    return skeleton
+                skeleton.fill(differentiable=False)
+                self._views[cut] = skeleton  # only now: other threads use what they find here without the lock
+        return skeleton
+
+    def view(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
+        """A subnet as a callable stock module, in evaluation mode, whose weights share the supernet's storage.
+
+        Views of several sizes, or one view, may run in several threads at once. The same size gives the same object.
+        """
+        cut = self.resolve(subnet)
+        if self.frozen_cut is not None:  # the base is cut already
+            if self._frozen_view is None:
+                self._frozen_view = copy_tree(self.base).eval()
+            return self._frozen_view
+        return self._skeleton(cut).module
