@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -137,7 +138,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
     @classmethod
     def from_base(
         cls,
-        base: str | PreTrainedModel,
+        base: str | os.PathLike | PreTrainedModel,
         space: Mapping | Space | None = None,
         subnets: Mapping | None = None,
         importance: str = "magnitude",

@@ -14,7 +14,7 @@ from .common import parse
 # Depth and feed-forward width leave a stock BERT of that size; fewer heads at full hidden size do not, so the search, asked
 # for standard sizes, keeps all heads, and the head axis is there for those who serve the supernet itself.
 SHARES = {
-    "num_hidden_layers": (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1),
+    "num_hidden_layers": (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1),
     "num_attention_heads": (1 / 2, 1),
     "intermediate_size": (1 / 4, 1 / 2, 1),
 }
@@ -32,9 +32,9 @@ class QuickstartArguments:
     )
     output_dir: str = field(default="quickstart", metadata={"help": "Folder for everything."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
-    epochs: float = field(default=4.0, metadata={"help": "Passes over the training data (count)."})
+    epochs: float = field(default=3.5, metadata={"help": "Passes over the training data (count)."})
     train_batch_size: int = field(default=16, metadata={"help": "Examples per step (count)."})
-    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
     max_length: int = field(default=32, metadata={"help": "Longest input (tokens)."})
     n_trials: int = field(default=32, metadata={"help": "Sizes that the search evaluates at most (count)."})
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
@@ -58,6 +58,8 @@ def run(args: QuickstartArguments) -> None:
         check_path(args.model)
     quiet()
     console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no width of its own, and the tables need some
     started = time.perf_counter()
     console.rule("1/6 convert")
     model, tokenizer, data = convert(args, console)
@@ -138,14 +140,11 @@ def space_for(config) -> dict:
 def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> None:
     """Train all sizes and save the supernet to `folder/elastic`."""
     import torch
-    from transformers.utils import logging
 
     from ..files import staged
     from ..metrics import compute_accuracy
     from ..training import ElasticTrainer, ElasticTrainingArguments
 
-    # The embeddings are half of the weights and need little change; frozen they cost neither gradients nor updates.
-    model.get_input_embeddings().requires_grad_(False)
     steps = int(len(data.splits["train"]) / args.train_batch_size * args.epochs)
     training = ElasticTrainingArguments(
         output_dir=str(folder / "training"),
@@ -160,6 +159,7 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> No
         task_weight=1.0,
         save_strategy="no",
         logging_steps=max(1, steps // 5),
+        disable_tqdm=False,
         report_to=["none"],
         seed=args.seed,
     )
@@ -172,9 +172,7 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> No
         processing_class=tokenizer,
         compute_metrics=compute_accuracy,
     )
-    logging.enable_progress_bar()  # the training's; the others flash by
     trainer.train()
-    logging.disable_progress_bar()
     model.eval()
     with staged(folder / "elastic") as staging:
         model.save_pretrained(staging)
@@ -216,7 +214,7 @@ def export(model, tokenizer, data, chosen, folder: Path, console) -> None:
     from ..export import FORMATS, export_subnet
 
     texts = [" ".join(str(row[c]) for c in data.text_columns) for row in data.raw["validation"].select(range(32))]
-    records = export_subnet(model, chosen.subnet, folder / "export", FORMATS, tokenizer=tokenizer, texts=texts)
+    records = export_subnet(model, chosen.subnet, folder / "export", FORMATS, tokenizer=tokenizer, texts=texts, overwrite=True)
     for name, record in records.items():
         where = folder / "export" / (name if name != "safetensors" else "")
         console.print(

@@ -63,8 +63,9 @@ def final_table(model, data, chosen, folder: Path, seed: int):
     from ..search.measure import measure_latency
 
     split = "test" if "test" in data.splits else "validation"
-    length = max(len(row["input_ids"]) for row in data.splits[split])
-    full_tokens = {"input_ids": torch.randint(5, 1000, (1, length)), "attention_mask": torch.ones(1, length, dtype=torch.long)}
+    longest = max(data.splits[split], key=lambda row: len(row["input_ids"]))
+    inputs = {name: tensor for name, tensor in data.collator([longest]).items() if name != "labels"}
+    length = inputs["input_ids"].shape[1]
     stock = AutoModelForSequenceClassification.from_pretrained(folder / "export").eval()
     smallest = smallest_standard(model)
     runners = {
@@ -74,7 +75,7 @@ def final_table(model, data, chosen, folder: Path, seed: int):
         "chosen, ONNX": (chosen.subnet, OnnxRunner(folder / "export" / "onnx" / "model.onnx")),
         "chosen, ONNX int8": (chosen.subnet, OnnxRunner(folder / "export" / "onnx-int8" / "model.onnx")),
     }
-    calls = {name: _call(runner, full_tokens) for name, (_, runner) in runners.items()}
+    calls = {name: _call(runner, inputs) for name, (_, runner) in runners.items()}
     with torch.inference_mode():
         latencies = measure_latency(calls, repeats=60, min_rounds=20, seed=seed)
     table = Table(
