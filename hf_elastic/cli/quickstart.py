@@ -76,7 +76,7 @@ def run(args: QuickstartArguments) -> None:
     console.print(
         f"{time.perf_counter() - started:.0f} s of work. The frontier is drawn in {folder / 'search' / 'frontier.png'}."
     )
-    console.print(report.next_commands(folder), highlight=False)
+    console.print(report.next_commands(folder), highlight=False, soft_wrap=True)
 
 
 def quiet() -> None:

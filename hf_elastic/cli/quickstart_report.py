@@ -78,15 +78,17 @@ def final_table(model, data, chosen, folder: Path, seed: int):
     calls = {name: _call(runner, inputs) for name, (_, runner) in runners.items()}
     with torch.inference_mode():
         latencies = measure_latency(calls, repeats=60, min_rounds=20, seed=seed)
-    table = Table(
+    table = Table()
+    for header in (
         "size",
         "layers x ffn",
         "parameters",
-        f"GFLOPs ({length} tokens)",
+        f"GFLOPs, {length} tokens",
         "latency, batch 1 (95% interval)",
         "",
-        f"accuracy ({split})",
-    )
+        f"accuracy, {split}",
+    ):
+        table.add_column(header, no_wrap=header in ("size", "latency, batch 1 (95% interval)", ""))
     for name, (subnet, runner) in runners.items():
         spelled = model.subnet(subnet)
         ratio = latencies["full"].median_ms / latencies[name].median_ms
