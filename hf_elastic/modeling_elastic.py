@@ -24,6 +24,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_elastic import ElasticConfig
 from .delegation import DelegationMixin
@@ -212,8 +213,33 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             module.train(self.training)
         return module
 
-    def _forward(self, inputs: dict, kwargs: dict):
-        """Run the selected size; inputs that this architecture does not take are dropped, as Trainer drops columns."""
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        **kwargs,
+    ):
+        """The stock forward of the selected size; arguments and result are the stock model's.
+
+        The usual inputs are named, since Trainer drops columns that no argument is named after; those that this architecture
+        does not take are dropped here, as Trainer would have dropped them for the stock model.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            "use_cache": use_cache,
+        }
         given = {key: value for key, value in inputs.items() if value is not None and key in self._accepted}
         return self._active()(**given, **kwargs)
 
@@ -259,72 +285,26 @@ def _freeze(skeleton: Skeleton) -> PreTrainedModel:
 class ElasticModel(ElasticPreTrainedModel):
     """An elastic encoder or decoder without a head."""
 
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        past_key_values=None,
-        use_cache=None,
-        **kwargs,
-    ):
-        """The stock forward of the selected size; arguments and result are the stock model's."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "past_key_values": past_key_values,
-            "use_cache": use_cache,
-        }
-        return self._forward(inputs, kwargs)
 
-
-class _LabelledModel(ElasticPreTrainedModel):
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        labels=None,
-        **kwargs,
-    ):
-        """The stock forward of the selected size; arguments and result are the stock model's."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "labels": labels,
-        }
-        return self._forward(inputs, kwargs)
-
-
-class ElasticForMaskedLM(_LabelledModel):
+class ElasticForMaskedLM(ElasticPreTrainedModel):
     """An elastic masked language model."""
 
     base_auto_class = AutoModelForMaskedLM
 
 
-class ElasticForSequenceClassification(_LabelledModel):
+class ElasticForSequenceClassification(ElasticPreTrainedModel):
     """An elastic sequence classifier or regressor."""
 
     base_auto_class = AutoModelForSequenceClassification
 
 
-class ElasticForTokenClassification(_LabelledModel):
+class ElasticForTokenClassification(ElasticPreTrainedModel):
     """An elastic token classifier."""
 
     base_auto_class = AutoModelForTokenClassification
 
 
-class ElasticForMultipleChoice(_LabelledModel):
+class ElasticForMultipleChoice(ElasticPreTrainedModel):
     """An elastic multiple-choice model; inputs are `[batch, choices, length]`."""
 
     base_auto_class = AutoModelForMultipleChoice
@@ -334,31 +314,6 @@ class ElasticForCausalLM(ElasticPreTrainedModel, GenerationMixin):
     """An elastic causal language model."""
 
     base_auto_class = AutoModelForCausalLM
-
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        **kwargs,
-    ):
-        """The stock forward of the selected size; arguments and result are the stock model's."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "labels": labels,
-            "use_cache": use_cache,
-        }
-        return self._forward(inputs, kwargs)
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -381,6 +336,7 @@ class ElasticForQuestionAnswering(ElasticPreTrainedModel):
 
     base_auto_class = AutoModelForQuestionAnswering
 
+    # Trainer takes every argument with "label" in its name for a label, so this head has a signature of its own.
     def forward(
         self,
         input_ids=None,
@@ -393,16 +349,9 @@ class ElasticForQuestionAnswering(ElasticPreTrainedModel):
         **kwargs,
     ):
         """The stock forward of the selected size; arguments and result are the stock model's."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "start_positions": start_positions,
-            "end_positions": end_positions,
-        }
-        return self._forward(inputs, kwargs)
+        if start_positions is not None and end_positions is not None:
+            kwargs.update(start_positions=start_positions, end_positions=end_positions)
+        return super().forward(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs)
 
 
 ELASTIC_CLASSES: tuple[type[ElasticPreTrainedModel], ...] = (
@@ -420,6 +369,8 @@ def register() -> None:
     """Make the elastic model type known to the Auto classes, and let checkpoints carry this code."""
     AutoConfig.register("elastic", ElasticConfig, exist_ok=True)
     ElasticConfig.register_for_auto_class()
+    # Trainer looks here for whose labels it has to shift when it smooths them.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["elastic"] = ElasticForCausalLM.__name__
     for elastic_class in ELASTIC_CLASSES:
         elastic_class.base_auto_class.register(ElasticConfig, elastic_class, exist_ok=True)
         elastic_class.register_for_auto_class(elastic_class.base_auto_class.__name__)

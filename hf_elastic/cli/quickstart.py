@@ -32,7 +32,7 @@ class QuickstartArguments:
     )
     output_dir: str = field(default="quickstart", metadata={"help": "Folder for everything."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
-    epochs: float = field(default=3.5, metadata={"help": "Passes over the training data (count)."})
+    epochs: float = field(default=4.5, metadata={"help": "Passes over the training data (count)."})
     train_batch_size: int = field(default=16, metadata={"help": "Examples per step (count)."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
     max_length: int = field(default=32, metadata={"help": "Longest input (tokens)."})

@@ -228,6 +228,19 @@ def test_autocast_and_gradient_checkpointing(tmp_path):
     assert trainer.state.global_step == 6
 
 
+def test_label_smoothing_shifts_a_causal_model(tmp_path):
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    config = config_of("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = ElasticForCausalLM.from_base(randomize(ElasticForCausalLM.stock_class(config)(config)), space=SPACE)
+    args = arguments(tmp_path, label_smoothing_factor=0.2)
+    trainer = ElasticTrainer(model=model, args=args, train_dataset=language_rows())
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        expected = LabelSmoother(epsilon=0.2)(model(**batch), batch["labels"], shift_labels=True)
+        assert trainer.compute_loss(model, dict(batch)) == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_every_process_and_step_draws_the_same():
     from hf_elastic.training.sampling import sizes_of_step
 
