@@ -32,7 +32,7 @@ from .importance import IMPORTANCE, apply_order, importance_order
 from .layout import Layout
 from .loading import check_path, load_checkpoint
 from .sizes import SizesMixin
-from .skeleton import Skeleton, no_init_weights, use_prefix_layout
+from .skeleton import MEMORY_LAYOUTS, Skeleton, no_init_weights, set_memory_layout
 from .space import Space
 from .spec import Spec, spec_for
 
@@ -86,7 +86,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         self.select(config.subnet)
         with no_init_weights():  # the base has initialised its own
             self.post_init()
-        self._use_prefix_layout()
+        self.set_memory_layout("prefix")
 
     def _adopt(self, base: PreTrainedModel) -> None:
         """Hold the base's submodules as our own: the same dicts, so that a change through either is seen by both."""
@@ -191,13 +191,22 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         result = load_checkpoint(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         model.layout.retie(model.base)
-        model._use_prefix_layout()
+        model.set_memory_layout("prefix")
         return result
 
-    def _use_prefix_layout(self) -> None:
-        axes = {axis for name in self.space if name in self.layout.axes for axis in self.layout.axes[name].split()}
+    def set_memory_layout(self, name: str) -> None:
+        """Store the weights for fast views ("prefix", as after loading) or for fast training ("standard").
+
+        Values and shapes stay. Views made before keep the old storage: ask for new ones.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if name not in MEMORY_LAYOUTS:
+            raise ValueError(f"memory layout {name!r} is unknown; known: {', '.join(MEMORY_LAYOUTS)}")
+        axes = {axis for axis_name in self.space for axis in self.layout.axes.get(axis_name, "").split()}
         if self.frozen_cut is None:
-            use_prefix_layout(self.base, self.layout, axes)
+            set_memory_layout(self.base, self.layout, axes, name)
         self._reset_views()
 
     def _active(self) -> nn.Module:

@@ -53,8 +53,8 @@ def classify_elsewhere(export: Path, data, console) -> None:
 def final_table(model, data, chosen, folder: Path, seed: int):
     """Size, parameters, FLOPs, latency and accuracy of the full, chosen and smallest size, and of each ONNX file.
 
-    Latencies are measured interleaved, torch's and onnxruntime's in a run each, at batch 1; accuracy is on the test split, which neither training nor the
-    search has seen (on the validation split where the data has no test).
+    Latencies are measured interleaved, torch's and onnxruntime's in a run each, at batch 1. Accuracy is on the test split, which
+    neither training nor the search has seen (on the validation split where the data has no test).
     """
     from rich.table import Table
     from transformers import AutoModelForSequenceClassification

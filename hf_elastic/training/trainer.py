@@ -59,6 +59,14 @@ class ElasticTrainer(Trainer):
             self.model.resolve(name)
         return list(names)
 
+    def train(self, *args, **kwargs):
+        """Train as `Trainer` does. Views of the model made before it are stale afterwards."""
+        self.model.set_memory_layout("standard")
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.model.set_memory_layout("prefix")
+
     # --- training ----------------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:

@@ -95,6 +95,7 @@ def step(console: Console) -> None:
     subnets = [None, {"num_hidden_layers": 3, "intermediate_size": 1536}, {"num_hidden_layers": 3, "intermediate_size": 768}]
     inputs = {**inputs_of(16, 64), "labels": torch.randint(0, 2, (16,))}
     stock = [model.extract(subnet).train() for subnet in subnets]
+    model.set_memory_layout("standard")  # as ElasticTrainer does
     model.train()
 
     def elastic_step():
