@@ -26,7 +26,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+# transformers 4.57 copies remote code one import deep: whatever the files below import is imported here as well.
 from .configuration_elastic import ElasticConfig
+from .counts import Counts
 from .delegation import DelegationMixin
 from .importance import IMPORTANCE, apply_order, importance_order
 from .layout import Layout
@@ -193,6 +195,13 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         model.layout.retie(model.base)
         model.set_memory_layout("prefix")
         return result
+
+    @property
+    def counts(self) -> Counts:
+        """Closed-form counts, for populations."""
+        if self._counts is None:
+            self._counts = Counts(self.layout)
+        return self._counts
 
     def set_memory_layout(self, name: str) -> None:
         """Store the weights for fast views ("prefix", as after loading) or for fast training ("standard").

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from .counts import Counts
 from .layout import Cut
 from .skeleton import Skeleton, copy_tree, first_difference
 from .space import DEPTH_AXES, Subnet
@@ -19,7 +18,7 @@ _BUILD_LOCK = threading.RLock()
 class SizesMixin:
     """Sizes of an elastic model: names, counts, portability and views.
 
-    Needs `base`, `layout`, `space`, `config` and `frozen_cut` of the class that it is mixed into.
+    Needs `base`, `layout`, `space`, `counts`, `config` and `frozen_cut` of the class that it is mixed into.
     """
 
     @property
@@ -67,13 +66,6 @@ class SizesMixin:
             self._selected = None
         self.config.subnet = subnet.to_dict() if isinstance(subnet, Subnet) else subnet
 
-    @property
-    def counts(self) -> Counts:
-        """Closed-form counts, for populations."""
-        if self._counts is None:
-            self._counts = Counts(self.layout)
-        return self._counts
-
     def num_parameters_of(self, subnet: str | Mapping | Sequence | None):
         """Parameters of a subnet (int), or of each of a list (array `[N]`); tied ones count once."""
         if isinstance(subnet, list):
@@ -119,7 +111,7 @@ class SizesMixin:
         self._trained: dict[Cut, Skeleton] = {}
         self._cuts: dict = {}
         self._differences: dict[Cut, str | None] = {}
-        self._counts: Counts | None = None
+        self._counts = None
         self._frozen_view: PreTrainedModel | None = None
 
     def _skeleton(self, cut: Cut) -> Skeleton:

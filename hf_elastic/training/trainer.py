@@ -46,6 +46,7 @@ class ElasticTrainer(Trainer):
         _check_teacher(teacher, model)
         super().__init__(model=model, args=args, **kwargs)
         sizes_of_step(model.space, args.sampling, args.num_random_subnets, args.seed, 0)
+        self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
         self.eval_subnets = self._check_names(args.eval_subnets)
         self.teacher = teacher
         if teacher is not None:
@@ -89,7 +90,7 @@ class ElasticTrainer(Trainer):
             for index, (role, cut) in enumerate(sizes):
                 sync = index == len(sizes) - 1
                 with self.accelerator.no_sync(model) if not sync else torch.enable_grad():
-                    loss, outputs = self._size_loss(model, elastic, inputs, cut, teacher, num_items_in_batch)
+                    loss, outputs = self._size_loss(model, elastic, inputs, cut, teacher)
                     if role == "largest" and teacher is None and self._distils:
                         teacher = _detach(outputs)
                     self._record(role, loss)
@@ -120,15 +121,9 @@ class ElasticTrainer(Trainer):
 
     def _share(self, inputs: Mapping, num_items_in_batch) -> torch.Tensor | float:
         """How much of the optimizer step this micro-batch is: a mean over its items times this adds up to the mean over all."""
-        if num_items_in_batch is None or "labels" not in inputs:
+        if num_items_in_batch is None:
             return 1 / self.current_gradient_accumulation_steps
-        labels = inputs["labels"]
-        if isinstance(self._elastic(self.model), ElasticForCausalLM):
-            labels = labels[..., 1:]
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        items = labels.ne(-100).sum()
-        # Where transformers 4.57 counts the first label of a causal model, the shares of a step still add up to one.
-        return items * processes / num_items_in_batch
+        return self._get_num_items_in_batch([inputs], self.args.device) / num_items_in_batch
 
     def _teacher_outputs(self, model, elastic, inputs: Mapping, sizes) -> dict | None:
         """What the sizes of this step learn from, unless it is the largest size's own training forward."""
@@ -141,15 +136,14 @@ class ElasticTrainer(Trainer):
                 return _detach(self.teacher(**wanted, output_hidden_states=bool(self.args.hidden_weight)))
             return _detach(elastic.view("largest")(**wanted, output_hidden_states=bool(self.args.hidden_weight)))
 
-    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None, num_items_in_batch):
+    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None):
         """Loss of one size, a mean over the items of the micro-batch, and its outputs."""
         elastic.select(elastic.layout.subnet_of(cut))
         wanted = dict(inputs)
         if self.args.hidden_weight:
             wanted["output_hidden_states"] = True
-        items = num_items_in_batch if self.compute_loss_func is not None else None
         with self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, wanted, return_outputs=True, num_items_in_batch=items)
+            loss, outputs = self.compute_loss(model, wanted, return_outputs=True)
             if loss.dim():
                 loss = loss.mean()  # one loss per device under DataParallel
             if not torch.isfinite(loss):
@@ -167,6 +161,10 @@ class ElasticTrainer(Trainer):
                 states = hidden_states(outputs["hidden_states"], teacher["hidden_states"], cut, tokens)
                 loss = loss + self.args.hidden_weight * states
             return loss, outputs
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """As `Trainer`'s, but always a mean over the micro-batch: `_share` weights it, and the distillation with it."""
+        return super().compute_loss(model, inputs, return_outputs=return_outputs)
 
     def _logits_loss(self, inputs: Mapping, outputs: Mapping, teacher: Mapping) -> torch.Tensor:
         shifted = isinstance(self._elastic(self.model), ElasticForCausalLM)
