@@ -125,6 +125,13 @@ class ElasticTrainer(Trainer):
             return 1 / self.current_gradient_accumulation_steps
         return self._get_num_items_in_batch([inputs], self.args.device) / num_items_in_batch
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """Count the labels that a causal model predicts: all but the first, which transformers 4.57 counts as well."""
+        if isinstance(self._elastic(self.model), ElasticForCausalLM):
+            shifted = [batch["labels"][..., 1:] for batch in batch_samples if "labels" in batch]
+            batch_samples = [{"labels": labels, "shift_labels": labels} for labels in shifted]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def _teacher_outputs(self, model, elastic, inputs: Mapping, sizes) -> dict | None:
         """What the sizes of this step learn from, unless it is the largest size's own training forward."""
         first_role = sizes[0][0]
