@@ -216,8 +216,13 @@ def first_difference(skeleton: Skeleton) -> str | None:
             stock = type(skeleton.module)(config)
     except ValueError as error:
         return str(error)
-    pairs = itertools.zip_longest(_describe(skeleton.module), _describe(stock))
-    return next((f"{ours} where the stock model has {theirs}" for ours, theirs in pairs if ours != theirs), None)
+    nothing = ("the tree", "at its end")
+    pairs = itertools.zip_longest(_describe(skeleton.module), _describe(stock), fillvalue=nothing)
+    for (name, value), (stock_name, stock_value) in pairs:
+        if (name, value) != (stock_name, stock_value):
+            where = "" if name == stock_name else f"{stock_name} "
+            return f"{name} is {value} where the stock model has {where}{stock_value}"
+    return None
 
 
 def _describe(model: nn.Module) -> Iterator[tuple]:
