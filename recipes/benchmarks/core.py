@@ -82,7 +82,13 @@ def forward(console: Console) -> None:
                 inputs = inputs_of(batch, length)
                 with torch.inference_mode():
                     pair = {"view": lambda v=view, i=inputs: v(**i), "extracted": lambda s=stock, i=inputs: s(**i)}
-                    timed = measure_latency(pair, repeats=40 if batch == 1 else 7, min_rounds=7, relative_interval=0.01, warmup=2)
+                    timed = measure_latency(
+                        pair,
+                        repeats=40 if batch == 1 else 24,
+                        min_rounds=10 if batch == 1 else 24,
+                        relative_interval=0.01,
+                        warmup=2,
+                    )
                 ratio = timed["view"].median_ms / timed["extracted"].median_ms
                 times = [f"{timed[key].median_ms:.1f} ms" for key in ("view", "extracted")]
                 table.add_row(name, label, f"{batch} x {length}", *times, f"{ratio:.2f}")
