@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..files import write_atomically
 from ..training.arguments import ElasticTrainingArguments
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
@@ -69,7 +70,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 

@@ -90,7 +90,9 @@ class ElasticTrainer(Trainer):
             for index, (role, cut) in enumerate(sizes):
                 sync = index == len(sizes) - 1
                 with self.accelerator.no_sync(model) if not sync else torch.enable_grad():
-                    loss, outputs = self._size_loss(model, elastic, inputs, cut, teacher)
+                    # Where processes train the largest size last, it must not learn from its own earlier forward.
+                    own = role == "largest" and self.teacher is None
+                    loss, outputs = self._size_loss(model, elastic, inputs, cut, None if own else teacher)
                     if role == "largest" and teacher is None and self._distils:
                         teacher = _detach(outputs)
                     self._record(role, loss)
