@@ -1,11 +1,12 @@
-"""Files and folders that are all there or not there."""
+"""Files and folders that are all there or not there, and options that may be one."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,3 +50,21 @@ def staged(folder: str | Path) -> Iterator[Path]:
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
+    """An option that is a mapping in a recipe, and JSON or a JSON file on the command line.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value is None or isinstance(value, Mapping):
+        return None if value is None else dict(value)
+    text = Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value
+    try:
+        loaded = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: {value!r} is neither a JSON mapping nor a JSON file ({error})") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{name}: {value!r} is not a mapping")
+    return loaded

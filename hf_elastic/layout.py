@@ -55,6 +55,14 @@ class Cut:
         """Whether every kept layer has the same sizes."""
         return len(set(self.per_layer)) == 1
 
+    def contains(self, other: Cut) -> bool:
+        """Whether `other` is nested in this size: its layers are among these, and no axis is larger in any of them."""
+        positions = {layer: position for position, layer in enumerate(self.layers)}
+        if not set(other.layers) <= positions.keys():
+            return False
+        pairs = [(other.sizes(i), self.sizes(positions[layer])) for i, layer in enumerate(other.layers)]
+        return all(size <= larger[axis] for smaller, larger in pairs for axis, size in smaller.items())
+
     def sizes(self, position: int | None) -> dict[str, int]:
         """Axis sizes in the kept layer at `position`; outside the layers (None) only the shared axes."""
         return dict(self.shared) if position is None else {**dict(self.shared), **dict(self.per_layer[position])}

@@ -31,7 +31,7 @@ from .configuration_elastic import ElasticConfig
 from .counts import Counts
 from .delegation import DelegationMixin
 from .importance import IMPORTANCE, apply_order, importance_order
-from .layout import Layout
+from .layout import Cut, Layout
 from .loading import check_path, load_checkpoint
 from .sizes import SizesMixin
 from .skeleton import MEMORY_LAYOUTS, Skeleton, no_init_weights, set_memory_layout
@@ -224,12 +224,20 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             return self.base
         if not (self.training or torch.is_grad_enabled()):
             return self.view(self.config.subnet)
-        if self._selected not in self._trained:
-            self._trained[self._selected] = Skeleton(self.base, self.layout, self._selected)
-        module = self._trained[self._selected].fill(differentiable=True)
+        module = self._trained_skeleton(self._selected).fill(differentiable=True)
         if module.training != self.training:
             module.train(self.training)
         return module
+
+    def _trained_skeleton(self, cut: Cut) -> Skeleton:
+        if cut not in self._trained:
+            self._trained[cut] = Skeleton(self.base, self.layout, cut)
+        return self._trained[cut]
+
+    def trained_module(self, cut: Cut) -> nn.Module:
+        """The stock module that `forward` runs for a size while gradients are on, to put hooks on; its weights come with
+        the forward."""
+        return self.base if cut == self._full_cut() else self._trained_skeleton(cut).module
 
     def forward(
         self,

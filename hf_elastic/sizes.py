@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -58,6 +59,22 @@ class SizesMixin:
     def subnet(self, subnet: str | Mapping | None) -> Subnet:
         """A name or a partial subnet with every axis spelled out."""
         return self.layout.subnet_of(self.resolve(subnet))
+
+    def chain(self, names: Sequence[str] | None = None) -> list[str]:
+        """Names of nested sizes, the largest first: each has its layers and widths within the one before.
+
+        Args:
+            names: the sizes; default "largest" and every named one.
+
+        Raises:
+            ValueError: an unknown name, or two sizes of which neither is nested in the other.
+        """
+        names = ["largest", *self.config.subnets] if names is None else list(names)
+        ordered = sorted(names, key=lambda name: -self.flops_of(name))
+        for larger, smaller in itertools.pairwise(ordered):
+            if not self.resolve(larger).contains(self.resolve(smaller)):
+                raise ValueError(f"{smaller} is not nested in {larger}: some of its layers or widths are not within it")
+        return ordered
 
     def select(self, subnet: str | Mapping | None) -> None:
         """Choose the size that `forward` and `generate` run; None is the full model."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,24 +74,6 @@ def read_recipe(path: str, types: Sequence[type]) -> dict:
         if key not in known:
             raise ValueError(f"{path}: unknown option {key!r}; see the command's --help")
     return recipe
-
-
-def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
-    """An option that is a mapping in a recipe, and JSON or a JSON file on the command line.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if value is None or isinstance(value, Mapping):
-        return None if value is None else dict(value)
-    text = Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value
-    try:
-        loaded = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: {value!r} is neither a JSON mapping nor a JSON file ({error})") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{name}: {value!r} is not a mapping")
-    return loaded
 
 
 def fail(message: str) -> int:

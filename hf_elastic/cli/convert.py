@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..data.task import TASKS
-from ..files import check_output, staged
-from .common import parse, read_mapping
+from ..files import check_output, read_mapping, staged
+from .common import parse
 
 
 @dataclass

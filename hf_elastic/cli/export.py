@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .common import parse, read_mapping
+from ..files import read_mapping
+from .common import parse
 from .data import load_elastic, load_tokenizer
 
 

@@ -2,49 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from .sampling import SAMPLING
+from ..files import read_mapping
+from .conflict import GRADIENT_SURGERY
+from .losses import DISTILLATION
+from .sampling import SAMPLING, SIZE_WEIGHTS
 
 
 @dataclass
 class ElasticTrainingArguments(TrainingArguments):
     """`TrainingArguments`, and how many sizes are trained and what they learn from.
 
+    Options that are mappings also take JSON, as on the command line.
+
     Raises:
-        ValueError: an unknown `sampling`, a negative weight or count, a temperature that is not above 0, or all weights zero.
+        ValueError: an unknown `sampling`, distillation term or gradient surgery, a negative weight or count, a temperature that
+            is not above 0, or all weights zero.
     """
 
     sampling: str = field(
         default="sandwich",
-        metadata={"help": "Sizes per step: sandwich (largest, smallest, some random), all, or single_path (one random)."},
+        metadata={
+            "help": "Sizes per step: sandwich (largest, smallest, some random), all (every named size), single_path (one "
+            "random), or progressive (a sandwich in a space that opens axis by axis)."
+        },
     )
-    num_random_subnets: int = field(default=2, metadata={"help": "Random sizes per sandwich step (count)."})
+    num_random_subnets: int = field(default=2, metadata={"help": "Random sizes per sandwich or progressive step (count)."})
+    train_subnets: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the nested sizes to train beside the largest; default: the whole space."},
+    )
+    size_weights: str = field(
+        default="uniform",
+        metadata={
+            "help": "Weight of each size's loss: uniform, flops, or a mapping of largest, smallest, random or a size's name "
+            "to a weight (1 where left out). They are normalised to a sum of 1."
+        },
+    )
+    progressive_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "For progressive sampling: mapping of axis to the share of the training after which it opens, from 0 to "
+            "below 1; default: evenly spaced, depth last."
+        },
+    )
     task_weight: float = field(
         default=0.5, metadata={"help": "Weight of the task loss of every size but the largest, whose weight is 1."}
     )
-    logits_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the distillation of logits from the teacher; 0 turns it off."}
-    )
-    hidden_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the distillation of hidden states from the teacher; 0 turns it off."}
+    distillation: str = field(
+        default='{"logits": 0.5}',
+        metadata={"help": f"Mapping of distillation term to weight; the terms: {', '.join(DISTILLATION)}. {{}} turns it off."},
     )
     temperature: float = field(default=2.0, metadata={"help": "Temperature of the distilled logits, above 0."})
+    relation_heads: int = field(
+        default=32,
+        metadata={"help": "Heads that queries, keys and values are split into for the relation term (count)."},
+    )
+    gradient_surgery: str = field(
+        default="none",
+        metadata={"help": "none, or pcgrad (an ablation): project away what a size's gradient has against another's."},
+    )
+    gradient_cosine_steps: int = field(
+        default=0,
+        metadata={"help": "Log the cosine between the gradients of the sizes every this many steps; 0 is never."},
+    )
     eval_subnets: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of sizes to evaluate beside the full one; default: smallest and all named ones."},
+        metadata={"help": "Names of sizes to evaluate beside the full one; default: those trained by name, smallest and named."},
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.sampling not in SAMPLING:
-            raise ValueError(f"sampling: {self.sampling!r} is unknown; known: {', '.join(SAMPLING)}")
-        for name in ("task_weight", "logits_weight", "hidden_weight", "num_random_subnets"):
+        _check_known("sampling", self.sampling, SAMPLING)
+        _check_known("gradient_surgery", self.gradient_surgery, GRADIENT_SURGERY)
+        if isinstance(self.size_weights, Mapping) or str(self.size_weights).lstrip().startswith("{"):
+            self.size_weights = read_mapping("size_weights", self.size_weights)
+            _check_weights("size_weights", self.size_weights)
+        else:
+            _check_known("size_weights", self.size_weights, SIZE_WEIGHTS)
+        self.progressive_schedule = read_mapping("progressive_schedule", self.progressive_schedule)
+        self.distillation = read_mapping("distillation", self.distillation)
+        for name in self.distillation:
+            _check_known("distillation", name, DISTILLATION)
+        _check_weights("distillation", self.distillation)
+        for name in ("task_weight", "num_random_subnets", "gradient_cosine_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative; it must be 0 or more")
-        if not self.task_weight + self.logits_weight + self.hidden_weight:
-            raise ValueError("task_weight, logits_weight and hidden_weight are all 0: smaller sizes would learn nothing")
+        if not self.task_weight + sum(self.distillation.values()):
+            raise ValueError("task_weight and every weight of distillation are 0: smaller sizes would learn nothing")
         if self.temperature <= 0:
             raise ValueError(f"temperature: {self.temperature} must be above 0")
+        if self.relation_heads < 1:
+            raise ValueError(f"relation_heads: {self.relation_heads} must be 1 or more")
+
+
+def _check_known(option: str, value: str, known) -> None:
+    if value not in known:
+        raise ValueError(f"{option}: {value!r} is unknown; known: {', '.join(known)}")
+
+
+def _check_weights(option: str, weights: Mapping) -> None:
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+            raise ValueError(f"{option}: {name}: {weight!r} is not a weight, 0 or more")

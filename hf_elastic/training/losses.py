@@ -1,62 +1,183 @@
-"""Distillation terms: what a size learns from a larger one."""
+"""Distillation terms: what a size learns from a larger one.
+
+Each term is a function of a `Pair` and stands in `DISTILLATION` under the name that a recipe uses. Padding and positions
+labelled -100 never count.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from ..layout import Cut
-
 # The outputs that carry a prediction, in the order in which models have them.
 PREDICTIONS = ("logits", "start_logits", "end_logits")
+EPSILON = 1e-8
 
 
-def soft_cross_entropy(
-    student: torch.Tensor, teacher: torch.Tensor, items: torch.Tensor | None, temperature: float
-) -> torch.Tensor:
-    """Mean over the items of `tau^2 * KL(softmax(teacher / tau) || softmax(student / tau))`.
+@dataclass(frozen=True)
+class Pair:
+    """One forward of a size and of its teacher on the same micro-batch.
 
-    Source: Hinton, Vinyals & Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.
-
-    Args:
-        student: logits, `[..., classes]`; one class is a regression, for which it is the squared error.
-        teacher: logits of the same shape, without gradient.
-        items: boolean `[...]`, which positions count; None is all.
-        temperature: tau, above 0.
+    Attributes:
+        inputs: the batch.
+        student: outputs of the size; `relations` maps "query", "key" and "value" to `[batch, tokens, width]`.
+        teacher: the same of the teacher, without gradient.
+        shifted: whether position t is labelled by token t + 1, as in causal language modelling.
+        temperature: tau of the distilled logits, above 0.
+        relation_heads: how many heads queries, keys and values are split into.
     """
-    student, teacher = student.float(), teacher.float()
-    if student.shape[-1] == 1:
-        per_item = (student - teacher).squeeze(-1) ** 2
-    else:
-        log_student = functional.log_softmax(student / temperature, dim=-1)
-        log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
-        per_item = temperature**2 * functional.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(-1)
-    return _mean(per_item, items)
+
+    inputs: Mapping
+    student: Mapping
+    teacher: Mapping
+    shifted: bool
+    temperature: float
+    relation_heads: int
+
+    @property
+    def tokens(self) -> torch.Tensor | None:
+        """Which tokens are no padding, boolean `[sequences, tokens]`; None is all. Every choice is a sequence."""
+        mask = self.inputs.get("attention_mask")
+        return None if mask is None else mask.flatten(0, -2).bool()
 
 
-def hidden_states(
-    student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], cut: Cut, tokens: torch.Tensor | None
-) -> torch.Tensor:
+def logits(pair: Pair) -> torch.Tensor:
+    """`tau^2 * KL(softmax(teacher / tau) || softmax(student / tau))`, the mean over the counted predictions.
+
+    One class is a regression, for which it is the squared error. Source: Hinton, Vinyals & Dean 2015, "Distilling the Knowledge
+    in a Neural Network", section 2; ElasticLM's task-specific loss has the same term.
+    """
+
+    def divergence(student: torch.Tensor, teacher: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
+        tau = pair.temperature
+        ours, theirs = functional.log_softmax(student / tau, dim=-1), functional.log_softmax(teacher / tau, dim=-1)
+        return _mean(tau**2 * functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1), items)
+
+    return _predictions(pair, divergence)
+
+
+def dist(pair: Pair) -> torch.Tensor:
+    """`tau^2 * ((1 - mean of rho over rows) + (1 - mean of rho over columns))` of the softmax of both, at temperature tau.
+
+    rho is Pearson's correlation: of the classes within a prediction (a row), and of the predictions within a class (a column).
+    One class is a regression, for which it is the squared error. Source: DIST (Huang et al. 2022, "Knowledge Distillation from
+    A Stronger Teacher", eqs. 8-10), which ELM uses for its logits. With two classes rows correlate by their sign alone.
+    """
+
+    def unlike(student: torch.Tensor, teacher: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
+        ours, theirs = ((_marked(x, items) / pair.temperature).softmax(-1) for x in (student, teacher))
+        rows, columns = _correlation(ours, theirs, 1), _correlation(ours, theirs, 0)
+        return pair.temperature**2 * ((1 - rows).mean() + (1 - columns).mean())
+
+    return _predictions(pair, unlike)
+
+
+def hidden(pair: Pair) -> torch.Tensor:
     """Mean squared error between hidden states, averaged over the student's layers and the unmasked tokens.
 
-    Layer k of n answers to the teacher's layer round((k + 1) * N / n), so that the last follows the last. A student that is
-    narrower follows the first channels. Source: the mean squared error of TinyBERT (Jiao et al. 2020, eq. 8) without its
-    projection, which prefix channels do not need; the layer map is ours.
-
-    Args:
-        student: the embeddings' output and every layer's, each `[batch, tokens, hidden]`.
-        teacher: the same of the teacher.
-        cut: the student's sizes.
-        tokens: boolean `[batch, tokens]`, which count; None is all.
+    Layer k of n answers to the teacher's layer round(k * N / n), so that the last follows the last; the embeddings have no
+    term. A student that is narrower follows the first channels. Source: ElasticLM's task-specific loss and TinyBERT (Jiao et
+    al. 2020, eq. 8), without its projection, which prefix channels do not need; the layer map is ours.
     """
-    depth, full_depth = len(cut.layers), len(teacher) - 1
-    terms = []
-    for layer in range(1, depth + 1):
-        ours, theirs = student[layer].float(), teacher[round(layer * full_depth / depth)].float()
-        terms.append(_mean(((ours - theirs[..., : ours.shape[-1]]) ** 2).mean(-1), tokens))
+    terms = [_mean(((ours - theirs) ** 2).mean(-1), pair.tokens) for ours, theirs in _layers(pair, from_embeddings=False)]
     return torch.stack(terms).mean()
+
+
+def pkd(pair: Pair) -> torch.Tensor:
+    """`mean((z(student) - z(teacher))^2)`, z standardising each channel over the unmasked tokens: `2 * (1 - Pearson)`.
+
+    Over the embeddings and every layer, each answering to the teacher's layer as in `hidden`. Source: the feature loss of ELM;
+    ELM applies it to the attention and the feed-forward output of a block, here to the block's output.
+    """
+    terms = []
+    for ours, theirs in _layers(pair, from_embeddings=True):
+        rho = _correlation(_marked(ours, pair.tokens), _marked(theirs, pair.tokens), 0)
+        terms.append(2 * (1 - rho).mean())
+    return torch.stack(terms).mean()
+
+
+def relation(pair: Pair) -> torch.Tensor:
+    """`1/3 * sum over X in Q, K, V of KL(softmax(X_T X_T^T / sqrt(d_T)) || softmax(X_S X_S^T / sqrt(d_S)))`.
+
+    X is the last layer's projection split into `relation_heads` heads of width d, whatever the attention heads are, so the two
+    may differ in width and head count. Mean over relation heads and unmasked tokens; padding is no key either, and in a causal
+    model a later token is none. Source: MiniLMv2 (Wang et al. 2021, eqs. 5-8), ElasticLM's task-agnostic loss; the causal
+    mask is ours.
+    """
+    tokens = pair.tokens
+    if tokens is None:
+        sample = next(iter(pair.student["relations"].values()))
+        tokens = torch.ones(sample.shape[:2], dtype=torch.bool, device=sample.device)
+    allowed = tokens[:, None, None, :]
+    if pair.shifted:
+        allowed = allowed & torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
+    terms = []
+    for role, ours in pair.student["relations"].items():
+        student, teacher = (_log_relations(x, pair.relation_heads, allowed) for x in (ours, pair.teacher["relations"][role]))
+        divergence = (teacher.exp() * (teacher - student)).masked_fill(~allowed, 0).sum(-1)
+        terms.append(_mean(divergence.mean(1), tokens))
+    return torch.stack(terms).mean()
+
+
+def _log_relations(x: torch.Tensor, heads: int, allowed: torch.Tensor) -> torch.Tensor:
+    """`log softmax(X X^T / sqrt(d))` of each relation head, `[batch, heads, tokens, tokens]`; finite where not allowed."""
+    split = x.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    scores = split @ split.transpose(-1, -2) / split.shape[-1] ** 0.5
+    # The lowest finite number, not -inf: a padded row has no key at all, and inf - inf is no number.
+    return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).log_softmax(-1)
+
+
+# Name in a recipe -> function of a Pair. CONTRIBUTING.md, "Add a loss".
+DISTILLATION: dict[str, Callable[[Pair], torch.Tensor]] = {
+    "logits": logits,
+    "hidden": hidden,
+    "relation": relation,
+    "pkd": pkd,
+    "dist": dist,
+}
+# Terms that compare hidden states, channel by channel.
+NEEDS_HIDDEN_STATES = frozenset({"hidden", "pkd"})
+NEEDS_RELATIONS = frozenset({"relation"})
+
+
+def _predictions(pair: Pair, term: Callable) -> torch.Tensor:
+    """Average a term over the kinds of predictions that the model makes."""
+    terms = []
+    for key in PREDICTIONS:
+        if key in pair.student and key in pair.teacher:
+            student, teacher = pair.student[key].float(), pair.teacher[key].float()
+            items = counted_items(pair.inputs, student, shifted=pair.shifted)
+            if key != "logits" and pair.tokens is not None:  # the classes are the tokens
+                lowest = torch.finfo(student.dtype).min
+                student, teacher = (x.masked_fill(~pair.tokens, lowest) for x in (student, teacher))
+            if key == "logits" and student.shape[-1] == 1:
+                terms.append(_mean((student - teacher).squeeze(-1) ** 2, items))
+            else:
+                terms.append(term(student, teacher, items))
+    return torch.stack(terms).mean()
+
+
+def _layers(pair: Pair, *, from_embeddings: bool):
+    """(student, teacher) hidden states of the student's layers, each `[batch, tokens, hidden of the student]`."""
+    student, teacher = pair.student["hidden_states"], pair.teacher["hidden_states"]
+    depth, full_depth = len(student) - 1, len(teacher) - 1
+    for layer in range(0 if from_embeddings else 1, depth + 1):
+        ours = student[layer].float()
+        yield ours, teacher[round(layer * full_depth / depth)].float()[..., : ours.shape[-1]]
+
+
+def _correlation(ours: torch.Tensor, theirs: torch.Tensor, dim: int) -> torch.Tensor:
+    """Pearson's correlation along `dim`; 0 where one side is constant."""
+    ours, theirs = ours - ours.mean(dim, keepdim=True), theirs - theirs.mean(dim, keepdim=True)
+    return functional.cosine_similarity(ours, theirs, dim=dim, eps=EPSILON)
+
+
+def _marked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The marked rows of `[..., channels]`, as `[rows, channels]`."""
+    return values.flatten(0, -2) if mask is None else values[mask]
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -1,47 +1,149 @@
-"""Which sizes are trained in a step."""
+"""Which sizes are trained in a step, and how much each counts."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
 
-from ..space import Space, Subnet
+from ..space import DEPTH_AXES, Space, Subnet
 
-SAMPLING = ("sandwich", "all", "single_path")
+SAMPLING = ("sandwich", "all", "single_path", "progressive")
+SIZE_WEIGHTS = ("uniform", "flops")
 
 # `all` trains every size in every step; beyond this many a step would hardly end.
 MOST_AT_ONCE = 64
 
+Drawn = list[tuple[str, Subnet]]
 
-def sizes_of_step(space: Space, sampling: str, num_random: int, seed: int, step: int) -> list[tuple[str, Subnet]]:
-    """The sizes of one optimizer step, the largest first.
 
-    The draw depends on `seed` and `step` alone: every process and every micro-batch of the step trains the same sizes, and a
+@dataclass
+class Sampler:
+    """Draws the sizes of each optimizer step.
+
+    A draw depends on the seed and the step alone: every process and every micro-batch of a step trains the same sizes, and a
     resumed run draws what the uninterrupted one would have drawn.
 
     Args:
         space: where sizes come from.
-        sampling: "sandwich" (largest, smallest and `num_random` others; Yu & Huang 2019, "Universally Slimmable Networks",
-            the sandwich rule), "all" (every size; ElasticLM), "single_path" (one uniform size).
-        num_random: random sizes per sandwich step.
-        seed: of the run.
-        step: number of optimizer steps already done.
-
-    Returns:
-        (role, subnet) pairs; the role is "largest", "smallest", "random", or with "all" the subnet's index.
+        sampling: "sandwich" (largest, smallest and `num_random` others; Yu & Huang 2019, "Universally Slimmable Networks", the
+            sandwich rule), "all" (every named size, or the whole space where none is named; ElasticLM), "single_path" (one
+            uniform size), or "progressive" (the sandwich rule in a space that starts at the largest size and opens axis by
+            axis; Cai et al. 2020, "Once-for-All", section 3.3, progressive shrinking).
+        num_random: random sizes per sandwich.
+        seed: of the draws.
+        named: name -> subnet, the largest first: the only sizes trained beside the largest; empty for the whole space.
+        only_named: whether random sizes come from `named` alone.
+        schedule: for "progressive": axis -> share of the training after which it opens; None for evenly spaced shares.
+        max_group: as for `Space`.
 
     Raises:
-        ValueError: an unknown `sampling`, or "all" with more than 64 sizes.
+        ValueError: an unknown `sampling`; "all" with more than 64 sizes; a schedule without progressive sampling, with an
+            unknown axis or a share outside [0, 1), or one that leaves an axis of the space closed.
     """
-    if sampling == "all":
-        if len(space) > MOST_AT_ONCE:
-            raise ValueError(f"sampling: 'all' with {len(space)} sizes; at most {MOST_AT_ONCE}, or use 'sandwich'")
-        others = [subnet for subnet in space.enumerate() if subnet != space.largest]
-        return [("largest", space.largest), *((f"size_{index}", subnet) for index, subnet in enumerate(others, 1))]
-    generator = random.Random(f"{seed}-{step}")
-    if sampling == "single_path":
-        return [("random", space.sample(generator))]
-    if sampling != "sandwich":
-        raise ValueError(f"sampling: {sampling!r} is unknown; known: {', '.join(SAMPLING)}")
-    sizes = [("largest", space.largest)]
-    sizes += [("random", space.sample(generator)) for _ in range(num_random)]
-    return [*sizes, ("smallest", space.smallest)] if len(space) > 1 else sizes[:1]
+
+    space: Space
+    sampling: str
+    num_random: int = 2
+    seed: int = 0
+    named: Mapping[str, Subnet] = field(default_factory=dict)
+    only_named: bool = False
+    schedule: Mapping[str, float] | None = None
+    max_group: int | None = None
+
+    def __post_init__(self):
+        if self.sampling not in SAMPLING:
+            raise ValueError(f"sampling: {self.sampling!r} is unknown; known: {', '.join(SAMPLING)}")
+        count = len(self.named) or len(self.space)
+        if self.sampling == "all" and count > MOST_AT_ONCE:
+            raise ValueError(
+                f"sampling: 'all' with {count} sizes; at most {MOST_AT_ONCE}: name sizes in subnets, or use 'sandwich'"
+            )
+        if self.sampling == "progressive":
+            if self.only_named:
+                raise ValueError("sampling: 'progressive' opens the axes of the space; it does not go with train_subnets")
+            self.schedule = self._check_schedule()
+        elif self.schedule is not None:
+            raise ValueError(f"progressive_schedule: only for sampling 'progressive', not {self.sampling!r}")
+        self._opened: dict[tuple[str, ...], Space] = {}
+
+    def _elastic_axes(self) -> list[str]:
+        """Axes with a choice: widths first, depth last, as in Once-for-All's order from fine to coarse."""
+        axes = [axis for axis in self.space if len(self.space[axis]) > 1]
+        return sorted(axes, key=lambda axis: axis in DEPTH_AXES)
+
+    def _check_schedule(self) -> dict[str, float]:
+        axes = self._elastic_axes()
+        if self.schedule is None:
+            return {axis: round(0.1 + 0.5 * index / max(1, len(axes)), 3) for index, axis in enumerate(axes)}
+        for axis, share in self.schedule.items():
+            if axis not in axes:
+                raise ValueError(f"progressive_schedule: {axis!r} is no elastic axis of the space; these are: {', '.join(axes)}")
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+                raise ValueError(
+                    f"progressive_schedule: {axis}: {share!r} is not a share of the training, from 0 to below 1; "
+                    "the smallest size would never be reached"
+                )
+        for axis in axes:
+            if axis not in self.schedule:
+                raise ValueError(f"progressive_schedule: {axis} never opens, so the smallest size is never reached; add it")
+        return dict(self.schedule)
+
+    def check_steps(self, max_steps: int) -> None:
+        """Raise ValueError if the last axis of the schedule opens after the last of `max_steps` steps."""
+        if self.sampling != "progressive":
+            return
+        for axis, share in self.schedule.items():
+            if ceil(share * max_steps) >= max_steps:
+                raise ValueError(
+                    f"progressive_schedule: {axis} opens at {share} of {max_steps} steps, so the smallest size is never reached"
+                )
+
+    def space_at(self, step: int, max_steps: int) -> Space:
+        """The part of the space that is open at a step."""
+        if self.sampling != "progressive":
+            return self.space
+        opened = tuple(axis for axis, share in self.schedule.items() if step >= share * max_steps)
+        if opened not in self._opened:
+            full = self.space.to_dict()
+            values = {axis: full[axis] if axis in opened else full[axis][-1:] for axis in self.space}
+            self._opened[opened] = Space(values, per_layer=full["per_layer"], max_group=self.max_group)
+        return self._opened[opened]
+
+    def draw(self, step: int, max_steps: int) -> Drawn:
+        """The sizes of one optimizer step, the largest first.
+
+        Args:
+            step: number of optimizer steps already done.
+            max_steps: of the whole training.
+
+        Returns:
+            (role, subnet) pairs; the role is "largest", "smallest" or "random", or the size's name.
+        """
+        generator = random.Random(f"{self.seed}-{step}")
+        if self.sampling == "all":
+            return self._everything()
+        if self.only_named:
+            return self._from_names(generator)
+        space = self.space_at(step, max_steps)
+        if self.sampling == "single_path":
+            return [("random", space.sample(generator))]
+        sizes = [("largest", space.largest)]
+        if len(space) == 1:
+            return sizes
+        return [*sizes, *(("random", space.sample(generator)) for _ in range(self.num_random)), ("smallest", space.smallest)]
+
+    def _everything(self) -> Drawn:
+        if self.named:
+            return [("largest", self.space.largest), *self.named.items()]
+        others = [subnet for subnet in self.space.enumerate() if subnet != self.space.largest]
+        return [("largest", self.space.largest), *((f"size_{index}", subnet) for index, subnet in enumerate(others, 1))]
+
+    def _from_names(self, generator: random.Random) -> Drawn:
+        sizes = self._everything()
+        if self.sampling == "single_path":
+            return [generator.choice(sizes)]
+        middle = sizes[1:-1]
+        drawn = sorted(generator.sample(range(len(middle)), min(self.num_random, len(middle))))
+        return [sizes[0], *(middle[index] for index in drawn), *sizes[1:][-1:]]

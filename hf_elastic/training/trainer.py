@@ -4,33 +4,48 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, Trainer
-from transformers.training_args import ParallelMode
+from transformers.utils import is_peft_available
 
 from ..layout import Cut
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments
-from .losses import PREDICTIONS, counted_items, hidden_states, soft_cross_entropy
-from .sampling import sizes_of_step
+from .conflict import SizeGradients
+from .distributed import check_processes
+from .losses import DISTILLATION, Pair
+from .resume import SamplerCallback, last_checkpoint, restore
+from .sampling import Sampler
+from .teacher import Observer, Teacher, detach
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One size of a step: what it is called, its sizes, and the share of its loss."""
+
+    role: str
+    cut: Cut
+    weight: float
 
 
 class ElasticTrainer(Trainer):
     """Trains the sizes of an elastic model together, the smaller ones also by distillation.
 
-    Every step draws some sizes, runs each forward and backward, and updates once. The loss is the average over the sizes;
-    the largest learns the task, the others `task_weight * task + logits_weight * logits + hidden_weight * hidden`.
+    Every step draws some sizes, runs each forward and backward, and updates once. The loss is the weighted average over the
+    sizes; the largest learns the task, the others `task_weight * task + sum of distillation[term] * term`.
 
     Args:
-        model: an elastic model.
+        model: an elastic model, or one with LoRA adapters (`peft.get_peft_model`).
         args: `ElasticTrainingArguments`.
-        teacher: a stock model to distil from, with the same tokens and labels; None is the largest size of the step itself,
-            detached (in-place distillation; with "single_path" that costs one more forward).
+        teacher: a model to distil from, with the same tokens and labels; None is the largest size of the step itself, detached
+            (in-place distillation; with "single_path" or several processes that costs one more forward).
         **kwargs: as for `Trainer`.
 
     Raises:
-        ValueError: the model is not elastic or is frozen at one size, or the teacher's vocabulary or labels differ.
+        ValueError: the model is not elastic or is frozen at one size; a name, a schedule, the teacher or the number of relation
+            heads does not fit; or the processes are arranged in a way that cannot work (see `check_processes`).
     """
 
     def __init__(
@@ -40,33 +55,60 @@ class ElasticTrainer(Trainer):
         teacher: PreTrainedModel | None = None,
         **kwargs,
     ):
-        if not isinstance(model, ElasticPreTrainedModel) or model.frozen_cut is not None:
+        elastic = elastic_of(model)
+        if not isinstance(elastic, ElasticPreTrainedModel) or elastic.frozen_cut is not None:
             raise ValueError(f"ElasticTrainer needs an elastic model that is not frozen, got {type(model).__name__}")
         args = args or ElasticTrainingArguments(output_dir="runs")
-        _check_teacher(teacher, model)
+        self.sampler = _make_sampler(elastic, args)
+        _check_size_weights(self.sampler, args)
+        self.observer = Observer(elastic.layout, elastic.base, args)
+        if self.observer.projections is not None:
+            # Every axis at its least and at its most: the widths between are multiples of the same heads.
+            self.observer.projections.check_heads(args.relation_heads, _extremes(elastic))
+        check_processes(args)
         super().__init__(model=model, args=args, **kwargs)
-        sizes_of_step(model.space, args.sampling, args.num_random_subnets, args.seed, 0)
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
         self.eval_subnets = self._check_names(args.eval_subnets)
-        self.teacher = teacher
-        if teacher is not None:
-            teacher.to(args.device).eval().requires_grad_(False)
+        self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
+        self.add_callback(SamplerCallback(self.sampler, self.accelerator))
         self._size_losses: dict[str, list] = defaultdict(lambda: [0.0, 0])
+        self._cosines: dict[str, float] = {}
 
     def _check_names(self, names: list[str] | None) -> list[str]:
         if names is None:
-            names = [*(["smallest"] if len(self.model.space) > 1 else []), *self.model.config.subnets]
+            names = list(self.args.train_subnets or ())
+            if not names:
+                names = [*(["smallest"] if len(self.elastic.space) > 1 else []), *self.elastic.config.subnets]
         for name in names:
-            self.model.resolve(name)
+            self.elastic.resolve(name)
         return list(names)
 
-    def train(self, *args, **kwargs):
-        """Train as `Trainer` does. Views of the model made before it are stale afterwards."""
-        self.model.set_memory_layout("standard")
+    @property
+    def elastic(self) -> ElasticPreTrainedModel:
+        """The elastic model, without adapters, compilers and wrappers around it."""
+        return elastic_of(self.model)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Train as `Trainer` does. Views of the model made before it are stale afterwards.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the last complete one in `output_dir`.
+            *args: as for `Trainer.train`.
+            **kwargs: as for `Trainer.train`.
+
+        Raises:
+            ValueError: there is no complete checkpoint, or it is of another space.
+            FloatingPointError: a loss is not finite; names the size and the step.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            restore(self.sampler, resume_from_checkpoint)
+        self.elastic.set_memory_layout("standard")
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self.model.set_memory_layout("prefix")
+            self.elastic.set_memory_layout("prefix")
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -75,126 +117,154 @@ class ElasticTrainer(Trainer):
 
         Returns:
             The loss, averaged over the sizes, scaled for gradient accumulation as `Trainer` expects it.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
         """
         model.train()
         optimizer = self.optimizer
         if hasattr(optimizer, "train") and callable(optimizer.train):  # schedule-free optimizers switch modes
             optimizer.train()
         inputs = self._prepare_inputs(inputs)
-        elastic = self._elastic(model)
+        elastic = self.elastic
         sizes = self._sizes(elastic)
         share = self._share(inputs, num_items_in_batch)
-        total = torch.zeros((), device=self.args.device)
+        watched = self._watches_gradients()
+        gradients = SizeGradients(elastic.parameters()) if watched else None
+        losses = []
         try:
-            teacher = self._teacher_outputs(model, elastic, inputs, sizes)
-            for index, (role, cut) in enumerate(sizes):
-                sync = index == len(sizes) - 1
-                with self.accelerator.no_sync(model) if not sync else torch.enable_grad():
-                    # Where processes train the largest size last, it must not learn from its own earlier forward.
-                    own = role == "largest" and self.teacher is None
-                    loss, outputs = self._size_loss(model, elastic, inputs, cut, None if own else teacher)
-                    if role == "largest" and teacher is None and self._distils:
-                        teacher = _detach(outputs)
-                    self._record(role, loss)
-                    scaled = loss * share / len(sizes)
-                    self.accelerator.backward(scaled)
-                total += scaled.detach()
+            teacher = self._teacher_of_step(model, elastic, inputs, sizes)
+            for index, size in enumerate(sizes):
+                # Gradients are reduced once, in the last backward of the last micro-batch.
+                last = index == len(sizes) - 1 and self.accelerator.sync_gradients
+                with torch.enable_grad() if last else self.accelerator.no_sync(model):
+                    # The teacher of a step is its largest size, which has nothing to learn from itself.
+                    own = size.role == "largest" and self.teacher is None
+                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, None if own else teacher)
+                    if own and teacher is None and self._distils:
+                        teacher = detach(observed)
+                    losses.append(loss.detach())
+                    self.accelerator.backward(loss * (share * size.weight))
+                if gradients is not None:
+                    gradients.add(size.role)
         finally:
             elastic.select(None)
-        return total
+        losses = torch.stack(losses)
+        self._check_finite(losses, sizes)
+        self._record(losses, sizes)
+        if gradients is not None:
+            self._cosines = gradients.cosines() if self.args.gradient_cosine_steps else {}
+            gradients.finish(surgery=self.args.gradient_surgery, seed=f"{self.args.seed}-{self.state.global_step}")
+        return (losses * torch.tensor([size.weight for size in sizes], device=losses.device)).sum() * share
 
     @property
     def _distils(self) -> bool:
-        return bool(self.args.logits_weight or self.args.hidden_weight)
+        return any(self.args.distillation.values())
 
-    def _elastic(self, model) -> ElasticPreTrainedModel:
-        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    def _watches_gradients(self) -> bool:
+        every = self.args.gradient_cosine_steps
+        return self.args.gradient_surgery != "none" or bool(every and (self.state.global_step + 1) % every == 0)
 
-    def _sizes(self, elastic: ElasticPreTrainedModel) -> list[tuple[str, Cut]]:
+    def _sizes(self, elastic: ElasticPreTrainedModel) -> list[Trained]:
         """This step's sizes. Processes reduce gradients once, in the last backward, so the largest comes last there."""
-        args = self.args
-        drawn = sizes_of_step(elastic.space, args.sampling, args.num_random_subnets, args.seed, self.state.global_step)
-        sizes = [(role, elastic.resolve(subnet)) for role, subnet in drawn]
-        return sizes[1:] + sizes[:1] if self._is_distributed else sizes
-
-    @property
-    def _is_distributed(self) -> bool:
-        return self.args.parallel_mode == ParallelMode.DISTRIBUTED
+        drawn = self.sampler.draw(self.state.global_step, self.state.max_steps)
+        cuts = [elastic.resolve(subnet) for _, subnet in drawn]
+        rule = self.args.size_weights
+        if rule == "flops":
+            weights = [float(elastic.flops_of(subnet)) for _, subnet in drawn]
+        else:
+            weights = [1.0 if rule == "uniform" else float(rule.get(role, 1.0)) for role, _ in drawn]
+        sizes = [Trained(role, cut, weight / sum(weights)) for (role, _), cut, weight in zip(drawn, cuts, weights)]
+        return sizes[1:] + sizes[:1] if self.args.world_size > 1 else sizes
 
     def _share(self, inputs: Mapping, num_items_in_batch) -> torch.Tensor | float:
         """How much of the optimizer step this micro-batch is: a mean over its items times this adds up to the mean over all."""
         if num_items_in_batch is None:
             return 1 / self.current_gradient_accumulation_steps
-        return self._get_num_items_in_batch([inputs], self.args.device) / num_items_in_batch
+        share = self._get_num_items_in_batch_of([inputs]) / num_items_in_batch
+        # The items of all processes are counted, and their gradients are averaged.
+        return share * self.args.world_size if self.args.average_tokens_across_devices else share
+
+    def _get_num_items_in_batch_of(self, batches: list[Mapping]) -> torch.Tensor:
+        """Labels that count in this process's batches: a causal model predicts all but the first of a sequence."""
+        causal = isinstance(self.elastic, ElasticForCausalLM)
+        return sum(batch["labels"][..., 1 if causal else 0 :].ne(-100).sum() for batch in batches)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """Count the labels that a causal model predicts: all but the first, which transformers 4.57 counts as well."""
-        if isinstance(self._elastic(self.model), ElasticForCausalLM):
+        if isinstance(self.elastic, ElasticForCausalLM):
             shifted = [batch["labels"][..., 1:] for batch in batch_samples if "labels" in batch]
             batch_samples = [{"labels": labels, "shift_labels": labels} for labels in shifted]
         return super()._get_num_items_in_batch(batch_samples, device)
 
-    def _teacher_outputs(self, model, elastic, inputs: Mapping, sizes) -> dict | None:
+    def _teacher_of_step(self, model, elastic, inputs: Mapping, sizes: list[Trained]) -> dict | None:
         """What the sizes of this step learn from, unless it is the largest size's own training forward."""
-        first_role = sizes[0][0]
-        if not self._distils or (self.teacher is None and first_role == "largest"):
+        if not self._distils or (self.teacher is None and sizes[0].role == "largest"):
             return None
-        wanted = {key: value for key, value in inputs.items() if key != "labels"}
-        with torch.no_grad(), self.accelerator.autocast():
+        if self.teacher is None and all(size.role == "largest" for size in sizes):
+            return None
+        wanted = {key: value for key, value in inputs.items() if key not in ("labels", "start_positions", "end_positions")}
+        with self.accelerator.autocast():
             if self.teacher is not None:
-                return _detach(self.teacher(**wanted, output_hidden_states=bool(self.args.hidden_weight)))
-            return _detach(elastic.view("largest")(**wanted, output_hidden_states=bool(self.args.hidden_weight)))
+                return self.teacher.observe(wanted)
+            elastic.select(None)
+            elastic.eval()
+            # Through the wrapper: a sharded model gathers its weights there.
+            with torch.no_grad(), self.observer.watch(elastic.base, elastic.resolve(None)) as relations:
+                outputs = model(**wanted, **self.observer.options())
+            elastic.train()
+            return detach(self.observer.observed(outputs, relations))
 
     def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None):
-        """Loss of one size, a mean over the items of the micro-batch, and its outputs."""
+        """Loss of one size, a mean over the items of the micro-batch, and what it has to teach."""
         elastic.select(elastic.layout.subnet_of(cut))
-        wanted = dict(inputs)
-        if self.args.hidden_weight:
-            wanted["output_hidden_states"] = True
+        observer = self.observer
         with self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, wanted, return_outputs=True)
-            if loss.dim():
-                loss = loss.mean()  # one loss per device under DataParallel
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {self.state.global_step} for {elastic.layout.subnet_of(cut).to_dict()}"
+            with observer.watch(elastic.trained_module(cut), cut) as relations:
+                loss, outputs = self.compute_loss(model, {**inputs, **observer.options()}, return_outputs=True)
+            observed = observer.observed(outputs, relations)
+            if teacher is not None:
+                pair = Pair(
+                    inputs=inputs,
+                    student=observed,
+                    teacher=teacher,
+                    shifted=isinstance(elastic, ElasticForCausalLM),
+                    temperature=self.args.temperature,
+                    relation_heads=self.args.relation_heads,
                 )
-            if teacher is None:
-                return loss, outputs
-            loss = self.args.task_weight * loss
-            if self.args.logits_weight:
-                loss = loss + self.args.logits_weight * self._logits_loss(inputs, outputs, teacher)
-            if self.args.hidden_weight:
-                mask = inputs.get("attention_mask")
-                tokens = mask.bool() if mask is not None else None
-                states = hidden_states(outputs["hidden_states"], teacher["hidden_states"], cut, tokens)
-                loss = loss + self.args.hidden_weight * states
-            return loss, outputs
+                loss = self.args.task_weight * loss
+                for name, weight in self.args.distillation.items():
+                    if weight:
+                        loss = loss + weight * DISTILLATION[name](pair)
+        return loss, observed
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """As `Trainer`'s, but always a mean over the micro-batch: `_share` weights it, and the distillation with it."""
         return super().compute_loss(model, inputs, return_outputs=return_outputs)
 
-    def _logits_loss(self, inputs: Mapping, outputs: Mapping, teacher: Mapping) -> torch.Tensor:
-        shifted = isinstance(self._elastic(self.model), ElasticForCausalLM)
-        terms = []
-        for key in PREDICTIONS:
-            if key in outputs and key in teacher:
-                items = counted_items(inputs, outputs[key], shifted=shifted)
-                terms.append(soft_cross_entropy(outputs[key], teacher[key], items, self.args.temperature))
-        return torch.stack(terms).mean()
+    def _check_finite(self, losses: torch.Tensor, sizes: list[Trained]) -> None:
+        if torch.isfinite(losses).all():  # one look for all sizes: on a GPU each would wait for it
+            return
+        index = int((~torch.isfinite(losses)).nonzero()[0])
+        raise FloatingPointError(
+            f"the loss is {losses[index].item()} at step {self.state.global_step} for {sizes[index].role} "
+            f"{self.elastic.layout.subnet_of(sizes[index].cut).to_dict()}"
+        )
 
-    def _record(self, role: str, loss: torch.Tensor) -> None:
-        record = self._size_losses[role]
-        record[0] = record[0] + loss.detach()
-        record[1] += 1
+    def _record(self, losses: torch.Tensor, sizes: list[Trained]) -> None:
+        for loss, size in zip(losses, sizes):
+            record = self._size_losses[size.role]
+            record[0] = record[0] + loss
+            record[1] += 1
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Log, with the mean loss of each role of a size since the last time."""
+        """Log, with the mean loss of each role of a size since the last time (of this process)."""
         if "loss" in logs:
             for role, (total, count) in self._size_losses.items():
                 logs[f"loss_{role}"] = round(float(total) / count, 4)
+            logs.update({name: round(value, 4) for name, value in self._cosines.items()})
             self._size_losses.clear()
+            self._cosines = {}
         super().log(logs, *args, **kwargs)
 
     # --- evaluation --------------------------------------------------------------------------------------------------
@@ -206,26 +276,52 @@ class ElasticTrainer(Trainer):
         if several:  # each of them came through here on its own
             return metrics
         for name in self.eval_subnets:
-            self.model.select(name)
+            self.elastic.select(name)
             try:
                 metrics.update(super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
             finally:
-                self.model.select(None)
+                self.elastic.select(None)
         return metrics
 
 
-def _detach(outputs: Mapping) -> dict:
-    """The predictions and hidden states of an output, without gradient."""
-    kept = {key: outputs[key].detach() for key in PREDICTIONS if key in outputs}
-    if outputs.get("hidden_states") is not None:
-        kept["hidden_states"] = tuple(state.detach() for state in outputs["hidden_states"])
-    return kept
+def elastic_of(model):
+    """The model that LoRA adapters were added to, or the model itself."""
+    if is_peft_available():
+        from peft import PeftModel
+
+        if isinstance(model, PeftModel):
+            return model.get_base_model()
+    return model
 
 
-def _check_teacher(teacher: PreTrainedModel | None, model: ElasticPreTrainedModel) -> None:
-    if teacher is None:
+def _make_sampler(model: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> Sampler:
+    names = list(model.config.subnets) if args.train_subnets is None else args.train_subnets
+    named = {name: model.subnet(name) for name in names if model.resolve(name) != model.resolve(None)}
+    return Sampler(
+        space=model.space,
+        sampling=args.sampling,
+        num_random=args.num_random_subnets,
+        seed=args.seed,
+        named=dict(sorted(named.items(), key=lambda item: -model.flops_of(item[1]))),
+        only_named=args.train_subnets is not None,
+        schedule=args.progressive_schedule,
+        max_group=model.layout.full.get("group"),
+    )
+
+
+def _check_size_weights(sampler: Sampler, args: ElasticTrainingArguments) -> None:
+    if not isinstance(args.size_weights, Mapping):
         return
-    for field in ("vocab_size", "num_labels"):
-        theirs, ours = getattr(teacher.config, field), getattr(model.config, field)
-        if theirs != ours:
-            raise ValueError(f"the teacher's {field} is {theirs}, the model's is {ours}; they must be equal")
+    known = ("largest", "smallest", "random", *sampler.named)
+    for role in args.size_weights:
+        if role not in known:
+            raise ValueError(f"size_weights: {role!r} is no size that is trained; known: {', '.join(known)}")
+    if not any(args.size_weights.get(role, 1.0) for role in known):
+        raise ValueError("size_weights: all are 0")
+
+
+def _extremes(model: ElasticPreTrainedModel) -> list[Cut]:
+    genes = model.space.genes()
+    largest = {gene: choices[-1] for gene, choices in genes.items()}
+    subnets = {model.space.from_genes({**largest, gene: choice}) for gene, choices in genes.items() for choice in choices}
+    return [model.resolve(subnet) for subnet in subnets]

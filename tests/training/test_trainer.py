@@ -131,7 +131,7 @@ def test_one_sandwich_step_by_hand(tmp_path):
     assert_same(weights(model), weights(twin), 1e-6)
 
 
-@pytest.mark.parametrize("sampling", ["sandwich", "all", "single_path"])
+@pytest.mark.parametrize("sampling", ["sandwich", "all", "single_path", "progressive"])
 def test_learns_and_logs(sampling, tmp_path):
     model = classifier()
     before = weights(model)
@@ -139,7 +139,7 @@ def test_learns_and_logs(sampling, tmp_path):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert sum(losses[-5:]) < sum(losses[:5])
     assert any((before[name] != tensor).any() for name, tensor in weights(model).items())
-    role = {"sandwich": "loss_smallest", "all": "loss_size_1", "single_path": "loss_random"}[sampling]
+    role = {"single_path": "loss_random", "all": "loss_half"}.get(sampling, "loss_smallest")
     assert any(role in entry for entry in trainer.state.log_history)
     assert model.config.subnet is None
 
@@ -210,7 +210,14 @@ def test_hidden_states_and_external_teacher(tmp_path):
     config = config_of("bert", num_labels=3, num_hidden_layers=3)
     teacher = ElasticForSequenceClassification.stock_class(config)(config)
     before = weights(teacher)
-    args = arguments(tmp_path, hidden_weight=1.0, max_steps=25, learning_rate=3e-3, sampling="single_path", task_weight=0.0)
+    args = arguments(
+        tmp_path,
+        distillation={"logits": 0.5, "hidden": 1.0},
+        max_steps=25,
+        learning_rate=3e-3,
+        sampling="single_path",
+        task_weight=0.0,
+    )
     dataset = rows()
     batch = {key: torch.tensor(dataset[key][:]) for key in ("input_ids", "attention_mask")}
 
@@ -247,23 +254,31 @@ def test_label_smoothing_shifts_a_causal_model(tmp_path):
 
 
 def test_every_process_and_step_draws_the_same():
-    from hf_elastic.training.sampling import sizes_of_step
+    from hf_elastic.training.sampling import Sampler
 
     space = classifier().space
-    drawn = [sizes_of_step(space, "sandwich", 2, seed=1, step=step) for step in range(40)]
-    assert drawn == [sizes_of_step(space, "sandwich", 2, seed=1, step=step) for step in range(40)]
+    sampler = Sampler(space, "sandwich", seed=1)
+    drawn = [sampler.draw(step, 40) for step in range(40)]
+    assert drawn == [Sampler(space, "sandwich", seed=1).draw(step, 40) for step in range(40)]
+    assert drawn != [Sampler(space, "sandwich", seed=2).draw(step, 40) for step in range(40)]
     assert all(sizes[0][1] == space.largest and sizes[-1][1] == space.smallest for sizes in drawn)
     assert len({sizes[1][1] for sizes in drawn}) > 5
-    assert len(sizes_of_step(space, "all", 0, 0, 0)) == len(space)
+    assert len(Sampler(space, "all").draw(0, 1)) == len(space)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampling": "some"}, "'some' is unknown; known: sandwich, all, single_path"),
+        ({"sampling": "some"}, "sampling: 'some' is unknown; known: sandwich, all, single_path, progressive"),
+        (
+            {"distillation": {"attention": 1.0}},
+            "distillation: 'attention' is unknown; known: logits, hidden, relation, pkd, dist",
+        ),
+        ({"gradient_surgery": "cut"}, "gradient_surgery: 'cut' is unknown; known: none, pcgrad"),
+        ({"size_weights": "depth"}, "size_weights: 'depth' is unknown; known: uniform, flops"),
         ({"temperature": 0.0}, "temperature: 0.0 must be above 0"),
-        ({"hidden_weight": -1.0}, "hidden_weight: -1.0 is negative"),
-        ({"task_weight": 0.0, "logits_weight": 0.0}, "would learn nothing"),
+        ({"distillation": {"hidden": -1.0}}, "distillation: hidden: -1.0 is not a weight"),
+        ({"task_weight": 0.0, "distillation": "{}"}, "would learn nothing"),
     ],
 )
 def test_bad_arguments(changes, message, tmp_path):
