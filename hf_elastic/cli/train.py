@@ -42,7 +42,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     Returns:
         The metrics, also written to `metrics.json` there.
     """
-    from ..metrics import compute_accuracy
+    from ..metrics import compute_classification
     from ..training import ElasticTrainer
 
     folder = Path(training.output_dir)
@@ -64,7 +64,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
         eval_dataset=data.splits["validation"],
         data_collator=data.collator,
         processing_class=tokenizer,
-        compute_metrics=compute_accuracy if data.labels else None,
+        compute_metrics=compute_classification if data.labels else None,
     )
     trainer.train(resume_from_checkpoint=_checkpoint(training))
     metrics = trainer.evaluate()

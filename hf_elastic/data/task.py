@@ -86,6 +86,7 @@ def prepare(
     text: Sequence[str] | None = None,
     label: str | None = None,
     max_length: int = 128,
+    max_train_rows: int | None = None,
 ) -> TaskData:
     """Load and tokenize a data set for a task.
 
@@ -98,6 +99,7 @@ def prepare(
         text: text columns; None to find them by their usual names.
         label: label column; None to find it.
         max_length: tokens per example or block.
+        max_train_rows: rows of `train` to keep, drawn with the seed 0; None is all.
 
     Raises:
         ValueError: the task is prepared in Python only, a column is missing, or a label is outside the head's range.
@@ -105,6 +107,11 @@ def prepare(
     if task not in PREPARED:
         raise ValueError(f"the command line prepares data for {', '.join(PREPARED)}; for {task}, use ElasticTrainer in Python")
     raw = load_text_dataset(name, config=dataset_config)
+    if max_train_rows is not None:
+        if max_train_rows < 1:
+            raise ValueError(f"max_train_rows: {max_train_rows} must be 1 or more")
+        rows = raw["train"].shuffle(seed=0)
+        raw["train"] = rows.select(range(min(max_train_rows, len(rows))))
     if task == "sequence-classification":
         raw, columns, label_column, names = read_classes(raw, text, label)
         check_labels(raw, label_column, config.num_labels)

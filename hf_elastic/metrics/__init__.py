@@ -7,7 +7,7 @@ def load_metric(name: str):
     """One of this folder's metrics.
 
     Args:
-        name: "accuracy".
+        name: "accuracy", "f1" or "matthews_correlation".
 
     Raises:
         ValueError: no such metric.
@@ -23,6 +23,16 @@ def load_metric(name: str):
 
 def compute_accuracy(prediction) -> dict[str, float]:
     """`compute_metrics` of a Trainer: accuracy of the largest logit, labels of -100 left out."""
+    return _compute(prediction, ["accuracy"])
+
+
+def compute_classification(prediction) -> dict[str, float]:
+    """`compute_metrics` of a Trainer: accuracy, F1 (of class 1 where there are two, else macro) and Matthews correlation."""
+    return _compute(prediction, ["accuracy", "f1", "matthews_correlation"])
+
+
+def _compute(prediction, names: list[str]) -> dict[str, float]:
     predictions, labels = prediction
     logits = predictions[0] if isinstance(predictions, tuple) else predictions
-    return load_metric("accuracy").compute(predictions=logits.argmax(-1).ravel(), references=labels.ravel())
+    pairs = {"predictions": logits.argmax(-1).ravel(), "references": labels.ravel()}
+    return {key: value for name in names for key, value in load_metric(name).compute(**pairs).items()}
