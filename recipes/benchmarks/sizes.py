@@ -1,20 +1,23 @@
-"""Every size of one elastic MiniLM on GLUE, against the same sizes trained on their own.
+"""Every size of one elastic model against the same sizes trained on their own.
 
-    python recipes/benchmarks/glue.py run sst2 --data-dir DATA_DIR      trains what is missing, then prints the table
-    python recipes/benchmarks/glue.py run sst2 --data-dir DATA_DIR --part ablation
-    python recipes/benchmarks/glue.py table sst2                         prints what there is
+    python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR      trains what is missing, then prints the tables
+    python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR --part ablation
+    python recipes/benchmarks/sizes.py table sst2 --data-dir DATA_DIR    prints what there is
 
-A *run* is one training with one seed: `elastic`, or a size `plain/NAME` (cut out and fine-tuned alone) or `distilled/NAME` (cut
-out and distilled alone from `plain/largest`). All start from the same importance-ordered checkpoint, with the recipe
-recipes/minilm/TASK, see the same rows and make the same number of updates. Every accuracy is of a stock model: elastic sizes are
-extracted. Each run writes a JSON file, so that an interrupted benchmark goes on where it was.
+A *run* is one training with one seed: `elastic`, or a size `plain/NAME` (cut out and trained alone) or `distilled/NAME` (cut out
+and distilled alone from the trained `plain/largest`). All start from the same importance-ordered checkpoint of the task's recipe
+(recipes/minilm/TASK, recipes/gpt2/wikitext2), see the same rows and make the same number of updates. Every number is of a stock
+model: elastic sizes are extracted. Each run writes a JSON file, so that an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,8 +35,9 @@ from rich.table import Table
 from hf_elastic.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = ("sst2", "mrpc", "qnli", "cola")
-METRIC = {"cola": "matthews_correlation"}
+RECIPES = {task: ROOT / "minilm" / task for task in ("sst2", "mrpc", "qnli", "cola")} | {"wikitext2": ROOT / "gpt2/wikitext2"}
+METRIC = {"cola": "matthews_correlation", "wikitext2": "perplexity"}
+CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
 # What each variant of the elastic training changes in the recipe.
 VARIANTS = {
     "elastic": {},
@@ -53,37 +57,32 @@ ABLATION = [name for name in VARIANTS if name != "elastic"]
 
 def recipe(task: str) -> tuple[dict, dict]:
     """The convert and the train recipe of a task."""
-    folder = ROOT / "minilm" / task
-    return tuple(yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("convert", "train"))
+    return tuple(yaml.safe_load((RECIPES[task] / f"{name}.yaml").read_text()) for name in ("convert", "train"))
 
 
-def supernet(task: str, seed: int):
-    """MiniLM made elastic, its classifier drawn with the seed."""
-    from hf_elastic import ElasticForSequenceClassification
+def supernet(task: str, seed: int, data_dir: str):
+    """The recipe's elastic model, its new weights drawn with the seed, and its tokenizer."""
+    from hf_elastic.cli import convert
+    from hf_elastic.cli.data import load_elastic, load_tokenizer
     from hf_elastic.data.minilm import minilm_path
 
-    convert, _ = recipe(task)
-    torch.manual_seed(seed)
-    return ElasticForSequenceClassification.from_base(
-        str(minilm_path()),
-        num_labels=convert["num_labels"],
-        space=convert["space"],
-        subnets=convert["subnets"],
-        dtype=torch.float32,
-    )
+    options = dict(recipe(task)[0])
+    if "model" in options:
+        options["model"] = str(minilm_path())
+    else:
+        options["tokenizer_dataset"] = str(Path(data_dir) / options["tokenizer_dataset"])
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        convert.run(convert.ConvertArguments(**{**options, "seed": seed, "output_dir": folder, "overwrite": True}))
+        return load_elastic(folder), load_tokenizer(folder)
 
 
-def data_of(task: str, data_dir: str, model):
+def data_of(task: str, data_dir: str, model, tokenizer):
     """The tokenized task, as `hf-elastic train` prepares it."""
-    from transformers import AutoTokenizer
-
     from hf_elastic.cli.data import DataArguments, prepare_for
-    from hf_elastic.data.minilm import minilm_path
 
-    _, train = recipe(task)
+    train = recipe(task)[1]
     known = {field.name for field in dataclasses.fields(DataArguments)}
     args = DataArguments(**{**{key: value for key, value in train.items() if key in known}, "data_dir": data_dir})
-    tokenizer = AutoTokenizer.from_pretrained(str(minilm_path()))
     return prepare_for(model, tokenizer, args)
 
 
@@ -92,6 +91,8 @@ def arguments(kind: type, task: str, seed: int, output_dir: str, changes: dict):
     _, train = recipe(task)
     known = {field.name for field in dataclasses.fields(kind)}
     options = {key: value for key, value in {**train, **changes}.items() if key in known}
+    if METRIC.get(task) != "perplexity":
+        options["train_sampling_strategy"] = "group_by_length"  # padding is half of the work otherwise
     fixed = {
         "output_dir": output_dir,
         "seed": seed,
@@ -99,34 +100,34 @@ def arguments(kind: type, task: str, seed: int, output_dir: str, changes: dict):
         "report_to": ["none"],
         "logging_steps": 100,
         "disable_tqdm": True,
-        "train_sampling_strategy": "group_by_length",  # padding is half of the work otherwise
     }
     return kind(**{**options, **fixed})
 
 
 def train_run(task: str, name: str, seed: int, data_dir: str, output: Path) -> dict:
     """Train one run and measure every size that it gives."""
-    from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
-    from hf_elastic import ElasticForSequenceClassification, ElasticTrainer, ElasticTrainingArguments
+    from hf_elastic import ElasticTrainer, ElasticTrainingArguments
     from hf_elastic.metrics import compute_classification
 
     kind, _, size = name.partition("/")
-    model = supernet(task, seed)
-    data = data_of(task, data_dir, model)
-    shared = {"train_dataset": data.splits["train"], "data_collator": data.collator, "compute_metrics": compute_classification}
+    model, tokenizer = supernet(task, seed, data_dir)
+    data = data_of(task, data_dir, model, tokenizer)
+    shared = {"train_dataset": data.splits["train"], "data_collator": data.collator}
+    if data.labels:
+        shared["compute_metrics"] = compute_classification
     held_out = data.splits["test" if "test" in data.splits else "validation"]
     with tempfile.TemporaryDirectory() as scratch:
         if kind == "plain":
             args = arguments(TrainingArguments, task, seed, scratch, {})
             trainer = Trainer(model=model.extract(size), args=args, **shared)
         else:
-            changes = VARIANTS.get(kind, {})
-            args = arguments(ElasticTrainingArguments, task, seed, scratch, changes)
+            args = arguments(ElasticTrainingArguments, task, seed, scratch, VARIANTS.get(kind, {}))
             teacher = None
             if kind == "distilled":
-                model = ElasticForSequenceClassification.from_base(model.extract(size), importance="none")
-                teacher = AutoModelForSequenceClassification.from_pretrained(output / task / f"teacher-{seed}")
+                model = type(model).from_base(model.extract(size), importance="none")
+                teacher = type(model).base_auto_class.from_pretrained(output / task / f"teacher-{seed}")
                 args = dataclasses.replace(args, train_subnets=None, eval_subnets=[])
             trainer = ElasticTrainer(model=model, args=args, teacher=teacher, **shared)
         start = time.perf_counter()
@@ -134,16 +135,18 @@ def train_run(task: str, name: str, seed: int, data_dir: str, output: Path) -> d
         seconds = time.perf_counter() - start
         if name == "plain/largest":
             trainer.save_model(output / task / f"teacher-{seed}")
-        sizes = {}
         if kind in ("plain", "distilled"):
             stock = {size: trainer.model if kind == "plain" else trainer.model.extract(None)}
         else:
             stock = {size: model.extract(size) for size in ("largest", *model.config.subnets)}
         plain = arguments(TrainingArguments, task, seed, scratch, {"bf16": False})
+        sizes = {}
         for label, one in stock.items():
             metrics = Trainer(model=one.eval(), args=plain, **shared).evaluate(held_out)
-            wanted = ("accuracy", "f1", "matthews_correlation")
-            sizes[label] = {key: metrics[f"eval_{key}"] for key in wanted}
+            if data.labels:
+                sizes[label] = {key: metrics[f"eval_{key}"] for key in CLASSIFICATION}
+            else:
+                sizes[label] = {"perplexity": math.exp(metrics["eval_loss"])}
     steps = trainer.state.global_step
     return {"task": task, "run": name, "seed": seed, "seconds": seconds, "steps": steps, "rows": len(held_out), "sizes": sizes}
 
@@ -154,7 +157,8 @@ def runs_of(task: str, part: str) -> list[str]:
     sizes = ["largest", *convert["subnets"]]
     if part == "ablation":
         return ABLATION
-    return ["plain/largest", "elastic", *(f"{kind}/{size}" for size in sizes[1:] for kind in ("plain", "distilled"))]
+    kinds = ("plain",) if METRIC.get(task) == "perplexity" else ("plain", "distilled")
+    return ["plain/largest", "elastic", *(f"{kind}/{size}" for size in sizes[1:] for kind in kinds)]
 
 
 def file_of(output: Path, task: str, name: str, seed: int) -> Path:
@@ -210,32 +214,30 @@ def results(output: Path, task: str, name: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((output / task).glob(pattern))]
 
 
-def spread(values: list[float]) -> str:
-    """Mean, and the sample standard deviation where there are several."""
+def spread(values: list[float], metric: str) -> str:
+    """Mean, and the sample standard deviation where there are several: percent, or perplexity."""
     if not values:
         return "-"
-    deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):.1f}{deviation}"
+    scaled = np.asarray(values) * (1 if metric == "perplexity" else 100)
+    deviation = f" ± {np.std(scaled, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(scaled):.1f}{deviation}"
 
 
 def table(args: argparse.Namespace) -> None:
     """Print the results that there are."""
     output, metric = Path(args.output), METRIC.get(args.task, "accuracy")
-    model = supernet(args.task, 0)
+    model, _ = supernet(args.task, 0, args.data_dir)
     names = ["largest", *model.config.subnets]
     full = model.flops_of("largest", sequence_length=32)
     console = Console(width=130)
-    values = {
-        (kind, size): [
-            r["sizes"][size][metric] for r in results(output, args.task, kind if kind == "elastic" else f"{kind}/{size}")
-        ]
-        for kind in ("elastic", "plain", "distilled")
-        for size in names
-    }
-    grid = Table("size", "FLOPs", "parameters", "elastic", "truncated, fine-tuned", "truncated, distilled", title=args.task)
+    columns = {"elastic": "elastic", "plain": "on its own", "distilled": "distilled on its own"}
+    grid = Table("size", "FLOPs", "parameters", *columns.values(), title=f"{args.task}: {metric}, mean ± deviation over seeds")
     for size in names:
+        cells = []
+        for kind in columns:
+            found = results(output, args.task, kind if kind == "elastic" else f"{kind}/{size}")
+            cells.append(spread([r["sizes"][size][metric] for r in found], metric))
         share = model.flops_of(size, sequence_length=32) / full
-        cells = [spread(values[kind, size]) for kind in ("elastic", "plain", "distilled")]
         grid.add_row(size, f"{share:.0%}", f"{model.num_parameters_of(size) / 1e6:.1f} M", *cells)
     console.print(grid)
     seconds = {name: [r["seconds"] for r in results(output, args.task, name)] for name in runs_of(args.task, "sizes")}
@@ -245,8 +247,8 @@ def table(args: argparse.Namespace) -> None:
     for name in VARIANTS:
         found = results(output, args.task, name)
         if found:
-            cells = [spread([r["sizes"][size][metric] for r in found]) for size in names]
-            mean = spread([float(np.mean([r["sizes"][size][metric] for size in names])) for r in found])
+            cells = [spread([r["sizes"][size][metric] for r in found], metric) for size in names]
+            mean = spread([float(np.mean([r["sizes"][size][metric] for size in names])) for r in found], metric)
             grid.add_row(name, *cells, mean, f"{np.mean([r['seconds'] for r in found]):.0f}")
     console.print(grid)
 
@@ -255,17 +257,15 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "one", "table"))
-    parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--data-dir", help="folder that holds glue/TASK")
-    parser.add_argument("--output", default="runs/glue", help="folder for the results")
+    parser.add_argument("task", choices=tuple(RECIPES))
+    parser.add_argument("--data-dir", required=True, help="folder that holds glue/TASK and wikitext2")
+    parser.add_argument("--output", default="runs/sizes", help="folder for the results")
     parser.add_argument("--part", choices=("sizes", "ablation"), default="sizes")
     parser.add_argument("--names", nargs="+", help="only these runs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time (processes)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     args = parser.parse_args()
-    if args.command != "table" and args.data_dir is None:
-        parser.error("--data-dir is needed: the folder that holds glue/TASK")
     {"run": run, "one": one, "table": table}[args.command](args)
     if args.command == "run":
         table(args)
