@@ -14,6 +14,8 @@ from .spec import CutStep, Dim, Equation, Spec, SpecError, axes_in, evaluate, pa
 # Sequence-level heads apply their classifier once per sequence; headless models only their pooler.
 SEQUENCE_LEVEL = ("ForSequenceClassification", "ForMultipleChoice", "Model")
 
+LAYER_ORDERS = ("first", "ends")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -260,6 +262,21 @@ class Layout:
         """What each config field of the Spec becomes in the kept layer at `position`."""
         sizes = self.sizes(cut, position)
         return {field: size(dim, sizes) for field, dim in self.config.items()}
+
+
+def named_layer_order(order: str | Sequence[int], num_layers: int) -> list[int] | None:
+    """Layer indices for a named order, see `from_base`; None is the layers' own.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if not isinstance(order, str):
+        return list(order)
+    if order not in LAYER_ORDERS:
+        raise ValueError(f"layer_order: {order!r} is unknown; known: {', '.join(LAYER_ORDERS)}, or a list of all layer indices")
+    if order == "first" or num_layers < 3:
+        return None
+    return [0, num_layers - 1, *range(1, num_layers - 1)]
 
 
 def _tied_names(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:

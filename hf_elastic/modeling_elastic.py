@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -31,7 +31,7 @@ from .configuration_elastic import ElasticConfig
 from .counts import Counts
 from .delegation import DelegationMixin
 from .importance import IMPORTANCE, apply_order, importance_order
-from .layout import Cut, Layout
+from .layout import Cut, Layout, named_layer_order
 from .loading import check_path, load_checkpoint
 from .sizes import SizesMixin
 from .skeleton import MEMORY_LAYOUTS, Skeleton, no_init_weights, set_memory_layout
@@ -145,6 +145,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         space: Mapping | Space | None = None,
         subnets: Mapping | None = None,
         importance: str = "magnitude",
+        layer_order: str | Sequence[int] = "first",
         **kwargs,
     ) -> ElasticPreTrainedModel:
         """Make a stock checkpoint elastic.
@@ -155,10 +156,13 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             subnets: name -> subnet.
             importance: how heads, neurons and channels are ranked before the prefixes are taken: "magnitude", or "none" to
                 keep their order. The full model computes the same either way.
+            layer_order: which layers `num_hidden_layers` keeps: "first", the first ones; "ends", the first, the last, then the
+                others from the front, so that every size ends with the layer that the head was pretrained on; or all layer
+                indices, the one to keep longest first.
             **kwargs: for the stock `from_pretrained`, such as `num_labels`.
 
         Raises:
-            ValueError: see the class; or an unknown `importance`.
+            ValueError: see the class; or an unknown `importance` or `layer_order`.
             OSError: no such folder, or a checkpoint file that cannot be read.
         """
         if importance not in IMPORTANCE:
@@ -175,7 +179,8 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         if not isinstance(base, cls.stock_class(base.config)):
             raise ValueError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
         space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
-        config = ElasticConfig(base.config, space=space and space.to_dict(), subnets=subnets)
+        order = named_layer_order(layer_order, base.config.num_hidden_layers)
+        config = ElasticConfig(base.config, space=space and space.to_dict(), subnets=subnets, layer_order=order)
         model = cls(config, base=base)
         if importance == "magnitude":
             apply_order(model, importance_order(model))

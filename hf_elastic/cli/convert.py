@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 from ..data.task import TASKS
@@ -29,6 +30,12 @@ class ConvertArguments:
     space: str | None = field(default=None, metadata={"help": "axis -> list of values (mapping, JSON or JSON file)."})
     subnets: str | None = field(default=None, metadata={"help": "name -> subnet (mapping, JSON or JSON file)."})
     importance: str = field(default="magnitude", metadata={"help": "Ranking of heads, neurons and channels: magnitude or none."})
+    layer_order: str = field(
+        default="first",
+        metadata={
+            "help": "Which layers a depth keeps: first, ends (first and last, then from the front), or a JSON list of all."
+        },
+    )
     num_labels: int | None = field(default=None, metadata={"help": "Number of classes of a classification head (count)."})
     seed: int = field(default=0, metadata={"help": "Seed of new weights."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
@@ -39,6 +46,11 @@ class ConvertArguments:
             raise ValueError(f"task: {self.task!r} is unknown; known: {', '.join(TASKS)}")
         if (self.model is None) == (self.model_config is None):
             raise ValueError("give either model or model_config")
+        if isinstance(self.layer_order, str) and self.layer_order.startswith("["):
+            try:
+                self.layer_order = json.loads(self.layer_order)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"layer_order: {self.layer_order!r} is not a JSON list ({error})") from error
         self.space = read_mapping("space", self.space)
         self.subnets = read_mapping("subnets", self.subnets)
         self.model_config = read_mapping("model_config", self.model_config)
@@ -70,7 +82,13 @@ def run(args: ConvertArguments) -> None:
     if args.model is not None:
         options = {} if args.num_labels is None else {"num_labels": args.num_labels}
         model = elastic_class.from_base(
-            args.model, space=args.space, subnets=args.subnets, importance=args.importance, dtype=torch.float32, **options
+            args.model,
+            space=args.space,
+            subnets=args.subnets,
+            importance=args.importance,
+            layer_order=args.layer_order,
+            dtype=torch.float32,
+            **options,
         )
     else:
         model = from_scratch(elastic_class, args)
@@ -91,12 +109,14 @@ def from_scratch(elastic_class, args: ConvertArguments):
     from transformers import AutoConfig
 
     from hf_elastic import ElasticConfig
+    from hf_elastic.layout import named_layer_order
 
     fields = dict(args.model_config)
     if "model_type" not in fields:
         raise ValueError("model_config: model_type is missing")
     base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return elastic_class(ElasticConfig(base_config=base_config, space=args.space, subnets=args.subnets))
+    order = named_layer_order(args.layer_order, base_config.num_hidden_layers)
+    return elastic_class(ElasticConfig(base_config=base_config, space=args.space, subnets=args.subnets, layer_order=order))
 
 
 def _tokenizer(args: ConvertArguments, vocab_size: int):

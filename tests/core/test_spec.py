@@ -9,6 +9,7 @@ import torch
 from tiny import CONFIGS, config_of
 from transformers import AutoModel
 
+from hf_elastic import ElasticModel
 from hf_elastic.layout import Layout
 from hf_elastic.spec import (
     SPECS,
@@ -252,3 +253,22 @@ def test_layer_order_has_to_name_every_layer():
     for order in ([0, 1, 2], [0, 1, 2, 2], [1, 2, 3, 4]):
         with pytest.raises(SpecError, match="is not an order of the 4 layers"):
             Layout(spec_for("bert"), model, order)
+
+
+def test_named_layer_orders(tmp_path):
+    """`ends` keeps the first and the last layer longest, in the checkpoint too; the default keeps the first ones."""
+    config = config_of("bert")
+    kept = {}
+    for order in ("first", "ends", [2, 0, 1, 3]):
+        model = ElasticModel.from_base(AutoModel.from_config(config), {"num_hidden_layers": [1, 2, 3, 4]}, layer_order=order)
+        model.save_pretrained(tmp_path)
+        again = ElasticModel.from_pretrained(tmp_path)
+        assert again.config.layer_order == model.config.layer_order
+        kept[str(order)] = [again.resolve({"num_hidden_layers": depth}).layers for depth in (1, 2, 3)]
+    assert kept == {
+        "first": [(0,), (0, 1), (0, 1, 2)],
+        "ends": [(0,), (0, 3), (0, 1, 3)],
+        "[2, 0, 1, 3]": [(2,), (0, 2), (0, 1, 2)],
+    }
+    with pytest.raises(ValueError, match="layer_order: 'last' is unknown; known: first, ends, or a list"):
+        ElasticModel.from_base(AutoModel.from_config(config), layer_order="last")
