@@ -46,7 +46,7 @@ def find_wrappers(model: nn.Module) -> dict[str, nn.Module]:
     layers, utils = sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other")
     if layers is None or utils is None:
         return {}
-    kinds = (layers.BaseTunerLayer, utils.ModulesToSaveWrapper)
+    kinds = (layers.BaseTunerLayer, utils.AuxiliaryTrainingWrapper)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
@@ -76,10 +76,9 @@ def describe_parameter(
     wrapper = wrappers[path]
     factor = _FACTOR.fullmatch(rest)
     if factor is None or not _is_plain_lora(wrapper):
-        raise SpecError(
-            f"the adapter parameter {name!r} ({type(wrapper).__module__}.{type(wrapper).__name__}) cannot be cut to a size; "
-            f"supported: {SUPPORTED}"
-        )
+        kinds = [type(wrapper), *map(type, _variants(wrapper))]
+        kind = ", ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
+        raise SpecError(f"the adapter parameter {name!r} ({kind}) cannot be cut to a size; supported: {SUPPORTED}")
     first, second = dims_of(f"{path}.weight")
     into, out = (first, second) if isinstance(wrapper.get_base_layer(), (nn.Embedding, Conv1D)) else (second, first)
     if factor["key"] == "bias":
@@ -92,7 +91,12 @@ def describe_parameter(
 def _is_plain_lora(wrapper: nn.Module) -> bool:
     """Whether a layer adds `B A x`, and nothing that depends on the whole weight, such as its norm, to its output."""
     layer = sys.modules["peft.tuners.lora.layer"]
-    return type(wrapper) in (layer.Linear, layer.Embedding) and not vars(wrapper).get("lora_variant")
+    return type(wrapper) in (layer.Linear, layer.Embedding) and not _variants(wrapper)
+
+
+def _variants(wrapper: nn.Module) -> list:
+    """What replaces the plain forward of a LoRA layer's adapters; peft before 0.16 knew only DoRA, with a magnitude vector."""
+    return list(vars(wrapper).get("lora_variant", {}).values())
 
 
 def idle_parameters(model: nn.Module) -> set[str]:

@@ -12,7 +12,7 @@ from .portable import portable_config
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
 PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "architectures", "auto_map")
-OWN = (*PARTS, "model_type", "transformers_version")
+OWN = (*PARTS, "model_type", "transformers_version", "name_or_path")
 
 
 class ElasticConfig(PretrainedConfig):
