@@ -6,6 +6,7 @@ takes the same prefixes of `B`'s rows and `A`'s columns as of `W`'s, so one adap
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import re
@@ -61,7 +62,7 @@ def add_lora(model: ElasticPreTrainedModel, options: Mapping | None = None) -> P
         ImportError: peft is not installed.
     """
     peft = _import_peft()
-    options = dict(options or {})
+    options = copy.deepcopy(dict(options or {}))  # peft adds to the lists
     known = sorted(field.name for field in dataclasses.fields(peft.LoraConfig) if field.init)
     for name in options:
         if name not in known:

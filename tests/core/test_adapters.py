@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import batch, config_of, randomize, space_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification
+from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
 from hf_elastic.adapters import plain_name
 from hf_elastic.spec import keep_only
 
@@ -144,8 +144,8 @@ def test_a_training_step_of_a_size_equals_that_of_the_extracted_model(model_type
 @pytest.mark.parametrize("model_type", TARGETS)
 @torch.no_grad()
 def test_counts_are_those_of_the_view(model_type):
-    model, peft_model = adapted(model_type)
-    model.set_attn_implementation("eager")
+    model = classifier(model_type, attn_implementation="eager")
+    peft_model = randomize(get_peft_model(model, lora(model_type)))
     with_adapter = model.num_parameters_of(SMALL)
     inputs = {"input_ids": batch(length=7, rows=2)["input_ids"]}
     for context in (contextlib.nullcontext(), peft_model.disable_adapter()):
@@ -306,14 +306,12 @@ def test_generation_with_an_adapter():
     assert torch.equal(tokens, model.extract(SMALL).generate(**batch(left=True), **options))
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_a_head_that_an_adapter_unties_stays_untied(model_type):
-    encoder = model_type == "bert"
-    elastic = ElasticForMaskedLM if encoder else ElasticForCausalLM
-    head = "decoder" if encoder else "lm_head"
-    base = randomize(elastic.stock_class(config_of(model_type))(config_of(model_type, tie_word_embeddings=True)))
-    model = elastic.from_base(base, space=space_of(model_type), importance="none")
-    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn", "query"], modules_to_save=[head]))
+    config = config_of(model_type, tie_word_embeddings=True)
+    base = randomize(ElasticForCausalLM.stock_class(config)(config))
+    model = ElasticForCausalLM.from_base(base, space=space_of(model_type), importance="none")
+    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn", "q_proj"], modules_to_save=["lm_head"]))
     for name, parameter in model.named_parameters():
         if ".lora_" in name or ".modules_to_save." in name:
             parameter.data.normal_(std=0.3)
@@ -392,3 +390,23 @@ def test_looking_for_changes_is_cheap(with_adapter):
     model.view(SMALL)
     seconds = min(timeit.repeat(lambda: model.view(SMALL), number=100, repeat=20)) / 100
     assert seconds < 100e-6  # 5 and 14 microseconds where it was written
+
+
+def test_transformers_own_adapters_work_too(tmp_path):
+    """`add_adapter` of transformers injects the same layers without a PeftModel."""
+    classifier().save_pretrained(tmp_path / "base")
+    model = ElasticForSequenceClassification.from_pretrained(tmp_path / "base")
+    plain = logits_of(model, SMALL)
+    model.add_adapter(lora(target_modules=["query", "value"]))
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data.normal_(std=0.3)
+    adapted_logits = logits_of(model, SMALL)
+    assert differ(plain, adapted_logits)
+    model.disable_adapters()
+    close(logits_of(model, SMALL), plain)
+    model.enable_adapters()
+    close(logits_of(model, SMALL), adapted_logits)
+    model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    close(logits_of(ElasticForSequenceClassification.from_pretrained(tmp_path / "adapter"), SMALL), adapted_logits)
