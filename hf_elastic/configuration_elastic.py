@@ -12,7 +12,7 @@ from .portable import portable_config
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
 PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "architectures", "auto_map")
-OWN = (*PARTS, "model_type", "transformers_version")
+OWN = (*PARTS, "model_type", "transformers_version", "name_or_path")
 
 
 class ElasticConfig(PretrainedConfig):
@@ -86,7 +86,10 @@ class ElasticConfig(PretrainedConfig):
 
     def to_dict(self) -> dict:
         """All of it as JSON-able data."""
-        return self._serialize(PretrainedConfig.to_dict)
+        output = self._serialize(PretrainedConfig.to_dict)
+        if self.base_config is not None:  # peft looks for it here
+            output["tie_word_embeddings"] = self.base_config.tie_word_embeddings
+        return output
 
     def to_diff_dict(self) -> dict:
         """What `config.json` holds: the base config without its defaults, and the elastic parts that are set."""

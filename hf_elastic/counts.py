@@ -6,7 +6,7 @@ Every count is a polynomial in the axis sizes, read off the shape strings; nothi
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -38,14 +38,15 @@ class Counts:
 
     Args:
         layout: the model's layout.
+        idle: names of parameters that do not run: adapters that are switched off.
     """
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, idle: Collection[str] = ()):
         self.layout = layout
         self._axes = (*layout.model_axes, *layout.layer_axes)
         self._parameters = self._collect(lambda entry: entry.tied_to is None)
-        self._per_token = self._collect(lambda entry: entry.use == "token")
-        self._per_sequence = self._collect(lambda entry: entry.use == "sequence")
+        self._per_token = self._collect(lambda entry: entry.use == "token" and entry.name not in idle)
+        self._per_sequence = self._collect(lambda entry: entry.use == "sequence" and entry.name not in idle)
 
     def _collect(self, wanted) -> tuple[Polynomial, dict[int, Polynomial]]:
         """Sum the volumes of the wanted entries: outside the layers, and for each layer."""

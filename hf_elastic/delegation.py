@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from .layout import Layout
+from .adapters import check_merged
 
 
 class DelegationMixin:
     """Embeddings, gradient checkpointing, saving and the like of an elastic model are its base's.
 
-    Comes before `PreTrainedModel` in the bases; needs `base`, `layout`, `config` and `_reset_views`.
+    Comes before `PreTrainedModel` in the bases; needs `base`, `config`, `_rebuild` and `_reset_views`.
     """
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -37,8 +37,7 @@ class DelegationMixin:
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         """Resize the base's token embeddings; all sizes follow."""
         embeddings = self.base.resize_token_embeddings(*args, **kwargs)
-        self.layout = Layout(self.layout.spec, self.base, self.config.layer_order)
-        self._reset_views()
+        self._rebuild()
         return embeddings
 
     def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
@@ -82,7 +81,13 @@ class DelegationMixin:
 
     def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **kwargs):
         """Like any `save_pretrained`: the full weights under the stock names, and this package's code for
-        `trust_remote_code`."""
+        `trust_remote_code`.
+
+        Raises:
+            ValueError: adapters are not merged yet; `save_pretrained` of the PeftModel writes them alone.
+        """
+        if not self._hf_peft_config_loaded:  # else transformers itself has added the adapter, and saves it alone
+            check_merged(self.base)
         # The memory layout is ours; files have the standard one.
         tensors = self.state_dict() if state_dict is None else state_dict
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}

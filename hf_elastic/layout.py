@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from .adapters import describe_parameter, find_wrappers, is_table, plain_name
 from .space import DEPTH_AXES, Space, Subnet
 from .spec import CutStep, Dim, Equation, Spec, SpecError, axes_in, evaluate, parse, plan_cut, size, solve, substitute
 
@@ -19,7 +20,7 @@ LAYER_ORDERS = ("first", "ends")
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: its shape, and what it is used for.
+    """One parameter: its shape, and what it is used for. The factors of an adapter are parameters like any other.
 
     Attributes:
         name: as in `named_parameters`.
@@ -75,11 +76,11 @@ class Layout:
 
     Args:
         spec: the architecture's Spec.
-        model: a stock model; only names, shapes and module types are read, so it may be on the meta device.
+        model: a stock model, adapters included; only names, shapes and module types are read, so it may be on the meta device.
         layer_order: all layer indices, the one to keep longest first. Default: the first layers are kept longest.
 
     Raises:
-        SpecError: the config, the tensors and the Spec do not fit, naming the field or the tensor.
+        SpecError: the config, the tensors and the Spec do not fit, naming the field or the tensor; or an adapter cannot be cut.
     """
 
     def __init__(self, spec: Spec, model: nn.Module, layer_order: Sequence[int] | None = None):
@@ -88,7 +89,7 @@ class Layout:
         names = {
             axis: other
             for axis, (other, unless) in spec.aliases.items()
-            if not any(fnmatch.fnmatchcase(name, unless) for name in parameters)
+            if not any(fnmatch.fnmatchcase(plain_name(name), unless) for name in parameters)
         }
         self.names = names
         self.entries = self._make_entries(model, parameters)
@@ -108,12 +109,13 @@ class Layout:
         head = type(model).__name__
         sequence_level = head.endswith(SEQUENCE_LEVEL) and not head.endswith("LMHeadModel")
         tied = _tied_names(parameters)
+        wrappers = find_wrappers(model)
         entries = []
-        for name in parameters:
-            dims = substitute(parse(self.spec.shape_of(name)), self.names)
+        for name, tensor in parameters.items():
+            owner, dims = describe_parameter(name, tensor, wrappers, self._dims_of)
             inside = self.spec.layer_of(name)
-            pooled = sequence_level and any(fnmatch.fnmatchcase(name, pattern) for pattern in self.spec.pooled)
-            is_matrix = len(dims) == 2 and name not in lookups
+            pooled = sequence_level and any(fnmatch.fnmatchcase(owner, pattern) for pattern in self.spec.pooled)
+            is_matrix = len(dims) == 2 and name not in lookups and not is_table(name)
             entries.append(
                 Entry(
                     name=name,
@@ -125,6 +127,9 @@ class Layout:
                 )
             )
         return tuple(entries)
+
+    def _dims_of(self, name: str) -> tuple[Dim, ...]:
+        return substitute(parse(self.spec.shape_of(name)), self.names)
 
     def retie(self, model: nn.Module) -> None:
         """Look again which parameters are one: `from_pretrained` ties weights only after it has built and loaded a model."""

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 # transformers 4.57 copies remote code one import deep: whatever the files below import is imported here as well.
+from .adapters import ModuleTree, check_merged, idle_parameters
 from .configuration_elastic import ElasticConfig
 from .counts import Counts
 from .delegation import DelegationMixin
@@ -73,11 +74,11 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
                 config.base_config._attn_implementation = requested
             base = self.stock_class(config.base_config)(config.base_config)
         self._reset_views()
-        self.layout = Layout(Spec.from_dict(config.spec), base, config.layer_order)
+        self._layout = Layout(Spec.from_dict(config.spec), base, config.layer_order)
         self.frozen_cut = None
         if config.frozen is not None:
-            self.frozen_cut = self.layout.resolve(config.frozen)
-            base = _freeze(Skeleton(base, self.layout, self.frozen_cut))
+            self.frozen_cut = self._layout.resolve(config.frozen)
+            base = _freeze(Skeleton(base, self._layout, self.frozen_cut))
         self._adopt(base)
         self.space = self._make_space()
         for name, subnet in config.subnets.items():
@@ -93,6 +94,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
     def _adopt(self, base: PreTrainedModel) -> None:
         """Hold the base's submodules as our own: the same dicts, so that a change through either is seen by both."""
         self.__dict__["base"] = base
+        self._tree = ModuleTree(base)
         for key in ("_modules", "_parameters", "_buffers"):
             self.__dict__[key] = base.__dict__[key]
         self.base_model_prefix = base.base_model_prefix
@@ -203,9 +205,16 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
 
     @property
     def counts(self) -> Counts:
-        """Closed-form counts, for populations."""
+        """Closed-form counts, for populations; adapters are included, and take FLOPs as long as they are active.
+
+        Raises:
+            ValueError: a checkpoint that is frozen at a subnet has adapters that are not merged.
+        """
+        self._follow_tree()
         if self._counts is None:
-            self._counts = Counts(self.layout)
+            if self.frozen_cut is not None:
+                check_merged(self.base)
+            self._counts = Counts(self._layout, idle_parameters(self.base))
         return self._counts
 
     def set_memory_layout(self, name: str) -> None:
@@ -225,6 +234,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
 
     def _active(self) -> nn.Module:
         """The module that runs now: the base, a view, or slices through which gradients flow."""
+        self._follow_tree()
         if self._selected is None:
             return self.base
         if not (self.training or torch.is_grad_enabled()):
@@ -236,12 +246,13 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
 
     def _trained_skeleton(self, cut: Cut) -> Skeleton:
         if cut not in self._trained:
-            self._trained[cut] = Skeleton(self.base, self.layout, cut)
+            self._trained[cut] = Skeleton(self.base, self._layout, cut)
         return self._trained[cut]
 
     def trained_module(self, cut: Cut) -> nn.Module:
         """The stock module that `forward` runs for a size while gradients are on, to put hooks on; its weights come with
         the forward."""
+        self._follow_tree()
         return self.base if cut == self._full_cut() else self._trained_skeleton(cut).module
 
     def forward(
@@ -276,7 +287,12 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
 
     def extract(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
         """A standalone copy of a subnet, in evaluation mode: the stock class where it is standard, else an elastic model
-        frozen at it."""
+        frozen at it.
+
+        Raises:
+            ValueError: adapters are not merged yet.
+        """
+        check_merged(self.base)
         view = self.view(subnet)
         weights = {name: tensor.detach().clone() for name, tensor in view.state_dict().items()}
         if self.portability_of(subnet) == "standard":

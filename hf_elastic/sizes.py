@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from .layout import Cut
+from .adapters import ModuleTree, check_merged
+from .layout import Cut, Layout
 from .skeleton import Skeleton, copy_tree, first_difference
 from .space import DEPTH_AXES, Subnet
 
@@ -19,8 +20,41 @@ _BUILD_LOCK = threading.RLock()
 class SizesMixin:
     """Sizes of an elastic model: names, counts, portability and views.
 
-    Needs `base`, `layout`, `space`, `counts`, `config` and `frozen_cut` of the class that it is mixed into.
+    Needs `base`, `space`, `counts`, `config` and `frozen_cut` of the class that it is mixed into, and `_layout` and `_tree`,
+    which it keeps up to date.
     """
+
+    @property
+    def layout(self) -> Layout:
+        """Names, shapes and uses of all parameters, adapters included.
+
+        Raises:
+            SpecError: an adapter cannot be cut; the message names its parameter.
+        """
+        self._follow_tree()
+        return self._layout
+
+    def _follow_tree(self) -> None:
+        """Notice what has been done to the module tree: adapters added, merged, removed or switched."""
+        if not (self._tree.has_changed or self._tree.is_switched):
+            return
+        with _BUILD_LOCK:
+            self._tree.unmerge_disabled()
+            if self._tree.has_changed:
+                self._rebuild()
+            elif self._tree.is_switched:
+                for skeleton in (*self._views.values(), *self._trained.values()):
+                    skeleton.follow_switches()
+                self._counts = self._frozen_view = None
+                self._tree.remember_switches()
+
+    def _rebuild(self) -> None:
+        """Read names and shapes off the module tree again. If that fails, so will the next call."""
+        tree = ModuleTree(self.base)
+        if self.frozen_cut is None:  # else the base is what is left of a larger model, and runs as it is
+            self._layout = Layout(self._layout.spec, self.base, self.config.layer_order)
+        self._reset_views()
+        self._tree = tree  # last: until now other threads have to wait for the lock
 
     @property
     def num_labels(self) -> int:
@@ -40,6 +74,7 @@ class SizesMixin:
             raise ValueError(f"{subnet!r} is not a subnet: give a name, a mapping of axes to values, or None for the full model")
         if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
             subnet = Subnet(subnet)
+        self._follow_tree()
         if subnet not in self._cuts:
             self._cuts[subnet] = self._resolve(subnet)
         return self._cuts[subnet]
@@ -97,16 +132,24 @@ class SizesMixin:
         return int(self.counts.flops_of([self.subnet(subnet)], batch_size, sequence_length)[0])
 
     def portability_of(self, subnet: str | Mapping | None = None) -> str:
-        """ "standard" if the subnet is an instance of the stock class, "elastic" if it needs this package."""
+        """ "standard" if the subnet is an instance of the stock class, "elastic" if it needs this package.
+
+        Raises:
+            ValueError: adapters are not merged yet.
+        """
         return "elastic" if self.why_elastic(subnet) else "standard"
 
     def why_elastic(self, subnet: str | Mapping | None = None) -> str | None:
-        """Why a subnet is not standard, in a sentence fragment; None if it is."""
+        """Why a subnet is not standard, in a sentence fragment; None if it is.
+
+        Raises:
+            ValueError: adapters are not merged yet.
+        """
         cut = self.resolve(subnet)
-        if self.frozen_cut is not None:
-            return "the checkpoint is frozen at an elastic subnet"
         if cut not in self._differences:
-            self._differences[cut] = first_difference(self._skeleton(cut))
+            check_merged(self.base)
+            frozen = "the checkpoint is frozen at an elastic subnet"
+            self._differences[cut] = frozen if self.frozen_cut is not None else first_difference(self._skeleton(cut))
         return self._differences[cut]
 
     def nearest_standard(self, subnet: str | Mapping | None) -> Subnet:

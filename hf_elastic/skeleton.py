@@ -21,6 +21,7 @@ try:
 except ImportError:  # transformers 4.57
     from transformers.modeling_utils import no_init_weights
 
+from .adapters import SWITCHES, find_wrappers, plain_name
 from .layout import Cut, Layout
 from .portable import portable_config
 from .spec import CutStep, evaluate
@@ -60,13 +61,15 @@ class Skeleton:
     def __init__(self, model: PreTrainedModel, layout: Layout, cut: Cut):
         self.layout = layout
         self.cut = cut
-        self.module = copy_tree(model)
+        memo: dict[int, nn.Module] = {}
+        self.module = copy_tree(model, memo)
         twins = self.module.get_submodule(layout.container)
         twins._modules = {str(i): twins._modules[str(layer)] for i, layer in enumerate(cut.layers)}
         self._number_layers(twins)
         self._set_config(model.config, twins)
         self._set_attributes()
         self._targets = self._find_targets(model)
+        self._wrappers = self._pair_wrappers(model, memo)
         self._copied: list[tuple[nn.Parameter, int]] = []
         self._is_filled = False
 
@@ -101,7 +104,7 @@ class Skeleton:
             inside = self.layout.spec.layer_of(name)
             sizes = self.layout.sizes(self.cut, inside[1] if inside else None)
             for pattern, attributes in self.layout.spec.attributes.items():
-                if not fnmatch.fnmatchcase(name, pattern):
+                if not fnmatch.fnmatchcase(plain_name(name), pattern):
                     continue
                 for attribute, expression in attributes.items():
                     if attribute in module._buffers:
@@ -119,6 +122,18 @@ class Skeleton:
             path, _, key = name.rpartition(".")
             targets.append((model.get_submodule(source_path), source_key, self.module.get_submodule(path), key, steps))
         return targets
+
+    def _pair_wrappers(self, model: nn.Module, twins: dict[int, nn.Module]) -> list[tuple[nn.Module, nn.Module]]:
+        """Each wrapper of an adapter in the kept layers: the supernet's and its twin here."""
+        kept = set(self.module.modules())
+        pairs = [(wrapper, twins[id(wrapper)]) for wrapper in find_wrappers(model).values()]
+        return [(wrapper, twin) for wrapper, twin in pairs if twin in kept]
+
+    def follow_switches(self) -> None:
+        """Make the adapters active that are active in the supernet."""
+        for wrapper, twin in self._wrappers:
+            for key in SWITCHES:
+                twin.__dict__[key] = copy.copy(getattr(wrapper, key))
 
     def fill(self, *, differentiable: bool) -> nn.Module:
         """Slice the supernet's current parameters into the module.

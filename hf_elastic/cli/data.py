@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from transformers.utils import ADAPTER_CONFIG_NAME
+from transformers.utils.hub import cached_file, has_file
 
 from ..loading import check_path
 
@@ -12,7 +16,7 @@ from ..loading import check_path
 class DataArguments:
     """An elastic model and a data set."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint."})
+    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint, or of an adapter for one."})
     dataset: str = field(
         default="stdlib-docstrings", metadata={"help": "'stdlib-docstrings', a local folder or file, or a Hub id."}
     )
@@ -27,27 +31,52 @@ class DataArguments:
 
 
 def load_elastic(name: str):
-    """Load an elastic checkpoint with the head that it was saved with.
+    """Load an elastic checkpoint with the head that it was saved with; of an adapter its base, with the adapter merged.
 
     Raises:
-        FileNotFoundError: `name` looks like a path and is none.
-        ValueError: the checkpoint is not elastic.
+        FileNotFoundError: `name`, or the base of an adapter, looks like a path and is none.
+        ValueError: the checkpoint is not elastic, or the adapter does not say what it is for or cannot be cut.
+        ImportError: it is an adapter, and peft is not installed.
     """
     from transformers import AutoConfig
 
     import hf_elastic
 
     check_path(name)
+    if has_file(name, ADAPTER_CONFIG_NAME):
+        from ..training.lora import load_adapter
+
+        return load_adapter(load_elastic(adapter_base(name)), name).merge_and_unload()
     config = AutoConfig.from_pretrained(name)
     if config.model_type != "elastic":
         raise ValueError(f"model: {name} is a {config.model_type} checkpoint; make it elastic with hf-elastic convert first")
     return getattr(hf_elastic, config.architectures[0]).from_pretrained(name)
 
 
+def adapter_base(name: str) -> str:
+    """Folder or Hub id of the checkpoint that an adapter is for.
+
+    Raises:
+        ValueError: the adapter does not say.
+        FileNotFoundError: it is a folder that is not there.
+    """
+    values = json.loads(Path(cached_file(name, ADAPTER_CONFIG_NAME)).read_text(encoding="utf-8"))
+    base = values.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"model: {name} is an adapter, and its {ADAPTER_CONFIG_NAME} has no base_model_name_or_path")
+    try:
+        check_path(base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model: {name} is an adapter for a checkpoint that is gone: {error}") from error
+    return base
+
+
 def load_tokenizer(name: str):
-    """The tokenizer saved with a checkpoint."""
+    """The tokenizer saved with a checkpoint; with an adapter, or else with its base."""
     from transformers import AutoTokenizer
 
+    if has_file(name, ADAPTER_CONFIG_NAME) and not has_file(name, "tokenizer_config.json"):
+        name = adapter_base(name)
     return AutoTokenizer.from_pretrained(name)
 
 

@@ -15,7 +15,7 @@ from .data import load_elastic, load_tokenizer
 class ExportArguments:
     """Which size to write, and how."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint."})
+    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint, or of an adapter for one."})
     output_dir: str = field(metadata={"help": "Folder for the exported size."})
     subnet: str | None = field(
         default=None, metadata={"help": "A named size, or a subnet as JSON or a mapping; default: the full size."}

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import write_atomically
+from ..files import read_mapping, write_atomically
 from ..training.arguments import ElasticTrainingArguments
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
@@ -17,10 +17,20 @@ class TrainArguments(DataArguments):
     """What to train and on what."""
 
     teacher: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of a stock model to distil from; default: the largest size itself."}
+        default=None, metadata={"help": "Hub id or folder of a model to distil from; default: the largest size itself."}
+    )
+    lora: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train a LoRA adapter instead of the weights: mapping of peft.LoraConfig options, such as r and "
+            "target_modules ({} for peft's defaults). The adapter alone is saved."
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, train nothing."})
+
+    def __post_init__(self):
+        self.lora = read_mapping("lora", self.lora)
 
 
 # What a command should do unless told otherwise; TrainingArguments' own defaults ask for services that may be missing.
@@ -44,6 +54,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     """
     from ..metrics import compute_classification
     from ..training import ElasticTrainer
+    from ..training.lora import add_lora
 
     folder = Path(training.output_dir)
     if not training.resume_from_checkpoint:
@@ -57,9 +68,9 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
         model.config.id2label = dict(enumerate(data.labels))
         model.config.label2id = {name: index for index, name in enumerate(data.labels)}
     trainer = ElasticTrainer(
-        model=model,
+        model=model if args.lora is None else add_lora(model, args.lora),
         args=training,
-        teacher=load_teacher(args.teacher, model),
+        teacher=load_teacher(args.teacher, model, tokenizer),
         train_dataset=data.splits["train"],
         eval_dataset=data.splits["validation"],
         data_collator=data.collator,
@@ -88,8 +99,19 @@ def _checkpoint(training: ElasticTrainingArguments) -> str | bool | None:
     return str(value).lower() == "true" if str(value).lower() in ("true", "false") else value
 
 
-def load_teacher(name: str | None, model):
-    """A stock model with the same head as `model`, or None."""
+def load_teacher(name: str | None, model, tokenizer):
+    """A teacher with the same head and tokens as `model`, stock or elastic, or None.
+
+    Raises:
+        ValueError: its tokenizer turns text into other ids.
+    """
     if name is None:
         return None
+    from transformers import AutoConfig
+
+    from ..training.teacher import check_tokenizers
+
+    check_tokenizers(load_tokenizer(name), tokenizer)
+    if AutoConfig.from_pretrained(name).model_type == "elastic":
+        return load_elastic(name)
     return type(model).base_auto_class.from_pretrained(name)
