@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
 from hf_elastic.cli.main import main
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
+STAGES = ("convert", "train", "search", "export")
+RECIPES = [path for path in sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml")) if path.stem in STAGES]
 WORDS = [f"word{index}" for index in range(60)]
 SPACE = {"num_hidden_layers": [1, 2, 4], "intermediate_size": [16, 48]}
 
@@ -26,7 +28,7 @@ def stock(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stock")
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizerFast(vocab_file=str(vocabulary)).save_pretrained(folder)
+    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
     AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2)).save_pretrained(folder)
     return folder
 
@@ -79,6 +81,33 @@ def test_the_whole_path(elastic, data, tmp_path, capsys):
     assert "is standard" in capsys.readouterr().out
 
 
+def test_lora_by_recipe(elastic, data, tmp_path):
+    """`lora` trains an adapter, which alone is saved; its folder is a model for the other commands."""
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    options = ["--model", str(elastic), "--dataset", str(data), "--use_cpu", "true", "--max_steps", "30", "--max_length", "8"]
+    options += ["--learning_rate", "3e-2", "--lora", '{"r": 4, "target_modules": ["query", "value"]}', "--seed", "1"]
+    assert main(["train", *options, "--output_dir", str(adapter)]) == 0
+    assert (adapter / "adapter_model.safetensors").stat().st_size < (elastic / "model.safetensors").stat().st_size / 4
+    assert not (adapter / "model.safetensors").exists()
+    metrics = json.loads((adapter / "metrics.json").read_text())
+    assert metrics["eval_accuracy"] > 0.9 and "eval_small_accuracy" in metrics
+    assert main(["export", "--model", str(adapter), "--subnet", "small", "--output_dir", str(out)]) == 0
+    assert json.loads((out / "parity.json").read_text())["passed"]
+
+
+def test_a_teacher_with_another_vocabulary(stock, elastic, data, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(stock, teacher)
+    tokens = json.loads((teacher / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary[WORDS[0]], vocabulary[WORDS[1]] = vocabulary[WORDS[1]], vocabulary[WORDS[0]]
+    (teacher / "tokenizer.json").write_text(json.dumps(tokens))
+    options = ["--model", str(elastic), "--dataset", str(data), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+    assert main(["train", *options, "--teacher", str(teacher), "--max_steps", "2"]) == 2
+    assert "the teacher has another vocabulary" in capsys.readouterr().err
+    assert main(["train", *options, "--teacher", str(stock), "--max_steps", "2"]) == 0
+
+
 def test_export_says_what_is_elastic(elastic, tmp_path, capsys):
     subnet = json.dumps({"intermediate_size": [16, 48, 48, 16]})
     assert main(["export", "--model", str(elastic), "--subnet", subnet, "--output_dir", str(tmp_path / "out")]) == 0
@@ -89,12 +118,12 @@ def test_export_says_what_is_elastic(elastic, tmp_path, capsys):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_is_valid(recipe, tmp_path, capsys):
     overrides = ["--dry_run", "true", "--output_dir", str(tmp_path / "out")]
-    assert main([recipe.stem.partition("_")[0], str(recipe), *overrides]) == 0, capsys.readouterr().err
+    assert main([recipe.stem, str(recipe), *overrides]) == 0, capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_there_are_recipes():
-    assert {path.parent.name for path in RECIPES} >= {"minilm", "gpt2"}
+    assert {path.parent.name for path in RECIPES} >= {"minilm", "gpt2", "sst2", "cola", "mrpc", "qnli", "wikitext2"}
 
 
 @pytest.mark.parametrize("command", ["quickstart", "convert", "train", "search", "export"])
@@ -105,6 +134,7 @@ def test_help_names_every_option(command, capsys):
     assert "--output_dir" in capsys.readouterr().out
 
 
+TRAIN = ("--model", "{elastic}", "--dataset", "{data}", "--output_dir", "{out}", "--use_cpu", "true", "--max_steps", "2")
 BAD = {
     "unknown command": (["fly"], "unknown command 'fly'; known: quickstart, convert, train, search, export"),
     "unknown option": (["convert", "--wings", "2"], "--output_dir"),
@@ -147,6 +177,30 @@ BAD = {
         ["train", "--model", "{elastic}", "--output_dir", "{out}", "--sampling", "some"],
         "'some' is unknown; known:",
     ),
+    "bad loss": (
+        ["train", "--model", "{elastic}", "--output_dir", "{out}", "--distillation", '{"attention": 1}'],
+        "distillation: 'attention' is unknown; known: logits, hidden, relation, pkd, dist",
+    ),
+    "bad relation heads": (
+        ["train", *TRAIN, "--distillation", '{"relation": 1}', "--relation_heads", "5"],
+        "relation_heads: 5 does not divide 32",
+    ),
+    "bad schedule": (
+        ["train", *TRAIN, "--sampling", "progressive", "--progressive_schedule", '{"intermediate_size": 0.1}'],
+        "num_hidden_layers never opens, so the smallest size is never reached",
+    ),
+    "bad LoRA target": (["train", *TRAIN, "--lora", '{"target_modules": ["q_prj"]}'], "q_prj"),
+    "bad LoRA option": (["train", *TRAIN, "--lora", '{"rank": 4}'], "lora: 'rank' is not an option of peft.LoraConfig"),
+    "unknown size to train": (["train", *TRAIN, "--train_subnets", "tiny"], "known: largest, smallest, small"),
+    "no such data in the folder": (
+        ["train", "--model", "{elastic}", "--output_dir", "{out}", "--dataset", "glue/sst2", "--data_dir", "{data}"],
+        "data_dir: no glue/sst2 in",
+    ),
+    "nothing to resume": (["train", *TRAIN, "--resume_from_checkpoint", "true"], "has no complete checkpoint"),
+    "bad layer order": (
+        ["convert", "--model", "{stock}", "--output_dir", "{out}", "--layer_order", "last"],
+        "layer_order: 'last' is unknown; known: first, ends",
+    ),
 }
 
 
@@ -182,7 +236,7 @@ def test_interrupted_training_resumes(elastic, data, tmp_path):
     command = [sys.executable, "-m", "hf_elastic.cli.main", "train", *map(str, options), "--max_steps", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+    while not list((tmp_path / "run").glob("checkpoint-*/sampler.json")) and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
