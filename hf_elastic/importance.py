@@ -10,7 +10,7 @@ import torch
 
 from .spec import Dim, axis_index, permute
 
-IMPORTANCE = ("magnitude", "none")
+IMPORTANCE = ("magnitude", "taylor", "none")
 
 # For each axis that is reordered, the order in every layer: (axis, layer index or None for the whole model) -> indices.
 Order = Mapping[tuple[str, "int | None"], np.ndarray]
@@ -62,6 +62,38 @@ def importance_order(model, gradients: Mapping[str, torch.Tensor] | None = None)
                 scores[key] = score + (scores[key] if len(scores[key]) else 0)
     # A stable sort keeps the checkpoint's order among equals, so that ranking twice changes nothing.
     return {key: np.argsort(-score, kind="stable") for key, score in scores.items()}
+
+
+def gradients_of(model, batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Root of the summed squares of each batch's gradient, of the full model without dropout, for `importance_order`.
+
+    The checkpoint should have been trained for the task: the gradients of a new head say little.
+
+    Args:
+        model: an elastic model; its own gradients are cleared.
+        batches: model inputs with labels, a few dozen.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    base = model.base
+    training = base.training
+    base.eval()
+    squares = {name: torch.zeros_like(parameter) for name, parameter in base.named_parameters()}
+    number = 0
+    for batch in batches:
+        number += 1
+        base.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            base(**{key: value.to(base.device) for key, value in batch.items()}).loss.backward()
+        for name, parameter in base.named_parameters():
+            if parameter.grad is not None:
+                squares[name] += parameter.grad**2
+    base.zero_grad(set_to_none=True)
+    base.train(training)
+    if not number:
+        raise ValueError("importance: taylor needs at least one batch with labels")
+    return {name: square.sqrt() for name, square in squares.items()}
 
 
 @torch.no_grad()

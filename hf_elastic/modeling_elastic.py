@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -31,7 +31,7 @@ from .adapters import ModuleTree, check_merged, idle_parameters
 from .configuration_elastic import ElasticConfig
 from .counts import Counts
 from .delegation import DelegationMixin
-from .importance import IMPORTANCE, apply_order, importance_order
+from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
 from .layout import Cut, Layout, named_layer_order
 from .loading import check_path, load_checkpoint
 from .sizes import SizesMixin
@@ -148,6 +148,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         subnets: Mapping | None = None,
         importance: str = "magnitude",
         layer_order: str | Sequence[int] = "first",
+        calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
         **kwargs,
     ) -> ElasticPreTrainedModel:
         """Make a stock checkpoint elastic.
@@ -156,11 +157,13 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             base: a Hub id, a local folder, or a stock model.
             space: which sizes; None for the full size only.
             subnets: name -> subnet.
-            importance: how heads, neurons and channels are ranked before the prefixes are taken: "magnitude", or "none" to
-                keep their order. The full model computes the same either way.
+            importance: how heads, neurons and channels are ranked before the prefixes are taken: "magnitude" of their weights;
+                "taylor", by what their removal does to the loss on `calibration`, best for a checkpoint that is fine-tuned
+                already; or "none" to keep their order. The full model computes the same either way.
             layer_order: which layers `num_hidden_layers` keeps: "first", the first ones; "ends", the first, the last, then the
                 others from the front, so that every size ends with the layer that the head was pretrained on; or all layer
                 indices, the one to keep longest first.
+            calibration: for "taylor": a few dozen batches of model inputs with labels.
             **kwargs: for the stock `from_pretrained`, such as `num_labels`.
 
         Raises:
@@ -169,6 +172,8 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         """
         if importance not in IMPORTANCE:
             raise ValueError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
+        if (importance == "taylor") != (calibration is not None):
+            raise ValueError(f"importance: {importance!r} {'needs' if calibration is None else 'takes no'} calibration batches")
         if isinstance(base, PreTrainedModel):
             if kwargs:
                 raise ValueError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
@@ -184,8 +189,8 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         order = named_layer_order(layer_order, base.config.num_hidden_layers)
         config = ElasticConfig(base.config, space=space and space.to_dict(), subnets=subnets, layer_order=order)
         model = cls(config, base=base)
-        if importance == "magnitude":
-            apply_order(model, importance_order(model))
+        if importance != "none":
+            apply_order(model, importance_order(model, None if calibration is None else gradients_of(model, calibration)))
         return model.eval()
 
     @classmethod

@@ -29,7 +29,17 @@ class ConvertArguments:
     task: str = field(default="sequence-classification", metadata={"help": f"One of: {', '.join(TASKS)}."})
     space: str | None = field(default=None, metadata={"help": "axis -> list of values (mapping, JSON or JSON file)."})
     subnets: str | None = field(default=None, metadata={"help": "name -> subnet (mapping, JSON or JSON file)."})
-    importance: str = field(default="magnitude", metadata={"help": "Ranking of heads, neurons and channels: magnitude or none."})
+    importance: str = field(
+        default="magnitude",
+        metadata={
+            "help": "Ranking of heads, neurons and channels: magnitude of the weights, taylor (their effect on the loss on "
+            "`dataset`, for a fine-tuned checkpoint) or none."
+        },
+    )
+    dataset: str | None = field(default=None, metadata={"help": "For importance taylor: the data, as for hf-elastic train."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder in which relative data sets are looked up."})
+    max_length: int = field(default=128, metadata={"help": "Longest input for importance taylor (tokens)."})
+    calibration_rows: int = field(default=1024, metadata={"help": "Training rows that importance taylor looks at (count)."})
     layer_order: str = field(
         default="first",
         metadata={
@@ -44,6 +54,8 @@ class ConvertArguments:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"task: {self.task!r} is unknown; known: {', '.join(TASKS)}")
+        if (self.importance == "taylor") != (self.dataset is not None):
+            raise ValueError("importance taylor needs a dataset, and nothing else takes one")
         if (self.model is None) == (self.model_config is None):
             raise ValueError("give either model or model_config")
         if isinstance(self.layer_order, str) and self.layer_order.startswith("["):
@@ -87,6 +99,7 @@ def run(args: ConvertArguments) -> None:
             subnets=args.subnets,
             importance=args.importance,
             layer_order=args.layer_order,
+            calibration=calibration(args),
             dtype=torch.float32,
             **options,
         )
@@ -102,6 +115,27 @@ def run(args: ConvertArguments) -> None:
     for name, subnet in sizes.items():
         print(f"{name}: {model.num_parameters_of(subnet):,} parameters, {model.subnet(subnet).to_dict()}")
     print(f"{len(model.space):,} sizes in {folder}")
+
+
+def calibration(args: ConvertArguments) -> list[dict] | None:
+    """Batches of 32 rows of the training data, with labels, for importance taylor."""
+    if args.dataset is None:
+        return None
+    from torch.utils.data import DataLoader
+    from transformers import AutoConfig
+
+    from ..data.task import prepare
+    from .data import located
+
+    data = prepare(
+        args.task,
+        located(args.dataset, args.data_dir),
+        _tokenizer(args, 0),
+        config=AutoConfig.from_pretrained(args.model),
+        max_length=args.max_length,
+        max_train_rows=args.calibration_rows,
+    )
+    return [dict(batch) for batch in DataLoader(data.splits["train"], batch_size=32, collate_fn=data.collator)]
 
 
 def from_scratch(elastic_class, args: ConvertArguments):
@@ -124,8 +158,9 @@ def _tokenizer(args: ConvertArguments, vocab_size: int):
 
     if args.tokenizer_dataset is not None:
         from ..data.tokenizer import train_byte_level_bpe
+        from .data import located
 
-        return train_byte_level_bpe(args.tokenizer_dataset, vocab_size)
+        return train_byte_level_bpe(located(args.tokenizer_dataset, args.data_dir), vocab_size)
     if args.tokenizer is None and args.model is None:
         raise ValueError("a model from scratch needs tokenizer or tokenizer_dataset")
     return AutoTokenizer.from_pretrained(args.tokenizer or args.model)

@@ -80,6 +80,20 @@ def load_tokenizer(name: str):
     return AutoTokenizer.from_pretrained(name)
 
 
+def located(dataset: str, data_dir: str | None) -> str:
+    """Where a data set is.
+
+    Raises:
+        FileNotFoundError: `data_dir` has no such data set.
+    """
+    if data_dir is None:
+        return dataset
+    path = Path(data_dir) / dataset
+    if not path.exists():
+        raise FileNotFoundError(f"data_dir: no {dataset} in {data_dir}")
+    return str(path)
+
+
 def prepare_for(model, tokenizer, args: DataArguments):
     """The tokenized data set for the model's head.
 
@@ -89,14 +103,9 @@ def prepare_for(model, tokenizer, args: DataArguments):
     """
     from ..data.task import prepare, task_of
 
-    dataset = args.dataset
-    if args.data_dir is not None:
-        dataset = str(Path(args.data_dir) / dataset)
-        if not Path(dataset).exists():
-            raise FileNotFoundError(f"data_dir: no {args.dataset} in {args.data_dir}")
     return prepare(
         task_of(type(model).__name__),
-        dataset,
+        located(args.dataset, args.data_dir),
         tokenizer,
         config=model.config,
         dataset_config=args.dataset_config,

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.task import PREPARED, TASKS
 from ..files import read_mapping, write_atomically
 from ..training.arguments import ElasticTrainingArguments
 from .common import parse
@@ -19,6 +20,13 @@ class TrainArguments(DataArguments):
     teacher: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a model to distil from; default: the largest size itself."}
     )
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": f"To fine-tune a stock checkpoint as it is, into a stock checkpoint: its task, one of {', '.join(PREPARED)}."
+        },
+    )
+    num_labels: int | None = field(default=None, metadata={"help": "With task: number of classes of a new head (count)."})
     lora: str | None = field(
         default=None,
         metadata={
@@ -30,6 +38,10 @@ class TrainArguments(DataArguments):
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, train nothing."})
 
     def __post_init__(self):
+        if self.task is not None and self.task not in PREPARED:
+            raise ValueError(f"task: {self.task!r} is unknown; known: {', '.join(PREPARED)}")
+        if self.task is not None and self.lora is not None:
+            raise ValueError("task: a stock checkpoint is fine-tuned without lora; use peft itself, or convert it first")
         self.lora = read_mapping("lora", self.lora)
 
 
@@ -47,11 +59,12 @@ def main(argv: list[str]) -> int:
 
 
 def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, float]:
-    """Train, evaluate every named size, and save the supernet to `training.output_dir`.
+    """Train, evaluate every named size, and save the supernet (or the stock checkpoint) to `training.output_dir`.
 
     Returns:
         The metrics, also written to `metrics.json` there.
     """
+    from ..export.checkpoint import save_standard
     from ..metrics import compute_classification
     from ..training import ElasticTrainer
     from ..training.lora import add_lora
@@ -61,7 +74,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
         check_folder(folder, args.overwrite)
     if args.dry_run:
         return {}
-    model = load_elastic(args.model)
+    model = load_elastic(args.model) if args.task is None else load_stock(args)
     tokenizer = load_tokenizer(args.model)
     data = prepare_for(model, tokenizer, args)
     if data.labels:
@@ -79,7 +92,10 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     )
     trainer.train(resume_from_checkpoint=_checkpoint(training))
     metrics = trainer.evaluate()
-    trainer.save_model()
+    if args.task is None:
+        trainer.save_model()
+    elif trainer.args.should_save:
+        save_standard(model.extract(None), folder, tokenizer)
     if trainer.is_world_process_zero():
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -97,6 +113,21 @@ def _checkpoint(training: ElasticTrainingArguments) -> str | bool | None:
     """What `Trainer.train` takes: a folder, True for the last checkpoint, or None."""
     value = training.resume_from_checkpoint
     return str(value).lower() == "true" if str(value).lower() in ("true", "false") else value
+
+
+def load_stock(args: TrainArguments):
+    """A stock checkpoint as an elastic model of one size, whose training is plain fine-tuning.
+
+    Raises:
+        ValueError: it is elastic already, or the architecture has no such head.
+    """
+    import torch
+
+    import hf_elastic
+
+    elastic_class = getattr(hf_elastic, TASKS[args.task])
+    options = {} if args.num_labels is None else {"num_labels": args.num_labels}
+    return elastic_class.from_base(args.model, importance="none", dtype=torch.float32, **options)
 
 
 def load_teacher(name: str | None, model, tokenizer):

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
 from hf_elastic.cli.main import main
 
-STAGES = ("convert", "train", "search", "export")
+STAGES = {"convert": "convert", "finetune": "train", "train": "train", "search": "search", "export": "export"}
 RECIPES = [path for path in sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml")) if path.stem in STAGES]
 WORDS = [f"word{index}" for index in range(60)]
 SPACE = {"num_hidden_layers": [1, 2, 4], "intermediate_size": [16, 48]}
@@ -81,6 +81,24 @@ def test_the_whole_path(elastic, data, tmp_path, capsys):
     assert "is standard" in capsys.readouterr().out
 
 
+def test_finetune_rank_and_train(stock, data, tmp_path):
+    """A stock checkpoint is fine-tuned into a stock checkpoint, ranked on its task, and teaches its own sizes."""
+    shared = ["--dataset", data.name, "--data_dir", str(data.parent), "--max_length", "8"]
+    training = [*shared, "--use_cpu", "true", "--max_steps", "20", "--learning_rate", "3e-3"]
+    folders = {name: str(tmp_path / name) for name in ("finetuned", "elastic", "trained")}
+    task = ["--task", "sequence-classification"]
+    assert (
+        main(["train", "--model", str(stock), *task, "--num_labels", "2", *training, "--output_dir", folders["finetuned"]]) == 0
+    )
+    assert type(AutoModelForSequenceClassification.from_pretrained(folders["finetuned"])).__name__.startswith("Bert")
+    options = ["--model", folders["finetuned"], *task, "--importance", "taylor", "--layer_order", "ends", *shared]
+    assert main(["convert", *options, "--space", json.dumps(SPACE), "--output_dir", folders["elastic"]]) == 0
+    options = ["--model", folders["elastic"], "--teacher", folders["finetuned"], *training, "--output_dir", folders["trained"]]
+    assert main(["train", *options]) == 0
+    metrics = json.loads((tmp_path / "trained" / "metrics.json").read_text())
+    assert metrics["eval_accuracy"] > 0.9 and "eval_smallest_accuracy" in metrics
+
+
 def test_lora_by_recipe(elastic, data, tmp_path):
     """`lora` trains an adapter, which alone is saved; its folder is a model for the other commands."""
     adapter, out = tmp_path / "adapter", tmp_path / "out"
@@ -118,7 +136,7 @@ def test_export_says_what_is_elastic(elastic, tmp_path, capsys):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_is_valid(recipe, tmp_path, capsys):
     overrides = ["--dry_run", "true", "--output_dir", str(tmp_path / "out")]
-    assert main([recipe.stem, str(recipe), *overrides]) == 0, capsys.readouterr().err
+    assert main([STAGES[recipe.stem], str(recipe), *overrides]) == 0, capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -197,6 +215,11 @@ BAD = {
         "data_dir: no glue/sst2 in",
     ),
     "nothing to resume": (["train", *TRAIN, "--resume_from_checkpoint", "true"], "has no complete checkpoint"),
+    "taylor without data": (
+        ["convert", "--model", "{stock}", "--output_dir", "{out}", "--importance", "taylor"],
+        "importance taylor needs a dataset",
+    ),
+    "bad task to fine-tune": (["train", *TRAIN, "--task", "question-answering"], "task: 'question-answering' is unknown"),
     "bad layer order": (
         ["convert", "--model", "{stock}", "--output_dir", "{out}", "--layer_order", "last"],
         "layer_order: 'last' is unknown; known: first, ends",
