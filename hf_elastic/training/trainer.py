@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, Trainer
@@ -14,9 +15,9 @@ from ..layout import Cut
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments
 from .conflict import SizeGradients
-from .distributed import check_processes
+from .distributed import check_arguments, prepare_accelerator
 from .losses import DISTILLATION, Pair
-from .resume import SamplerCallback, last_checkpoint, restore
+from .resume import SamplerCallback, delete_old, last_checkpoint, mark_complete, mark_incomplete, restore
 from .sampling import Sampler
 from .teacher import Observer, Teacher, detach
 
@@ -45,7 +46,7 @@ class ElasticTrainer(Trainer):
 
     Raises:
         ValueError: the model is not elastic or is frozen at one size; a name, a schedule, the teacher or the number of relation
-            heads does not fit; or the processes are arranged in a way that cannot work (see `check_processes`).
+            heads does not fit; or the processes are arranged in a way that cannot work (see `training/distributed.py`).
     """
 
     def __init__(
@@ -65,14 +66,20 @@ class ElasticTrainer(Trainer):
         if self.observer.projections is not None:
             # Every axis at its least and at its most: the widths between are multiples of the same heads.
             self.observer.projections.check_heads(args.relation_heads, _extremes(elastic))
-        check_processes(args)
+        check_arguments(args)
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
         self.eval_subnets = self._check_names(args.eval_subnets)
         self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
-        self.add_callback(SamplerCallback(self.sampler, self.accelerator))
+        self.add_callback(SamplerCallback(self.sampler))
         self._size_losses: dict[str, list] = defaultdict(lambda: [0.0, 0])
+        self._micro_losses: list[torch.Tensor] = []  # of this optimizer step, [sizes] each
         self._cosines: dict[str, float] = {}
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator, and refuse one that cannot train slices of shared weights."""
+        super().create_accelerator_and_postprocess()
+        prepare_accelerator(self.accelerator, self.args)
 
     def _check_names(self, names: list[str] | None) -> list[str]:
         if names is None:
@@ -109,6 +116,32 @@ class ElasticTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.elastic.set_memory_layout("prefix")
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Save a checkpoint, and delete old ones only when every process has written its part of the new one."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            mark_incomplete(folder)
+        self.accelerator.wait_for_everyone()
+        # Trainer would delete the old ones as soon as the first process has written its part.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(folder, self.sampler)
+            delete_old(str(folder.parent), limit, self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole supernet as `Trainer` does, also where FSDP keeps its checkpoints in parts."""
+        super().save_model(output_dir, _internal_call)
+        if self.is_fsdp_enabled and not _internal_call:
+            if "SHARDED_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+                self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -150,8 +183,9 @@ class ElasticTrainer(Trainer):
         finally:
             elastic.select(None)
         losses = torch.stack(losses)
-        self._check_finite(losses, sizes)
-        self._record(losses, sizes)
+        self._micro_losses.append(losses)
+        if self.accelerator.sync_gradients:
+            self._check_and_record(sizes)
         if gradients is not None:
             self._cosines = gradients.cosines() if self.args.gradient_cosine_steps else {}
             gradients.finish(surgery=self.args.gradient_surgery, seed=f"{self.args.seed}-{self.state.global_step}")
@@ -212,8 +246,9 @@ class ElasticTrainer(Trainer):
             # Through the wrapper: a sharded model gathers its weights there.
             with torch.no_grad(), self.observer.watch(elastic.base, elastic.resolve(None)) as relations:
                 outputs = model(**wanted, **self.observer.options())
+                observed = self.observer.observed(outputs, relations)
             elastic.train()
-            return detach(self.observer.observed(outputs, relations))
+            return detach(observed)
 
     def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None):
         """Loss of one size, a mean over the items of the micro-batch, and what it has to teach."""
@@ -242,23 +277,25 @@ class ElasticTrainer(Trainer):
         """As `Trainer`'s, but always a mean over the micro-batch: `_share` weights it, and the distillation with it."""
         return super().compute_loss(model, inputs, return_outputs=return_outputs)
 
-    def _check_finite(self, losses: torch.Tensor, sizes: list[Trained]) -> None:
-        if torch.isfinite(losses).all():  # one look for all sizes: on a GPU each would wait for it
-            return
-        index = int((~torch.isfinite(losses)).nonzero()[0])
-        raise FloatingPointError(
-            f"the loss is {losses[index].item()} at step {self.state.global_step} for {sizes[index].role} "
-            f"{self.elastic.layout.subnet_of(sizes[index].cut).to_dict()}"
-        )
-
-    def _record(self, losses: torch.Tensor, sizes: list[Trained]) -> None:
-        for loss, size in zip(losses, sizes):
+    def _check_and_record(self, sizes: list[Trained]) -> None:
+        """Look at the losses of a whole optimizer step, of all processes: one that stopped alone would leave others waiting."""
+        own = torch.stack(self._micro_losses).mean(0)
+        self._micro_losses.clear()
+        losses = self.accelerator.gather(own[None])  # [processes, sizes]
+        if not torch.isfinite(losses).all():  # one look for all sizes: on a GPU each would wait for it
+            process, index = (int(number) for number in (~torch.isfinite(losses)).nonzero()[0])
+            where = f" in process {process}" if self.args.world_size > 1 else ""
+            raise FloatingPointError(
+                f"the loss is {losses[process, index].item()} at step {self.state.global_step} for {sizes[index].role} "
+                f"{self.elastic.layout.subnet_of(sizes[index].cut).to_dict()}{where}"
+            )
+        for loss, size in zip(losses.mean(0), sizes):
             record = self._size_losses[size.role]
             record[0] = record[0] + loss
             record[1] += 1
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Log, with the mean loss of each role of a size since the last time (of this process)."""
+        """Log, with the mean loss of each role of a size since the last time, over all processes."""
         if "loss" in logs:
             for role, (total, count) in self._size_losses.items():
                 logs[f"loss_{role}"] = round(float(total) / count, 4)
