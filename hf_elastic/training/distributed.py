@@ -55,7 +55,17 @@ def _check_fsdp_config(args: ElasticTrainingArguments) -> None:
     if "auto_wrap" in words or asked.upper() != "NO_WRAP" or config.get("transformer_layer_cls_to_wrap"):
         raise _wraps_layers()
     if isinstance(args.fsdp, bool):
+        version = int(config.get("version", 2))
         args.fsdp_plugin_args["auto_wrap_policy"] = "NO_WRAP"
+    else:  # transformers 4.57 knows no version, and accelerate looks for it in the environment
+        version = int(config.get("version", os.environ.get("FSDP_VERSION", 1)))
+        os.environ["FSDP_VERSION"] = str(version)
+    if version != 2:
+        raise _version_1()
+
+
+def _version_1() -> ValueError:
+    return ValueError(f"FSDP version 1 flattens weights, which then cannot be sliced; {WORKS}")
 
 
 def _wraps_layers() -> ValueError:
@@ -83,7 +93,7 @@ def prepare_accelerator(accelerator: Accelerator, args: ElasticTrainingArguments
     plugin = accelerator.state.fsdp_plugin
     # Releases of accelerate before FSDP version 2 have no such field.
     if vars(plugin).get("fsdp_version", 1) != 2:
-        raise ValueError(f"FSDP version 1 flattens weights, which then cannot be sliced; {WORKS}")
+        raise _version_1()
     if plugin.auto_wrap_policy is not None:
         raise _wraps_layers()
     if plugin.activation_checkpointing:
@@ -108,16 +118,19 @@ def _one_unit(models: list[nn.Module]) -> Iterator[None]:
     found = [module for model in models for module in model.modules() if isinstance(module, ElasticPreTrainedModel)]
     # Shadow the methods on the instance: what else the model does with its embeddings stays as it is.
     hidden = {"get_input_embeddings": _nothing, "get_output_embeddings": _nothing, "base_model_prefix": "nothing"}
-    prefixes = [elastic.base_model_prefix for elastic in found]
+    before = [(type(elastic), elastic.base_model_prefix) for elastic in found]
     for elastic in found:
         vars(elastic).update(hidden)
     try:
         yield
     finally:
-        for elastic, prefix in zip(found, prefixes):
+        for elastic, (own, prefix) in zip(found, before):
             for name in hidden:
                 del vars(elastic)[name]
             elastic.base_model_prefix = prefix
+            if type(elastic) is not own:
+                # FSDP derives a class in a module of torch's; saving writes down where a class comes from, and its code.
+                type(elastic).__module__, type(elastic).__name__ = own.__module__, own.__name__
             elastic.is_sharded = True
 
 

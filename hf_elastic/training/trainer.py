@@ -73,7 +73,7 @@ class ElasticTrainer(Trainer):
         self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
         self.add_callback(SamplerCallback(self.sampler))
         self._size_losses: dict[str, list] = defaultdict(lambda: [0.0, 0])
-        self._micro_losses: list[torch.Tensor] = []  # of this optimizer step, [sizes] each
+        self._micro_losses: list[torch.Tensor] = []  # of this optimizer step, [sizes] each, times their share of it
         self._cosines: dict[str, float] = {}
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -139,9 +139,10 @@ class ElasticTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the whole supernet as `Trainer` does, also where FSDP keeps its checkpoints in parts."""
         super().save_model(output_dir, _internal_call)
-        if self.is_fsdp_enabled and not _internal_call:
-            if "SHARDED_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
-                self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        if not self.is_fsdp_enabled or _internal_call:
+            return
+        if "SHARDED_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -162,6 +163,7 @@ class ElasticTrainer(Trainer):
         elastic = self.elastic
         sizes = self._sizes(elastic)
         share = self._share(inputs, num_items_in_batch)
+        counts = num_items_in_batch is None or bool(share)
         watched = self._watches_gradients()
         gradients = SizeGradients(elastic.parameters()) if watched else None
         losses = []
@@ -173,7 +175,7 @@ class ElasticTrainer(Trainer):
                 with torch.enable_grad() if last else self.accelerator.no_sync(model):
                     # The teacher of a step is its largest size, which has nothing to learn from itself.
                     own = size.role == "largest" and self.teacher is None
-                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, None if own else teacher)
+                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, None if own else teacher, counts)
                     if own and teacher is None and self._distils:
                         teacher = detach(observed)
                     losses.append(loss.detach())
@@ -183,7 +185,7 @@ class ElasticTrainer(Trainer):
         finally:
             elastic.select(None)
         losses = torch.stack(losses)
-        self._micro_losses.append(losses)
+        self._micro_losses.append(losses * share)
         if self.accelerator.sync_gradients:
             self._check_and_record(sizes)
         if gradients is not None:
@@ -250,13 +252,15 @@ class ElasticTrainer(Trainer):
             elastic.train()
             return detach(observed)
 
-    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None):
+    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None, counts: bool):
         """Loss of one size, a mean over the items of the micro-batch, and what it has to teach."""
         elastic.select(elastic.layout.subnet_of(cut))
         observer = self.observer
         with self.compute_loss_context_manager():
             with observer.watch(elastic.trained_module(cut), cut) as relations:
                 loss, outputs = self.compute_loss(model, {**inputs, **observer.options()}, return_outputs=True)
+            if not counts:  # a mean over no labels is not a number; other processes wait for a gradient all the same
+                loss = (outputs["logits"] * 0).sum()
             observed = observer.observed(outputs, relations)
             if teacher is not None:
                 pair = Pair(
@@ -279,7 +283,7 @@ class ElasticTrainer(Trainer):
 
     def _check_and_record(self, sizes: list[Trained]) -> None:
         """Look at the losses of a whole optimizer step, of all processes: one that stopped alone would leave others waiting."""
-        own = torch.stack(self._micro_losses).mean(0)
+        own = torch.stack(self._micro_losses).sum(0)
         self._micro_losses.clear()
         losses = self.accelerator.gather(own[None])  # [processes, sizes]
         if not torch.isfinite(losses).all():  # one look for all sizes: on a GPU each would wait for it

@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -57,7 +59,7 @@ def make_rows(kind: str, count: int = 64, length: int = 8) -> Dataset:
     return Dataset.from_dict(rows)
 
 
-def make_arguments(folder: Path, changes: dict) -> ElasticTrainingArguments:
+def make_arguments(folder: Path, changes: dict, *, plain_cpu: bool = False) -> ElasticTrainingArguments:
     """Plain descent: Adam turns the rounding noise of gradients that should be zero (key biases) into whole steps."""
     options = {
         "output_dir": str(folder / "run"),
@@ -74,11 +76,17 @@ def make_arguments(folder: Path, changes: dict) -> ElasticTrainingArguments:
         "seed": 3,
         "num_random_subnets": 1,
     }
+    for name in [name for name in os.environ if name == "ACCELERATE_USE_FSDP" or name.startswith("FSDP_")]:
+        del os.environ[name]  # what the case before has left
     args = ElasticTrainingArguments(**{**options, **changes})
-    if args.fsdp:
+    if args.fsdp and not plain_cpu:
         # accelerate shards on accelerators only, though FSDP itself runs on CPUs.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return args
+
+
+# What FSDP reduces gradients with; torch 2.13 has renamed it.
+SCATTER = "reduce_scatter_single" if "reduce_scatter_single" in vars(dist) else "reduce_scatter_tensor"
 
 
 class Recorder(ElasticTrainer):
@@ -88,17 +96,22 @@ class Recorder(ElasticTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not self.drawn:
-            model.register_comm_hook(None, self.count)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+            model.register_comm_hook(None, self.count_reduced)
+        with mock.patch.object(dist, SCATTER, partial(self.count_scattered, getattr(dist, SCATTER))):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self.reduced.append(self.counted)
             self.counted = 0
         return loss
 
-    def count(self, _, bucket):
+    def count_reduced(self, _, bucket):
         self.counted += bucket.buffer().numel()
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda done: done.value()[0] / dist.get_world_size())
+
+    def count_scattered(self, scatter, *args, **kwargs):
+        self.counted += 1  # FSDP pads the gradients, so rounds are counted
+        return scatter(*args, **kwargs)
 
     def _sizes(self, elastic):
         sizes = super()._sizes(elastic)
@@ -117,7 +130,7 @@ class Killer(TrainerCallback):
             self.die()
 
     def die(self):
-        os.killpg(0, signal.SIGKILL) if "KILL_GROUP" in os.environ else os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_case(case: dict, folder: Path) -> ElasticTrainer:
@@ -131,13 +144,19 @@ def train_case(case: dict, folder: Path) -> ElasticTrainer:
         config = config_of(stock, num_labels=3, num_hidden_layers=3)
         teacher = randomize(elastic.stock_class(config)(config), seed=7)
     rows = make_rows(kind)
-    if case.get("poison"):  # a batch of one process only
+    if case.get("poison"):  # one row, and so a batch of one process, has a loss that is not finite
+        ids = [[min(token, VOCAB - 2) for token in row] for row in rows["input_ids"][:]]
+        ids[40][0] = VOCAB - 1
+        rows = rows.remove_columns("input_ids").add_column("input_ids", ids)
         with torch.no_grad():
             model.get_input_embeddings().weight[VOCAB - 1] = float("nan")
+    if case.get("unlabelled"):  # half of the batches count nothing
+        labels = [row if index % 8 < 4 else [-100] * len(row) for index, row in enumerate(rows["labels"][:])]
+        rows = rows.remove_columns("labels").add_column("labels", labels)
     trainer_class = type("Recorded", (Recorder,), {"reduced": [], "drawn": []})
     trainer = trainer_class(
         model=model,
-        args=make_arguments(folder, case.get("args", {})),
+        args=make_arguments(folder, case.get("args", {}), plain_cpu="plain_cpu" in case),
         teacher=teacher,
         train_dataset=rows,
         eval_dataset=rows.select(range(32)) if kind == "classifier" else None,
@@ -150,7 +169,7 @@ def train_case(case: dict, folder: Path) -> ElasticTrainer:
             save = trainer._save_rng_state
 
             def save_and_die(output_dir):
-                if trainer.state.global_step == killer.step:
+                if trainer.state.global_step == killer.step and trainer.args.process_index == trainer.args.world_size - 1:
                     killer.die()
                 save(output_dir)
 
