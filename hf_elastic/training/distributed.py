@@ -124,14 +124,15 @@ def _one_unit(models: list[nn.Module]) -> Iterator[None]:
     try:
         yield
     finally:
-        for elastic, (own, prefix) in zip(found, before):
+        for elastic, (_, prefix) in zip(found, before):
             for name in hidden:
                 del vars(elastic)[name]
             elastic.base_model_prefix = prefix
-            if type(elastic) is not own:
-                # FSDP derives a class in a module of torch's; saving writes down where a class comes from, and its code.
-                type(elastic).__module__, type(elastic).__name__ = own.__module__, own.__name__
-            elastic.is_sharded = True
+    for elastic, (own, _) in zip(found, before):
+        elastic.is_sharded = True
+        if type(elastic) is not own:
+            # FSDP derives a class in a module of torch's; saving writes down where a class comes from, and its code.
+            type(elastic).__module__, type(elastic).__name__ = own.__module__, own.__name__
 
 
 def _nothing() -> None:

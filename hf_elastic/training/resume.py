@@ -27,6 +27,35 @@ class SamplerCallback(TrainerCallback):
         self.sampler.check_steps(state.max_steps)
 
 
+class CheckpointsMixin:
+    """Saving of a `Trainer` that a kill at any moment leaves with a whole checkpoint; needs `sampler`."""
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Save a checkpoint, and delete old ones only when every process has written its part of the new one."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            mark_incomplete(folder)
+        self.accelerator.wait_for_everyone()
+        # Trainer would delete the old ones as soon as the first process has written its part.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(folder, self.sampler)
+            delete_old(str(folder.parent), limit, self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole supernet as `Trainer` does, also where FSDP keeps its checkpoints in parts."""
+        super().save_model(output_dir, _internal_call)
+        if not self.is_fsdp_enabled or _internal_call:
+            return
+        if "SHARDED_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+
+
 def checkpoints(output_dir: str) -> list[Path]:
     """The checkpoints in a folder, whole or not, the oldest first."""
     found = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, Trainer
@@ -17,7 +16,7 @@ from .arguments import ElasticTrainingArguments
 from .conflict import SizeGradients
 from .distributed import check_arguments, prepare_accelerator
 from .losses import DISTILLATION, Pair
-from .resume import SamplerCallback, delete_old, last_checkpoint, mark_complete, mark_incomplete, restore
+from .resume import CheckpointsMixin, SamplerCallback, last_checkpoint, restore
 from .sampling import Sampler
 from .teacher import Observer, Teacher, detach
 
@@ -31,7 +30,7 @@ class Trained:
     weight: float
 
 
-class ElasticTrainer(Trainer):
+class ElasticTrainer(CheckpointsMixin, Trainer):
     """Trains the sizes of an elastic model together, the smaller ones also by distillation.
 
     Every step draws some sizes, runs each forward and backward, and updates once. The loss is the weighted average over the
@@ -116,33 +115,6 @@ class ElasticTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.elastic.set_memory_layout("prefix")
-
-    # --- checkpoints -------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Save a checkpoint, and delete old ones only when every process has written its part of the new one."""
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            mark_incomplete(folder)
-        self.accelerator.wait_for_everyone()
-        # Trainer would delete the old ones as soon as the first process has written its part.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(folder, self.sampler)
-            delete_old(str(folder.parent), limit, self.state.best_model_checkpoint)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the whole supernet as `Trainer` does, also where FSDP keeps its checkpoints in parts."""
-        super().save_model(output_dir, _internal_call)
-        if not self.is_fsdp_enabled or _internal_call:
-            return
-        if "SHARDED_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
-            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
 
     # --- training ----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from launching import record, run_cases
 from worker import make_arguments, make_model, make_rows, run_case
 
@@ -50,6 +51,9 @@ def test_killed_in_one_process(where, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    transformers.__version__ < "5", reason="transformers 4.57 cannot load an optimizer in several processes on CPU: 'cpu:0'"
+)
 def test_killed_in_two_processes(tmp_path):
     """The second dies before it has written its random numbers of step 15; an epoch has 8 steps."""
     killed = case_in(tmp_path, kill={"step": 15, "where": "save"})

@@ -68,7 +68,7 @@ def test_the_readme_names_files_that_exist(line):
 
 @pytest.mark.slow
 def test_two_processes_on_one_machine(recipe, tmp_path):
-    """One process alone writes the results; a second run into the folder is refused by both, and so is FSDP on a CPU."""
+    """One process alone writes the results; FSDP is refused on a CPU."""
     out = str(tmp_path / "out")
     status, printed = launch(command("ddp.yaml", recipe, "--num_processes", "2", arguments=("--output_dir", out)))
     assert status == 0, printed[-4000:]
@@ -78,8 +78,6 @@ def test_two_processes_on_one_machine(recipe, tmp_path):
     # 4 steps of 2 processes x 4 rows of 64.
     assert json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] == 0.5
     assert not list((tmp_path / "out").glob(".partial*"))
-    status, printed = launch(command("fsdp2.yaml", recipe, "--num_processes", "2", arguments=("--output_dir", out)))
-    assert status != 0 and printed.count("is not empty; add --resume_from_checkpoint true") == 2, printed[-4000:]
     again = ("--output_dir", out, "--overwrite")
     status, printed = launch(command("fsdp2.yaml", recipe, "--num_processes", "2", arguments=again))
     assert status != 0 and "accelerate would silently use MULTI_CPU" in printed, printed[-4000:]
