@@ -46,7 +46,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     from ..training import ElasticTrainer
 
     folder = Path(training.output_dir)
-    # Every process looks, and none writes before all have met: building the trainer's model over processes waits for each.
+    # Every process looks, and none writes before all have met, when the data are prepared.
     if not training.resume_from_checkpoint:
         check_folder(folder, args.overwrite)
     if args.dry_run:

@@ -45,6 +45,15 @@ def check_arguments(args: ElasticTrainingArguments) -> None:
                 "gradient, for which DDP would wait; leave it out, or use sandwich"
             )
         args.ddp_find_unused_parameters = True
+        if args.gradient_checkpointing:
+            # Reentrant checkpointing, the default of transformers 4.57, and unused parameters do not go together in DDP.
+            options = args.gradient_checkpointing_kwargs or {}
+            if options.get("use_reentrant"):
+                raise ValueError(
+                    "gradient_checkpointing_kwargs: use_reentrant: true does not go with single_path in several processes; "
+                    "set it to false"
+                )
+            args.gradient_checkpointing_kwargs = {**options, "use_reentrant": False}
 
 
 def _check_fsdp_config(args: ElasticTrainingArguments) -> None:

@@ -26,10 +26,10 @@ SHARED = {
     "masked": {"kind": "masked", "args": ACCUMULATE},
     "causal": {"kind": "causal", "args": ACCUMULATE},
     "relation": {"args": {"distillation": {"relation": 0.5, "hidden": 0.5}, "relation_heads": 4}},
+    "teacher": {"teacher": True, "args": {"distillation": {"logits": 0.5, "hidden": 0.5}}},
     "single_path": {"args": {"sampling": "single_path", **ACCUMULATE}},
 }
 DDP_ONLY = {
-    "teacher": {"teacher": True, "args": {"distillation": {"logits": 0.5, "hidden": 0.5}}},
     "chain": {"args": {"sampling": "single_path", "train_subnets": ["half"]}},
     "progressive": {"args": {"sampling": "progressive"}},
     "checkpointing": {"args": {"gradient_checkpointing": True}},
@@ -163,3 +163,7 @@ def test_no_view_of_sharded_weights():
     model.is_sharded = True
     with pytest.raises(ValueError, match="sharded over processes"):
         model.view("half")
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+    model.set_memory_layout("standard")
+    # FSDP gathers into the storage that it knows.
+    assert [parameter.data_ptr() for parameter in model.parameters()] == before

@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["step", "save"])
+@pytest.mark.parametrize("where", ["step", "mark"])
 def test_killed_in_one_process(where, tmp_path):
     """Killed in the middle of the first epoch of 16 steps, after step 13 or while checkpoint 10 is written."""
     kill = {"step": 13 if where == "step" else 10, "where": where}
@@ -42,7 +42,7 @@ def test_killed_in_one_process(where, tmp_path):
     whole = [path.name for path in checkpoints(str(tmp_path / "run")) if is_complete(path)]
     # The one before is only deleted when the next one is whole.
     assert whole == (["checkpoint-10"] if where == "step" else ["checkpoint-5"])
-    assert (where == "save") == ("checkpoint-10" in names(tmp_path / "run") and "checkpoint-10" not in whole)
+    assert (where == "mark") == ("checkpoint-10" in names(tmp_path / "run") and "checkpoint-10" not in whole)
     run_case(case_in(tmp_path, resume=True, **limited), tmp_path / "resumed")
     assert record(tmp_path / "resumed")["log"][-1]["step"] == 20
     run_case(case_in(tmp_path / "other"), tmp_path / "uninterrupted")
