@@ -76,8 +76,8 @@ def make_arguments(folder: Path, changes: dict, *, plain_cpu: bool = False) -> E
         "seed": 3,
         "num_random_subnets": 1,
     }
-    for name in [name for name in os.environ if name == "ACCELERATE_USE_FSDP" or name.startswith("FSDP_")]:
-        del os.environ[name]  # what the case before has left
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        del os.environ[name]  # what arguments made before have left: sharding, and with transformers 4.57 bf16
     args = ElasticTrainingArguments(**{**options, **changes})
     if args.fsdp and not plain_cpu:
         # accelerate shards on accelerators only, though FSDP itself runs on CPUs.
