@@ -63,6 +63,8 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     base_auto_class: ClassVar[type] = AutoModel
+    # Whether processes hold parts of the weights (FSDP), which are whole within `forward` only.
+    is_sharded = False
 
     def __init__(self, config: ElasticConfig, base: PreTrainedModel | None = None):
         requested = config._attn_implementation
@@ -233,7 +235,8 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         if name not in MEMORY_LAYOUTS:
             raise ValueError(f"memory layout {name!r} is unknown; known: {', '.join(MEMORY_LAYOUTS)}")
         axes = {axis for axis_name in self.space for axis in self.layout.axes.get(axis_name, "").split()}
-        if self.frozen_cut is None:
+        # FSDP gathers into storage of its own, which must stay the weights' storage.
+        if self.frozen_cut is None and not self.is_sharded:
             set_memory_layout(self.base, self.layout, axes, name)
         self._reset_views()
 
@@ -242,7 +245,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         self._follow_tree()
         if self._selected is None:
             return self.base
-        if not (self.training or torch.is_grad_enabled()):
+        if not (self.training or torch.is_grad_enabled() or self.is_sharded):
             return self.view(self.config.subnet)
         module = self._trained_skeleton(self._selected).fill(differentiable=True)
         if module.training != self.training:
@@ -289,6 +292,16 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         }
         given = {key: value for key, value in inputs.items() if value is not None and key in self._accepted}
         return self._active()(**given, **kwargs)
+
+    def view(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
+        """A subnet as a stock module that shares the weights; see `SizesMixin.view`.
+
+        Raises:
+            ValueError: an unknown name or size; or the weights are sharded over processes.
+        """
+        if self.is_sharded:
+            raise ValueError("the weights are sharded over processes (FSDP): select() a size, or save the model and load it")
+        return super().view(subnet)
 
     def extract(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
         """A standalone copy of a subnet, in evaluation mode: the stock class where it is standard, else an elastic model

@@ -70,13 +70,15 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     from ..training.lora import add_lora
 
     folder = Path(training.output_dir)
+    # Every process looks, and none writes before all have met, when the data are prepared.
     if not training.resume_from_checkpoint:
         check_folder(folder, args.overwrite)
     if args.dry_run:
         return {}
     model = load_elastic(args.model) if args.task is None else load_stock(args)
     tokenizer = load_tokenizer(args.model)
-    data = prepare_for(model, tokenizer, args)
+    with training.main_process_first(desc="data preparation"):  # the others then find it in the cache
+        data = prepare_for(model, tokenizer, args)
     if data.labels:
         model.config.id2label = dict(enumerate(data.labels))
         model.config.label2id = {name: index for index, name in enumerate(data.labels)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -11,28 +12,93 @@ from transformers import TrainerCallback
 from ..files import write_atomically
 from .sampling import Sampler
 
-# Written last: a checkpoint without it was interrupted.
+# Written last and deleted first: a checkpoint without it was interrupted.
 SAMPLER_FILE = "sampler.json"
 
 
 class SamplerCallback(TrainerCallback):
-    """Saves the sampler with every checkpoint and checks its schedule when the number of steps is known."""
+    """Checks the sampler's schedule when the number of steps is known."""
 
-    def __init__(self, sampler: Sampler, accelerator):
+    def __init__(self, sampler: Sampler):
         self.sampler = sampler
-        self.accelerator = accelerator
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Check the schedule against the steps."""
         self.sampler.check_steps(state.max_steps)
 
-    def on_save(self, args, state, control, **kwargs):
-        """Mark the checkpoint as whole, once every process has written its part."""
+
+class CheckpointsMixin:
+    """Saving of a `Trainer` that a kill at any moment leaves with a whole checkpoint; needs `sampler`."""
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Save a checkpoint, and delete old ones only when every process has written its part of the new one."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            mark_incomplete(folder)
         self.accelerator.wait_for_everyone()
-        if state.is_world_process_zero:
-            content = {"seed": self.sampler.seed, "space": self.sampler.space.to_dict()}
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_atomically(folder / SAMPLER_FILE, json.dumps(content, indent=2) + "\n")
+        # Trainer would delete the old ones as soon as the first process has written its part.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(folder, self.sampler)
+            delete_old(str(folder.parent), limit, self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole supernet as `Trainer` does, also where FSDP keeps its checkpoints in parts."""
+        super().save_model(output_dir, _internal_call)
+        if not self.is_fsdp_enabled or _internal_call:
+            return
+        if "SHARDED_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+
+
+def checkpoints(output_dir: str) -> list[Path]:
+    """The checkpoints in a folder, whole or not, the oldest first."""
+    found = {
+        int(match[1]): path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def is_complete(checkpoint: str | Path) -> bool:
+    """Whether every process had written its part."""
+    return (Path(checkpoint) / SAMPLER_FILE).is_file()
+
+
+def mark_complete(checkpoint: str | Path, sampler: Sampler) -> None:
+    """Save the sampler, which says that all else is there."""
+    content = {"seed": sampler.seed, "space": sampler.space.to_dict()}
+    write_atomically(Path(checkpoint) / SAMPLER_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def mark_incomplete(checkpoint: str | Path) -> None:
+    """Before a checkpoint is written again or deleted: what is in between must not pass for whole."""
+    (Path(checkpoint) / SAMPLER_FILE).unlink(missing_ok=True)
+
+
+def delete_old(output_dir: str, limit: int | None, keep: str | None) -> None:
+    """Delete all but the newest whole checkpoints, and what interrupted runs left before them.
+
+    Args:
+        output_dir: their folder.
+        limit: how many to keep; None is all.
+        keep: one that stays whatever its age, such as the best.
+    """
+    if limit is None or limit < 1:
+        return
+    found = checkpoints(output_dir)
+    newest = [path for path in found if is_complete(path)][-limit:]
+    kept = {path.resolve() for path in newest} | ({Path(keep).resolve()} if keep else set())
+    for path in found[: found.index(newest[-1])] if newest else []:
+        if path.resolve() not in kept:
+            mark_incomplete(path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def last_checkpoint(output_dir: str) -> str:
@@ -41,14 +107,10 @@ def last_checkpoint(output_dir: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    found = {
-        int(match[1]): path
-        for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / SAMPLER_FILE).is_file()
-    }
+    found = [path for path in checkpoints(output_dir) if is_complete(path)]
     if not found:
         raise ValueError(f"resume_from_checkpoint: {output_dir} has no complete checkpoint")
-    return str(found[max(found)])
+    return str(found[-1])
 
 
 def restore(sampler: Sampler, checkpoint: str) -> None:

@@ -14,9 +14,9 @@ from ..layout import Cut
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments
 from .conflict import SizeGradients
-from .distributed import check_processes
+from .distributed import check_arguments, prepare_accelerator
 from .losses import DISTILLATION, Pair
-from .resume import SamplerCallback, last_checkpoint, restore
+from .resume import CheckpointsMixin, SamplerCallback, last_checkpoint, restore
 from .sampling import Sampler
 from .teacher import Observer, Teacher, detach
 
@@ -30,7 +30,7 @@ class Trained:
     weight: float
 
 
-class ElasticTrainer(Trainer):
+class ElasticTrainer(CheckpointsMixin, Trainer):
     """Trains the sizes of an elastic model together, the smaller ones also by distillation.
 
     Every step draws some sizes, runs each forward and backward, and updates once. The loss is the weighted average over the
@@ -45,7 +45,7 @@ class ElasticTrainer(Trainer):
 
     Raises:
         ValueError: the model is not elastic or is frozen at one size; a name, a schedule, the teacher or the number of relation
-            heads does not fit; or the processes are arranged in a way that cannot work (see `check_processes`).
+            heads does not fit; or the processes are arranged in a way that cannot work (see `training/distributed.py`).
     """
 
     def __init__(
@@ -65,14 +65,20 @@ class ElasticTrainer(Trainer):
         if self.observer.projections is not None:
             # Every axis at its least and at its most: the widths between are multiples of the same heads.
             self.observer.projections.check_heads(args.relation_heads, _extremes(elastic))
-        check_processes(args)
+        check_arguments(args)
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
         self.eval_subnets = self._check_names(args.eval_subnets)
         self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
-        self.add_callback(SamplerCallback(self.sampler, self.accelerator))
+        self.add_callback(SamplerCallback(self.sampler))
         self._size_losses: dict[str, list] = defaultdict(lambda: [0.0, 0])
+        self._micro_losses: list[torch.Tensor] = []  # of this optimizer step, [sizes] each, times their share of it
         self._cosines: dict[str, float] = {}
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator, and refuse one that cannot train slices of shared weights."""
+        super().create_accelerator_and_postprocess()
+        prepare_accelerator(self.accelerator, self.args)
 
     def _check_names(self, names: list[str] | None) -> list[str]:
         if names is None:
@@ -129,6 +135,7 @@ class ElasticTrainer(Trainer):
         elastic = self.elastic
         sizes = self._sizes(elastic)
         share = self._share(inputs, num_items_in_batch)
+        counts = num_items_in_batch is None or bool(share)
         watched = self._watches_gradients()
         gradients = SizeGradients(elastic.parameters()) if watched else None
         losses = []
@@ -140,7 +147,7 @@ class ElasticTrainer(Trainer):
                 with torch.enable_grad() if last else self.accelerator.no_sync(model):
                     # The teacher of a step is its largest size, which has nothing to learn from itself.
                     own = size.role == "largest" and self.teacher is None
-                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, None if own else teacher)
+                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, None if own else teacher, counts)
                     if own and teacher is None and self._distils:
                         teacher = detach(observed)
                     losses.append(loss.detach())
@@ -150,8 +157,9 @@ class ElasticTrainer(Trainer):
         finally:
             elastic.select(None)
         losses = torch.stack(losses)
-        self._check_finite(losses, sizes)
-        self._record(losses, sizes)
+        self._micro_losses.append(losses * share)
+        if self.accelerator.sync_gradients:
+            self._check_and_record(sizes)
         if gradients is not None:
             self._cosines = gradients.cosines() if self.args.gradient_cosine_steps else {}
             gradients.finish(surgery=self.args.gradient_surgery, seed=f"{self.args.seed}-{self.state.global_step}")
@@ -212,16 +220,19 @@ class ElasticTrainer(Trainer):
             # Through the wrapper: a sharded model gathers its weights there.
             with torch.no_grad(), self.observer.watch(elastic.base, elastic.resolve(None)) as relations:
                 outputs = model(**wanted, **self.observer.options())
+                observed = self.observer.observed(outputs, relations)
             elastic.train()
-            return detach(self.observer.observed(outputs, relations))
+            return detach(observed)
 
-    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None):
+    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None, counts: bool):
         """Loss of one size, a mean over the items of the micro-batch, and what it has to teach."""
         elastic.select(elastic.layout.subnet_of(cut))
         observer = self.observer
         with self.compute_loss_context_manager():
             with observer.watch(elastic.trained_module(cut), cut) as relations:
                 loss, outputs = self.compute_loss(model, {**inputs, **observer.options()}, return_outputs=True)
+            if not counts:  # a mean over no labels is not a number; other processes wait for a gradient all the same
+                loss = (outputs["logits"] * 0).sum()
             observed = observer.observed(outputs, relations)
             if teacher is not None:
                 pair = Pair(
@@ -242,23 +253,25 @@ class ElasticTrainer(Trainer):
         """As `Trainer`'s, but always a mean over the micro-batch: `_share` weights it, and the distillation with it."""
         return super().compute_loss(model, inputs, return_outputs=return_outputs)
 
-    def _check_finite(self, losses: torch.Tensor, sizes: list[Trained]) -> None:
-        if torch.isfinite(losses).all():  # one look for all sizes: on a GPU each would wait for it
-            return
-        index = int((~torch.isfinite(losses)).nonzero()[0])
-        raise FloatingPointError(
-            f"the loss is {losses[index].item()} at step {self.state.global_step} for {sizes[index].role} "
-            f"{self.elastic.layout.subnet_of(sizes[index].cut).to_dict()}"
-        )
-
-    def _record(self, losses: torch.Tensor, sizes: list[Trained]) -> None:
-        for loss, size in zip(losses, sizes):
+    def _check_and_record(self, sizes: list[Trained]) -> None:
+        """Look at the losses of a whole optimizer step, of all processes: one that stopped alone would leave others waiting."""
+        own = torch.stack(self._micro_losses).sum(0)
+        self._micro_losses.clear()
+        losses = self.accelerator.gather(own[None])  # [processes, sizes]
+        if not torch.isfinite(losses).all():  # one look for all sizes: on a GPU each would wait for it
+            process, index = (int(number) for number in (~torch.isfinite(losses)).nonzero()[0])
+            where = f" in process {process}" if self.args.world_size > 1 else ""
+            raise FloatingPointError(
+                f"the loss is {losses[process, index].item()} at step {self.state.global_step} for {sizes[index].role} "
+                f"{self.elastic.layout.subnet_of(sizes[index].cut).to_dict()}{where}"
+            )
+        for loss, size in zip(losses.mean(0), sizes):
             record = self._size_losses[size.role]
             record[0] = record[0] + loss
             record[1] += 1
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Log, with the mean loss of each role of a size since the last time (of this process)."""
+        """Log, with the mean loss of each role of a size since the last time, over all processes."""
         if "loss" in logs:
             for role, (total, count) in self._size_losses.items():
                 logs[f"loss_{role}"] = round(float(total) / count, 4)

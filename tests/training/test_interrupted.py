@@ -1,0 +1,116 @@
+"""Training that is killed with SIGKILL goes on as if nothing had happened."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from launching import record, run_cases
+from worker import make_arguments, make_model, make_rows, run_case
+
+from hf_elastic import ElasticTrainer
+from hf_elastic.training.resume import SAMPLER_FILE, checkpoints, delete_old, is_complete, last_checkpoint
+
+# Dropout and Adam: random numbers and the optimizer's state have to come back, too.
+RUN = {"dropout": 0.1, "args": {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 5}}
+
+
+def case_in(folder: Path, **changes) -> dict:
+    args = {**RUN["args"], "output_dir": str(folder / "run"), **changes.pop("args", {})}
+    return {**RUN, "args": args, **changes}
+
+
+def difference(one: Path, other: Path) -> float:
+    ours, theirs = torch.load(one / "weights.pt"), torch.load(other / "weights.pt")
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints(str(folder))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["step", "mark"])
+def test_killed_in_one_process(where, tmp_path):
+    """Killed in the middle of the first epoch of 16 steps, after step 13 or while checkpoint 10 is written."""
+    kill = {"step": 13 if where == "step" else 10, "where": where}
+    limited = {"args": {"save_total_limit": 1}}
+    status, printed = run_cases(tmp_path, {"killed": case_in(tmp_path, kill=kill, **limited)}, processes=1)
+    assert status == -signal.SIGKILL, printed[-4000:]
+    whole = [path.name for path in checkpoints(str(tmp_path / "run")) if is_complete(path)]
+    # The one before is only deleted when the next one is whole.
+    assert whole == (["checkpoint-10"] if where == "step" else ["checkpoint-5"])
+    assert (where == "mark") == ("checkpoint-10" in names(tmp_path / "run") and "checkpoint-10" not in whole)
+    run_case(case_in(tmp_path, resume=True, **limited), tmp_path / "resumed")
+    assert record(tmp_path / "resumed")["log"][-1]["step"] == 20
+    run_case(case_in(tmp_path / "other"), tmp_path / "uninterrupted")
+    assert difference(tmp_path / "resumed", tmp_path / "uninterrupted") == 0.0
+    assert names(tmp_path / "run") == ["checkpoint-20"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    transformers.__version__ < "5", reason="transformers 4.57 cannot load an optimizer in several processes on CPU: 'cpu:0'"
+)
+def test_killed_in_two_processes(tmp_path):
+    """The second dies before it has written its random numbers of step 15; an epoch has 8 steps."""
+    killed = case_in(tmp_path, kill={"step": 15, "where": "save"})
+    status, printed = run_cases(tmp_path, {"killed": killed})
+    assert status != 0 and "SIGKILL" in printed
+    assert Path(last_checkpoint(str(tmp_path / "run"))).name == "checkpoint-10"
+    assert "checkpoint-15" in names(tmp_path / "run")
+    cases = {"resumed": case_in(tmp_path, resume=True), "uninterrupted": case_in(tmp_path / "other")}
+    status, printed = run_cases(tmp_path, cases)
+    assert status == 0, printed[-4000:]
+    assert record(tmp_path / "resumed", 1)["drawn"] == record(tmp_path / "uninterrupted", 1)["drawn"][10:]
+    assert difference(tmp_path / "resumed", tmp_path / "uninterrupted") <= 1e-6
+
+
+def test_checkpoints_come_and_go(tmp_path):
+    for step in (5, 10, 15, 20, 25):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step not in (10, 25):
+            (tmp_path / f"checkpoint-{step}" / SAMPLER_FILE).write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()  # not one of ours
+    assert Path(last_checkpoint(str(tmp_path))).name == "checkpoint-20"
+    delete_old(str(tmp_path), None, None)
+    assert len(names(tmp_path)) == 5
+    delete_old(str(tmp_path), 2, str(tmp_path / "checkpoint-5"))
+    # The best stays, the interrupted one before the last two goes, and the newest may still be in the making.
+    assert names(tmp_path) == ["checkpoint-5", "checkpoint-15", "checkpoint-20", "checkpoint-25"]
+    for path in checkpoints(str(tmp_path)):
+        (path / SAMPLER_FILE).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        last_checkpoint(str(tmp_path))
+
+
+def test_a_checkpoint_that_is_written_again_is_not_whole(tmp_path):
+    """A second run into the same folder must not trust what the first one marked."""
+    args = make_arguments(tmp_path, {"max_steps": 2, "save_strategy": "steps", "save_steps": 2})
+    trainer = ElasticTrainer(model=make_model("classifier"), args=args, train_dataset=make_rows("classifier"))
+    trainer.train()
+    folder = tmp_path / "run" / "checkpoint-2"
+    assert is_complete(folder)
+
+    def interrupted(output_dir):
+        raise KeyboardInterrupt
+
+    again = ElasticTrainer(model=make_model("classifier"), args=args, train_dataset=make_rows("classifier"))
+    again._save_rng_state = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    assert not is_complete(folder)
+
+
+def test_resuming_another_space_is_refused(tmp_path):
+    args = make_arguments(tmp_path, {"max_steps": 2, "save_strategy": "steps", "save_steps": 2})
+    ElasticTrainer(model=make_model("classifier"), args=args, train_dataset=make_rows("classifier")).train()
+    other = make_model("classifier", space={"num_hidden_layers": [2, 4]}, subnets={})
+    trainer = ElasticTrainer(model=other, args=args, train_dataset=make_rows("classifier"))
+    with pytest.raises(ValueError, match="was trained in another space"):
+        trainer.train(resume_from_checkpoint=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
