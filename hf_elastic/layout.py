@@ -166,11 +166,8 @@ class Layout:
 
     def check_space(self, space: Space) -> None:
         """Raise ValueError unless every value of every axis is legal for this model."""
-        genes = space.genes()
-        largest = {gene: choices[-1] for gene, choices in genes.items()}
-        for gene, choices in genes.items():
-            for choice in choices:
-                self.resolve(space.from_genes({**largest, gene: choice}))
+        for subnet in space.extremes():
+            self.resolve(subnet)
 
     def resolve(self, subnet: Mapping | None) -> Cut:
         """Sizes of every axis in every kept layer.

@@ -246,6 +246,14 @@ class Space(Mapping):
         """Every axis at its smallest value."""
         return self.from_genes({gene: choices[0] for gene, choices in self.genes().items()})
 
+    def extremes(self) -> Iterator[Subnet]:
+        """Each choice of each gene once, with every other gene at its largest."""
+        genes = self.genes()
+        largest = {gene: choices[-1] for gene, choices in genes.items()}
+        for gene, choices in genes.items():
+            for choice in choices:
+                yield self.from_genes({**largest, gene: choice})
+
     def sample(self, generator: random.Random) -> Subnet:
         """One subnet, every gene uniform; `generator` is a `random.Random`."""
         return self.from_genes({gene: generator.choice(choices) for gene, choices in self.genes().items()})

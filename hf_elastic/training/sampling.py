@@ -6,8 +6,13 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
+from typing import TYPE_CHECKING
 
 from ..space import DEPTH_AXES, Space, Subnet
+
+if TYPE_CHECKING:
+    from ..modeling_elastic import ElasticPreTrainedModel
+    from .arguments import ElasticTrainingArguments
 
 SAMPLING = ("sandwich", "all", "single_path", "progressive")
 SIZE_WEIGHTS = ("uniform", "flops")
@@ -147,3 +152,48 @@ class Sampler:
         middle = sizes[1:-1]
         drawn = sorted(generator.sample(range(len(middle)), min(self.num_random, len(middle))))
         return [sizes[0], *(middle[index] for index in drawn), *sizes[1:][-1:]]
+
+
+def make_sampler(model: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> Sampler:
+    """The sampler that the arguments describe.
+
+    Raises:
+        ValueError: `train_subnets` has an unknown name; or see `Sampler`.
+    """
+    names = list(model.config.subnets) if args.train_subnets is None else args.train_subnets
+    named = {name: model.subnet(name) for name in names if model.resolve(name) != model.resolve(None)}
+    return Sampler(
+        space=model.space,
+        sampling=args.sampling,
+        num_random=args.num_random_subnets,
+        seed=args.seed,
+        named=dict(sorted(named.items(), key=lambda item: -model.flops_of(item[1]))),
+        only_named=args.train_subnets is not None,
+        schedule=args.progressive_schedule,
+        max_group=model.layout.full.get("group"),
+    )
+
+
+def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> None:
+    """Raise ValueError for weights of sizes that are never trained, or that leave nothing to train."""
+    if rule == "uniform":
+        return
+    if sampler.sampling == "single_path":
+        raise ValueError("size_weights: a single_path step has one size, there is nothing to weight")
+    if not isinstance(rule, Mapping):
+        return
+    known = ("largest", "smallest", "random", *sampler.named)
+    for role in rule:
+        if role not in known:
+            raise ValueError(f"size_weights: {role!r} is no size that is trained; known: {', '.join(known)}")
+    if not rule.get("largest", 1.0) and not all(rule.get(role, 1.0) for role in known[1:]):
+        raise ValueError("size_weights: with largest at 0 every other size needs a weight above 0, or a step may train nothing")
+
+
+def loss_weights(model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mapping[str, float]) -> list[float]:
+    """Share of each size's loss in a step, adding up to 1: equal, by FLOPs, or as given by role (1 where left out)."""
+    if rule == "flops":
+        weights = [float(model.flops_of(subnet)) for _, subnet in drawn]
+    else:
+        weights = [1.0 if rule == "uniform" else float(rule.get(role, 1.0)) for role, _ in drawn]
+    return [weight / sum(weights) for weight in weights]

@@ -17,7 +17,7 @@ from .conflict import SizeGradients
 from .distributed import check_arguments, prepare_accelerator
 from .losses import DISTILLATION, Pair
 from .resume import CheckpointsMixin, SamplerCallback, last_checkpoint, restore
-from .sampling import Sampler
+from .sampling import check_size_weights, loss_weights, make_sampler
 from .teacher import Observer, Teacher, detach
 
 
@@ -34,7 +34,8 @@ class ElasticTrainer(CheckpointsMixin, Trainer):
     """Trains the sizes of an elastic model together, the smaller ones also by distillation.
 
     Every step draws some sizes, runs each forward and backward, and updates once. The loss is the weighted average over the
-    sizes; the largest learns the task, the others `task_weight * task + sum of distillation[term] * term`.
+    sizes, each of `task_weight * task + sum of distillation[term] * term`; the largest learns the task alone, unless it has a
+    teacher of its own.
 
     Args:
         model: an elastic model, or one with LoRA adapters (`peft.get_peft_model`).
@@ -59,12 +60,12 @@ class ElasticTrainer(CheckpointsMixin, Trainer):
         if not isinstance(elastic, ElasticPreTrainedModel) or elastic.frozen_cut is not None:
             raise ValueError(f"ElasticTrainer needs an elastic model that is not frozen, got {type(model).__name__}")
         args = args or ElasticTrainingArguments(output_dir="runs")
-        self.sampler = _make_sampler(elastic, args)
-        _check_size_weights(self.sampler, args)
+        self.sampler = make_sampler(elastic, args)
+        check_size_weights(self.sampler, args.size_weights)
         self.observer = Observer(elastic.layout, elastic.base, args)
         if self.observer.projections is not None:
-            # Every axis at its least and at its most: the widths between are multiples of the same heads.
-            self.observer.projections.check_heads(args.relation_heads, _extremes(elastic))
+            cuts = [elastic.resolve(subnet) for subnet in (*elastic.space.extremes(), *self.sampler.named.values())]
+            self.observer.projections.check_heads(args.relation_heads, cuts)
         check_arguments(args)
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
@@ -177,12 +178,8 @@ class ElasticTrainer(CheckpointsMixin, Trainer):
         """This step's sizes. Processes reduce gradients once, in the last backward, so the largest comes last there."""
         drawn = self.sampler.draw(self.state.global_step, self.state.max_steps)
         cuts = [elastic.resolve(subnet) for _, subnet in drawn]
-        rule = self.args.size_weights
-        if rule == "flops":
-            weights = [float(elastic.flops_of(subnet)) for _, subnet in drawn]
-        else:
-            weights = [1.0 if rule == "uniform" else float(rule.get(role, 1.0)) for role, _ in drawn]
-        sizes = [Trained(role, cut, weight / sum(weights)) for (role, _), cut, weight in zip(drawn, cuts, weights)]
+        weights = loss_weights(elastic, drawn, self.args.size_weights)
+        sizes = [Trained(role, cut, weight) for (role, _), cut, weight in zip(drawn, cuts, weights)]
         return sizes[1:] + sizes[:1] if self.args.world_size > 1 else sizes
 
     def _share(self, inputs: Mapping, num_items_in_batch) -> torch.Tensor | float:
@@ -305,36 +302,3 @@ def elastic_of(model):
         if isinstance(model, PeftModel):
             return model.get_base_model()
     return model
-
-
-def _make_sampler(model: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> Sampler:
-    names = list(model.config.subnets) if args.train_subnets is None else args.train_subnets
-    named = {name: model.subnet(name) for name in names if model.resolve(name) != model.resolve(None)}
-    return Sampler(
-        space=model.space,
-        sampling=args.sampling,
-        num_random=args.num_random_subnets,
-        seed=args.seed,
-        named=dict(sorted(named.items(), key=lambda item: -model.flops_of(item[1]))),
-        only_named=args.train_subnets is not None,
-        schedule=args.progressive_schedule,
-        max_group=model.layout.full.get("group"),
-    )
-
-
-def _check_size_weights(sampler: Sampler, args: ElasticTrainingArguments) -> None:
-    if not isinstance(args.size_weights, Mapping):
-        return
-    known = ("largest", "smallest", "random", *sampler.named)
-    for role in args.size_weights:
-        if role not in known:
-            raise ValueError(f"size_weights: {role!r} is no size that is trained; known: {', '.join(known)}")
-    if not any(args.size_weights.get(role, 1.0) for role in known):
-        raise ValueError("size_weights: all are 0")
-
-
-def _extremes(model: ElasticPreTrainedModel) -> list[Cut]:
-    genes = model.space.genes()
-    largest = {gene: choices[-1] for gene, choices in genes.items()}
-    subnets = {model.space.from_genes({**largest, gene: choice}) for gene, choices in genes.items() for choice in choices}
-    return [model.resolve(subnet) for subnet in subnets]
