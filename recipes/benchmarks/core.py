@@ -96,31 +96,59 @@ def forward(console: Console) -> None:
 
 
 def step(console: Console) -> None:
-    """One sandwich step over k sizes / sum of the k extracted models' own forward and backward."""
-    model = bert(layers=6)
-    subnets = [None, {"num_hidden_layers": 3, "intermediate_size": 1536}, {"num_hidden_layers": 3, "intermediate_size": 768}]
-    inputs = {**inputs_of(16, 64), "labels": torch.randint(0, 2, (16,))}
-    stock = [model.extract(subnet).train() for subnet in subnets]
-    model.set_memory_layout("standard")  # as ElasticTrainer does
+    """One sandwich step over three sizes / sum of the three extracted models' own forward and backward."""
+    ratio = step_ratio(bert(layers=6), torch.device("cpu"), batch=16, length=64)
+    console.print(f"sandwich step of 3 sizes, BERT 6 x 768, 16 x 64 tokens, fp32: {ratio}")
+    if not torch.cuda.is_available():
+        console.print("no GPU here: the step in bf16, with and without torch.compile, was not measured")
+        return
+    for compiled in (False, True):
+        ratio = step_ratio(bert(), torch.device("cuda"), batch=64, length=128, compiled=compiled)
+        name = f"{torch.cuda.get_device_name()}, {'torch.compile' if compiled else 'eager'}"
+        console.print(f"sandwich step of 3 sizes, BERT-base, 64 x 128 tokens, bf16, {name}: {ratio}")
+
+
+def step_ratio(model, device: torch.device, batch: int, length: int, *, compiled: bool = False) -> str:
+    """Time the two kinds of steps, interleaved: bf16 autocast on a GPU, fp32 on a CPU."""
+    depth, width = model.layout.num_layers // 2, model.layout.value("intermediate_size")
+    subnets = [None, {"num_hidden_layers": depth, "intermediate_size": width // 2}]
+    subnets.append({"num_hidden_layers": depth, "intermediate_size": width // 4})
+    inputs = {**inputs_of(batch, length), "labels": torch.randint(0, 2, (batch,))}
+    inputs = {key: value.to(device) for key, value in inputs.items()}
+    stock = [model.extract(subnet).to(device).train() for subnet in subnets]
+    model.to(device).set_memory_layout("standard")  # as ElasticTrainer does
     model.train()
+    for subnet in subnets:  # as ElasticTrainer does: what is built before is not traced
+        model.trained_module(model.resolve(subnet))
+    runner = torch.compile(model) if compiled else model
+    runners = [torch.compile(one) for one in stock] if compiled else stock
+
+    def backward(one):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            loss = one(**inputs).loss
+        loss.backward()
 
     def elastic_step():
         model.zero_grad(set_to_none=True)
         for subnet in subnets:
             model.select(subnet)
-            model(**inputs).loss.backward()
+            backward(runner)
+        _wait(device)
 
     def separate_steps():
-        for one in stock:
+        for one, compiled_one in zip(stock, runners):
             one.zero_grad(set_to_none=True)
-            one(**inputs).loss.backward()
+            backward(compiled_one)
+        _wait(device)
 
     timed = measure_latency({"elastic": elastic_step, "separate": separate_steps}, repeats=12, min_rounds=8, warmup=2)
-    ratio = timed["elastic"].median_ms / timed["separate"].median_ms
-    console.print(
-        f"sandwich step of 3 sizes, BERT 6 x 768, 16 x 64 tokens: {timed['elastic'].median_ms:.0f} ms, separately ", end=""
-    )
-    console.print(f"{timed['separate'].median_ms:.0f} ms, ratio {ratio:.2f}")
+    elastic, separate = timed["elastic"].median_ms, timed["separate"].median_ms
+    return f"{elastic:.0f} ms, separately {separate:.0f} ms, ratio {elastic / separate:.2f}"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def views(console: Console) -> None:
