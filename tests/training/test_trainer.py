@@ -240,6 +240,19 @@ def test_autocast_and_gradient_checkpointing(tmp_path):
     assert trainer.state.global_step == 6
 
 
+@pytest.mark.slow
+def test_compiled_training_is_the_same(tmp_path):
+    """Every size is traced once (aot_eager: traced and differentiated like inductor, without its compiler)."""
+    states = []
+    for compiled in ({}, {"torch_compile_backend": "aot_eager"}):
+        torch.manual_seed(0)
+        model = classifier()
+        options = {"optim": "sgd", "learning_rate": 0.1, "sampling": "all", **compiled}
+        train(model, arguments(tmp_path, distillation={"logits": 0.5, "relation": 0.5}, relation_heads=4, max_steps=3, **options))
+        states.append(weights(model))
+    assert_same(*states, 1e-5)
+
+
 def test_label_smoothing_shifts_a_causal_model(tmp_path):
     from transformers.trainer_pt_utils import LabelSmoother
 
