@@ -167,6 +167,9 @@ def train_run(runs: Runs, name: str, seed: int) -> dict:
         seconds = time.perf_counter() - start
         if kind == "finetuned":
             save_standard(trainer.model, runs.finetuned(seed), tokenizer)
+        if kind == "elastic":
+            model.save_pretrained(runs.folder / f"elastic-{seed}")
+            tokenizer.save_pretrained(runs.folder / f"elastic-{seed}")
         if size or kind == "finetuned":
             trained = {size or "largest": trainer.model.base if kind == "distilled" else trainer.model}
         else:
