@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import itertools
+import types
 from collections.abc import Iterator
 
 import torch
@@ -40,7 +41,12 @@ def copy_tree(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn
     memo[id(module)] = twin
     for key, value in module.__dict__.items():
         # Parameters, buffers, submodules and hooks are changed in place later on, which must not reach the original.
-        twin.__dict__[key] = copy.copy(value) if key.startswith("_") and isinstance(value, dict) else value
+        if key.startswith("_") and isinstance(value, dict):
+            value = copy.copy(value)
+        elif isinstance(value, types.MethodType) and value.__self__ is module:
+            # transformers 4.57 leaves each layer its own bound `forward` after recording hidden states.
+            value = types.MethodType(value.__func__, twin)
+        twin.__dict__[key] = value
     for name, child in module._modules.items():
         twin._modules[name] = child if child is None else copy_tree(child, memo)
     return twin

@@ -56,6 +56,18 @@ def test_view_equals_extract(model_type):
 
 @pytest.mark.parametrize("model_type", CONFIGS)
 @torch.no_grad()
+def test_a_size_made_after_hidden_states_were_recorded(model_type):
+    """Recording leaves methods bound to the full model's layers behind (transformers 4.57); a size must not run those."""
+    model = elastic_lm(model_type)
+    subnet = {"num_hidden_layers": 2, "intermediate_size": 16}
+    expected = model.extract(subnet)(**batch()).logits
+    model._reset_views()
+    model(**batch(), output_hidden_states=True)
+    torch.testing.assert_close(model.view(subnet)(**batch()).logits, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
 def test_uniform_subnets_are_standard(model_type):
     model = elastic_lm(model_type)
     for subnet in [{"num_hidden_layers": 2}, {"intermediate_size": 16}, {"num_hidden_layers": 3, "intermediate_size": 33}]:
