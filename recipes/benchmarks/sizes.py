@@ -44,6 +44,7 @@ CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
 # What each variant of the elastic training changes in the recipe.
 VARIANTS = {
     "elastic": {},
+    "largest teaches": {"teacher": None},
     "no distillation": {"distillation": {}, "task_weight": 1.0},
     "logits": {"distillation": {"logits": 0.5}},
     "logits + hidden": {"distillation": {"logits": 0.5, "hidden": 0.5}},
@@ -156,8 +157,10 @@ def train_run(runs: Runs, name: str, seed: int) -> dict:
             args = runs.arguments(TrainingArguments, stage, seed, scratch, {})
             trainer = Trainer(model=plain_model(model, size or None), args=args, **shared)
         else:
-            args = runs.arguments(ElasticTrainingArguments, "train", seed, scratch, VARIANTS.get(kind, {}))
-            teacher = None if runs.is_language_model else type(model).base_auto_class.from_pretrained(runs.finetuned(seed))
+            changes = VARIANTS.get(kind, {})
+            args = runs.arguments(ElasticTrainingArguments, "train", seed, scratch, changes)
+            taught = kind == "distilled" or {**recipe(runs.task, "train"), **changes}.get("teacher")
+            teacher = type(model).base_auto_class.from_pretrained(runs.finetuned(seed)) if taught else None
             if kind == "distilled":
                 model = type(model).from_base(plain_model(model, size), importance="none")
                 args = dataclasses.replace(args, train_subnets=None, eval_subnets=[])
