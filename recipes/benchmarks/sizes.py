@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR      trains what is missing, then prints the tables
     python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR --part ablation
-    python recipes/benchmarks/sizes.py table sst2 --data-dir DATA_DIR    prints what there is
+    python recipes/benchmarks/sizes.py table sst2 --output recipes/benchmarks/results    prints what is recorded
 
 A *run* is one training with one seed. For GLUE, `finetuned` comes first: MiniLM fine-tuned as a whole, which is then ranked and
 converted, and which teaches. Every other run starts from that same converted checkpoint (wikitext2: from the same new weights),
@@ -311,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "one", "table"))
     parser.add_argument("task", choices=tuple(RECIPES))
-    parser.add_argument("--data-dir", required=True, help="folder that holds glue/TASK and wikitext2")
+    parser.add_argument("--data-dir", help="folder that holds glue/TASK and wikitext2; to train")
     parser.add_argument("--output", default="runs/sizes", help="folder for the results")
     parser.add_argument("--part", choices=("sizes", "ablation"), default="sizes")
     parser.add_argument("--names", nargs="+", help="only these runs")
@@ -319,6 +319,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time (processes)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     args = parser.parse_args()
+    if args.command != "table" and args.data_dir is None:
+        parser.error("--data-dir is needed: the folder that holds glue/TASK and wikitext2")
     {"run": run, "one": one, "table": table}[args.command](args)
     if args.command == "run":
         table(args)
