@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR      trains what is missing, then prints the tables
     python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR --part ablation
+    python recipes/benchmarks/sizes.py cost sst2 --data-dir DATA_DIR     time of one elastic training / of one training per size
     python recipes/benchmarks/sizes.py table sst2 --output recipes/benchmarks/results    prints what is recorded
 
 A *run* is one training with one seed. For GLUE, `finetuned` comes first: MiniLM fine-tuned as a whole, which is then ranked and
@@ -15,187 +16,21 @@ an interrupted benchmark goes on where it was; those of the README are in recipe
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import io
 import json
-import math
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from sizes_runs import METRIC, RECIPES, VARIANTS, Runs, seconds_of, train_run
 
 from hf_elastic.data.task import TASKS
 from hf_elastic.files import write_atomically
-
-ROOT = Path(__file__).resolve().parents[1]
-RECIPES = {task: ROOT / "minilm" / task for task in ("sst2", "mrpc", "qnli", "cola")} | {"wikitext2": ROOT / "gpt2/wikitext2"}
-METRIC = {"cola": "matthews_correlation", "wikitext2": "perplexity"}
-CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
-# What each variant of the elastic training changes in the recipe.
-VARIANTS = {
-    "elastic": {},
-    "largest teaches": {"teacher": None},
-    "no distillation": {"distillation": {}, "task_weight": 1.0},
-    "logits": {"distillation": {"logits": 0.5}},
-    "logits + hidden": {"distillation": {"logits": 0.5, "hidden": 0.5}},
-    "logits + relation": {"distillation": {"logits": 0.5, "relation": 0.5}},
-    "logits + hidden + relation": {"distillation": {"logits": 0.5, "hidden": 0.5, "relation": 0.5}},
-    "logits + pkd": {"distillation": {"logits": 0.5, "pkd": 0.5}},
-    "dist": {"distillation": {"dist": 0.5}},
-    "all": {"sampling": "all"},
-    "single path": {"sampling": "single_path"},
-    "pcgrad": {"gradient_surgery": "pcgrad"},
-}
-ABLATION = [name for name in VARIANTS if name != "elastic"]
-
-
-def recipe(task: str, stage: str) -> dict:
-    """A recipe of a task."""
-    return yaml.safe_load((RECIPES[task] / f"{stage}.yaml").read_text())
-
-
-class Runs:
-    """Where the runs of a task are, and what they are made of.
-
-    Args:
-        task: one of `RECIPES`.
-        data_dir: folder that holds glue/TASK and wikitext2.
-        output: folder for the results.
-    """
-
-    def __init__(self, task: str, data_dir: str, output: str):
-        self.task = task
-        self.data_dir = data_dir
-        self.folder = Path(output) / task
-        self.is_language_model = METRIC.get(task) == "perplexity"
-        self.convert = recipe(task, "convert")
-
-    def result(self, name: str, seed: int) -> Path:
-        """Where the result of a run is."""
-        return self.folder / f"{name.replace('/', '-').replace(' ', '')}-{seed}.json"
-
-    def results(self, name: str) -> list[dict]:
-        """All seeds of a run."""
-        pattern = self.result(name, 0).name.removesuffix("-0.json") + "-[0-9].json"
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob(pattern))]
-
-    def finetuned(self, seed: int) -> Path:
-        """The fine-tuned full model of a seed."""
-        return self.folder / f"finetuned-{seed}"
-
-    def supernet(self, seed: int):
-        """The recipe's elastic model, new weights drawn with the seed, and its tokenizer."""
-        from hf_elastic.cli import convert
-        from hf_elastic.cli.data import load_elastic, load_tokenizer
-
-        options = {**self.convert, "data_dir": self.data_dir, "seed": seed, "overwrite": True}
-        if "model" in options:
-            options["model"] = str(self.finetuned(seed))
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            convert.run(convert.ConvertArguments(**{**options, "output_dir": folder}))
-            return load_elastic(folder), load_tokenizer(folder)
-
-    def pretrained(self, seed: int):
-        """MiniLM with a new head, as an elastic model of one size, and its tokenizer."""
-        from hf_elastic.cli.data import load_tokenizer
-        from hf_elastic.cli.train import TrainArguments, load_stock
-        from hf_elastic.data.minilm import minilm_path
-
-        torch.manual_seed(seed)
-        options = known_to(TrainArguments, recipe(self.task, "finetune"))
-        return load_stock(TrainArguments(**{**options, "model": str(minilm_path())})), load_tokenizer(str(minilm_path()))
-
-    def data(self, model, tokenizer):
-        """The tokenized task, as `hf-elastic train` prepares it."""
-        from hf_elastic.cli.data import DataArguments, prepare_for
-
-        options = known_to(DataArguments, recipe(self.task, "train"))
-        return prepare_for(model, tokenizer, DataArguments(**{**options, "data_dir": self.data_dir}))
-
-    def arguments(self, kind: type, stage: str, seed: int, output_dir: str, changes: dict):
-        """Training arguments of a recipe, for a plain or an elastic Trainer."""
-        options = known_to(kind, {**recipe(self.task, stage), **changes})
-        if not self.is_language_model:
-            options["train_sampling_strategy"] = "group_by_length"  # padding is half of the work otherwise
-        fixed = {"output_dir": output_dir, "seed": seed, "report_to": ["none"], "logging_steps": 100, "disable_tqdm": True}
-        return kind(**{**options, **fixed, "save_strategy": "no"})
-
-
-def known_to(kind: type, options: dict) -> dict:
-    """The options that a dataclass has."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    return {key: value for key, value in options.items() if key in known}
-
-
-def train_run(runs: Runs, name: str, seed: int) -> dict:
-    """Train one run and measure every size that it gives."""
-    from transformers import Trainer, TrainingArguments
-
-    from hf_elastic import ElasticTrainer, ElasticTrainingArguments
-    from hf_elastic.export.checkpoint import save_standard
-    from hf_elastic.metrics import compute_classification
-
-    kind, _, size = name.partition("/")
-    model, tokenizer = runs.pretrained(seed) if kind == "finetuned" else runs.supernet(seed)
-    data = runs.data(model, tokenizer)
-    shared = {"train_dataset": data.splits["train"], "data_collator": data.collator}
-    if data.labels:
-        shared["compute_metrics"] = compute_classification
-    with tempfile.TemporaryDirectory() as scratch:
-        if kind == "plain" or kind == "finetuned":
-            stage = "finetune" if kind == "finetuned" else "train"
-            args = runs.arguments(TrainingArguments, stage, seed, scratch, {})
-            trainer = Trainer(model=plain_model(model, size or None), args=args, **shared)
-        else:
-            changes = VARIANTS.get(kind, {})
-            args = runs.arguments(ElasticTrainingArguments, "train", seed, scratch, changes)
-            taught = kind == "distilled" or {**recipe(runs.task, "train"), **changes}.get("teacher")
-            teacher = type(model).base_auto_class.from_pretrained(runs.finetuned(seed)) if taught else None
-            if kind == "distilled":
-                model = type(model).from_base(plain_model(model, size), importance="none")
-                args = dataclasses.replace(args, train_subnets=None, eval_subnets=[])
-            trainer = ElasticTrainer(model=model, args=args, teacher=teacher, **shared)
-        start = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - start
-        if kind == "finetuned":
-            save_standard(trainer.model, runs.finetuned(seed), tokenizer)
-        if kind == "elastic":
-            model.save_pretrained(runs.folder / f"elastic-{seed}")
-            tokenizer.save_pretrained(runs.folder / f"elastic-{seed}")
-        if size or kind == "finetuned":
-            trained = {size or "largest": trainer.model.base if kind == "distilled" else trainer.model}
-        else:
-            trained = {label: model.extract(label) for label in ("largest", *model.config.subnets)}
-        held_out = data.splits["test" if "test" in data.splits else "validation"]
-        plain = runs.arguments(TrainingArguments, "train", seed, scratch, {"bf16": False})
-        sizes = {}
-        for label, one in trained.items():
-            metrics = Trainer(model=one.eval(), args=plain, **shared).evaluate(held_out)
-            if data.labels:
-                sizes[label] = {key: metrics[f"eval_{key}"] for key in CLASSIFICATION}
-            else:
-                sizes[label] = {"perplexity": math.exp(metrics["eval_loss"])}
-    found = {"run": name, "seed": seed, "seconds": seconds, "steps": trainer.state.global_step, "rows": len(held_out)}
-    return {"task": runs.task, **found, "sizes": sizes}
-
-
-def plain_model(model, size: str | None):
-    """A size as a model of its own, which plain Trainer trains: the stock class, or the tree that an elastic size is."""
-    from hf_elastic.modeling_elastic import ElasticPreTrainedModel
-
-    extracted = model.extract(size)
-    return extracted.base if isinstance(extracted, ElasticPreTrainedModel) else extracted
 
 
 def names_of(runs: Runs, part: str) -> list[str]:
@@ -249,6 +84,20 @@ def one(args: argparse.Namespace) -> None:
     for name in args.names:
         for seed in args.seeds:
             write_atomically(runs.result(name, seed), json.dumps(train_run(runs, name, seed), indent=2) + "\n")
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Time of the elastic training / sum of the times of the sizes trained one by one: 40 steps of each, in turn, twice."""
+    torch.set_num_threads(2)
+    runs, seed = Runs(args.task, args.data_dir, args.output), args.seeds[0]
+    alone = "plain" if runs.is_language_model else "distilled"
+    names = ["elastic", "plain/largest", *(f"{alone}/{size}" for size in runs.convert["subnets"])]
+    seconds_of(runs, "plain/largest", seed, 5)
+    rounds = [{name: seconds_of(runs, name, seed, 40) for name in names} for _ in range(2)]
+    for times in rounds:
+        together, separately = times["elastic"], sum(times.values()) - times["elastic"]
+        detail = ", ".join(f"{name} {value:.1f}" for name, value in times.items())
+        print(f"40 steps, seconds: {detail}; together / one by one: {together / separately:.2f}")
 
 
 def spread(values: list[float], metric: str) -> str:
@@ -309,7 +158,7 @@ def cost_shares(runs: Runs, names: list[str]) -> dict[str, tuple[str, str]]:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "one", "table"))
+    parser.add_argument("command", choices=("run", "one", "cost", "table"))
     parser.add_argument("task", choices=tuple(RECIPES))
     parser.add_argument("--data-dir", help="folder that holds glue/TASK and wikitext2; to train")
     parser.add_argument("--output", default="runs/sizes", help="folder for the results")
@@ -321,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.command != "table" and args.data_dir is None:
         parser.error("--data-dir is needed: the folder that holds glue/TASK and wikitext2")
-    {"run": run, "one": one, "table": table}[args.command](args)
+    {"run": run, "one": one, "cost": cost, "table": table}[args.command](args)
     if args.command == "run":
         table(args)
 
