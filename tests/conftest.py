@@ -14,3 +14,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _environment():
+    """TrainingArguments tell accelerate of bf16 (transformers 4.57), FSDP and compilers through the environment, for good."""
+    before = dict(os.environ)
+    yield
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        if name not in before:
+            del os.environ[name]
