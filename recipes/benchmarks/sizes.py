@@ -93,11 +93,11 @@ def cost(args: argparse.Namespace) -> None:
     alone = "plain" if runs.is_language_model else "distilled"
     names = ["elastic", "plain/largest", *(f"{alone}/{size}" for size in runs.convert["subnets"])]
     seconds_of(runs, "plain/largest", seed, 5)
-    rounds = [{name: seconds_of(runs, name, seed, 40) for name in names} for _ in range(2)]
-    for times in rounds:
+    for _ in range(2):
+        times = {name: seconds_of(runs, name, seed, 40) for name in names}
         together, separately = times["elastic"], sum(times.values()) - times["elastic"]
         detail = ", ".join(f"{name} {value:.1f}" for name, value in times.items())
-        print(f"40 steps, seconds: {detail}; together / one by one: {together / separately:.2f}")
+        print(f"40 steps, seconds: {detail}; together / one by one: {together / separately:.2f}", flush=True)
 
 
 def spread(values: list[float], metric: str) -> str:
