@@ -186,14 +186,14 @@ class ElasticTrainer(CheckpointsMixin, Trainer):
         """How much of the optimizer step this micro-batch is: a mean over its items times this adds up to the mean over all."""
         if num_items_in_batch is None:
             return 1 / self.current_gradient_accumulation_steps
-        share = self._get_num_items_in_batch_of([inputs]) / num_items_in_batch
+        share = self._num_labels_in(inputs) / num_items_in_batch
         # The items of all processes are counted, and their gradients are averaged.
         return share * self.args.world_size if self.args.average_tokens_across_devices else share
 
-    def _get_num_items_in_batch_of(self, batches: list[Mapping]) -> torch.Tensor:
-        """Labels that count in this process's batches: a causal model predicts all but the first of a sequence."""
+    def _num_labels_in(self, inputs: Mapping) -> torch.Tensor:
+        """Labels that count in this process's micro-batch: a causal model predicts all but the first of a sequence."""
         causal = isinstance(self.elastic, ElasticForCausalLM)
-        return sum(batch["labels"][..., 1 if causal else 0 :].ne(-100).sum() for batch in batches)
+        return inputs["labels"][..., 1 if causal else 0 :].ne(-100).sum()
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """Count the labels that a causal model predicts: all but the first, which transformers 4.57 counts as well."""
