@@ -247,12 +247,14 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             return self.base
         if not (self.training or torch.is_grad_enabled() or self.is_sharded):
             return self.view(self.config.subnet)
-        module = self._trained_skeleton(self._selected).fill(differentiable=True)
+        module = self.trained_skeleton(self._selected).fill(differentiable=True)
         if module.training != self.training:
             module.train(self.training)
         return module
 
-    def _trained_skeleton(self, cut: Cut) -> Skeleton:
+    def trained_skeleton(self, cut: Cut) -> Skeleton:
+        """The skeleton that `forward` fills for a size below the full one while gradients are on."""
+        self._follow_tree()
         if cut not in self._trained:
             self._trained[cut] = Skeleton(self.base, self._layout, cut)
         return self._trained[cut]
@@ -260,8 +262,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
     def trained_module(self, cut: Cut) -> nn.Module:
         """The stock module that `forward` runs for a size while gradients are on, to put hooks on; its weights come with
         the forward."""
-        self._follow_tree()
-        return self.base if cut == self._full_cut() else self._trained_skeleton(cut).module
+        return self.base if cut == self._full_cut() else self.trained_skeleton(cut).module
 
     def forward(
         self,

@@ -168,6 +168,12 @@ class Skeleton:
         return self.module
 
     @property
+    def whole_embeddings(self) -> list[tuple[nn.Embedding, nn.Parameter]]:
+        """The embeddings whose weight is the supernet's own, uncut, with that weight."""
+        uncut = [(module, owner._parameters[source]) for owner, source, module, _, steps in self._targets if not steps]
+        return [(module, weight) for module, weight in uncut if isinstance(module, nn.Embedding)]
+
+    @property
     def is_stale(self) -> bool:
         """Whether a slice that had to be copied (the heads of a fused matrix) is older than its source."""
         return any(source._version != version for source, version in self._copied)

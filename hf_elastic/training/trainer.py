@@ -15,6 +15,7 @@ from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments
 from .conflict import SizeGradients
 from .distributed import check_arguments, prepare_accelerator
+from .embeddings import add_rows_in_place
 from .losses import DISTILLATION, Pair
 from .resume import CheckpointsMixin, SamplerCallback, last_checkpoint, restore
 from .sampling import check_size_weights, loss_weights, make_sampler
@@ -225,6 +226,10 @@ class ElasticTrainer(CheckpointsMixin, Trainer):
         """Loss of one size, a mean over the items of the micro-batch, and what it has to teach."""
         elastic.select(elastic.layout.subnet_of(cut))
         observer = self.observer
+        # Reducers of several processes expect dense gradients, compilers fixed modules; a GPU fills memory fast enough.
+        one_cpu = self.args.world_size == 1 and self.args.device.type == "cpu"
+        if one_cpu and not self.args.torch_compile and cut != elastic.resolve(None):
+            add_rows_in_place(elastic.trained_skeleton(cut))
         with self.compute_loss_context_manager():
             with observer.watch(elastic.trained_module(cut), cut) as relations:
                 loss, outputs = self.compute_loss(model, {**inputs, **observer.options()}, return_outputs=True)

@@ -21,7 +21,7 @@ CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
 # What each variant of the elastic training changes in the recipe.
 VARIANTS = {
     "elastic": {},
-    "largest teaches": {"teacher": None},
+    "fixed teacher": {"teacher": "finetuned"},
     "no distillation": {"distillation": {}, "task_weight": 1.0},
     "logits": {"distillation": {"logits": 0.5}},
     "logits + hidden": {"distillation": {"logits": 0.5, "hidden": 0.5}},
@@ -33,7 +33,6 @@ VARIANTS = {
     "single path": {"sampling": "single_path"},
     "pcgrad": {"gradient_surgery": "pcgrad"},
 }
-ABLATION = [name for name in VARIANTS if name != "elastic"]
 
 
 def recipe(task: str, stage: str) -> dict:
@@ -133,7 +132,7 @@ def trainer_of(runs: Runs, name: str, seed: int, scratch: str, changes: dict):
         return Trainer(model=plain_model(model, size or None), args=args, **shared), model, tokenizer, data
     changes = {**VARIANTS.get(kind, {}), **changes}
     args = runs.arguments(ElasticTrainingArguments, "train", seed, scratch, changes)
-    taught = kind == "distilled" or {**recipe(runs.task, "train"), **changes}.get("teacher")
+    taught = kind == "distilled" or changes.get("teacher")
     teacher = type(model).base_auto_class.from_pretrained(runs.finetuned(seed)) if taught else None
     if kind == "distilled":
         model = type(model).from_base(plain_model(model, size), importance="none")
