@@ -6,7 +6,7 @@ Every count is a polynomial in the axis sizes, read off the shape strings; nothi
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -33,6 +33,14 @@ def volume(entry: Entry) -> Polynomial:
     return terms
 
 
+def _alike(inside: Mapping[int, Polynomial]) -> dict[tuple, list[int]]:
+    """The layers of each different polynomial, given as its sorted items."""
+    layers: dict[tuple, list[int]] = defaultdict(list)
+    for layer, polynomial in inside.items():
+        layers[tuple(sorted(polynomial.items()))].append(layer)
+    return layers
+
+
 class Counts:
     """Closed-form counts of one architecture.
 
@@ -48,7 +56,7 @@ class Counts:
         self._per_token = self._collect(lambda entry: entry.use == "token" and entry.name not in idle)
         self._per_sequence = self._collect(lambda entry: entry.use == "sequence" and entry.name not in idle)
 
-    def _collect(self, wanted) -> tuple[Polynomial, dict[int, Polynomial]]:
+    def _collect(self, wanted: Callable[[Entry], bool]) -> tuple[Polynomial, dict[int, Polynomial]]:
         """Sum the volumes of the wanted entries: outside the layers, and for each layer."""
         outside: Counter = Counter()
         inside: dict[int, Counter] = defaultdict(Counter)
@@ -109,10 +117,7 @@ class Counts:
         """Value of a polynomial for each row, the layers summed over the kept ones."""
         outside, inside = parts
         total = self._polynomial(outside, table, layered=False) + np.zeros(len(kept), dtype=np.int64)
-        by_polynomial: dict[tuple, list[int]] = defaultdict(list)
-        for layer, polynomial in inside.items():
-            by_polynomial[tuple(sorted(polynomial.items()))].append(layer)
-        for terms, layers in by_polynomial.items():
+        for terms, layers in _alike(inside).items():
             value = self._polynomial(dict(terms), table, layered=True)
             mask = kept[:, layers]
             if np.ndim(value) == 2 and value.shape[1] > 1:
@@ -133,6 +138,18 @@ class Counts:
                     value = value * (column[:, None] if layered and column.ndim == 1 else column)
             total = total + value
         return total
+
+    def per_layer(self, wanted: Callable[[Entry], bool], table: Mapping, kept: np.ndarray) -> np.ndarray:
+        """Number of elements of the wanted parameters in each layer of the full model, `[N, L]`; 0 where it is not kept."""
+        result = np.zeros(kept.shape, dtype=np.int64)
+        for terms, layers in _alike(self._collect(wanted)[1]).items():
+            value = np.broadcast_to(self._polynomial(dict(terms), table, layered=True), kept.shape)
+            result[:, layers] = value[:, layers] * kept[:, layers]
+        return result
+
+    def outside(self, wanted: Callable[[Entry], bool], table: Mapping, kept: np.ndarray) -> np.ndarray:
+        """Number of elements of the wanted parameters outside the layers, `[N]`."""
+        return self._polynomial(self._collect(wanted)[0], table, layered=False) + np.zeros(len(kept), dtype=np.int64)
 
     def parameters(self, table: Mapping, kept: np.ndarray) -> np.ndarray:
         """Number of parameters of each row, tied tensors once."""

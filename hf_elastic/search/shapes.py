@@ -1,0 +1,122 @@
+"""How large attention and feed-forward are in every layer of many transformers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ..counts import Counts
+from ..layout import Entry, Layout
+from ..modeling_elastic import ElasticPreTrainedModel
+from ..spec import axes_in, spec_for
+
+PARTS = ATTENTION, FFN, OTHER = ("attention", "ffn", "other")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The layers of N transformers with at most L layers each; 0 where a model has no such layer.
+
+    Attributes:
+        attention: parameters of attention, biases included, `[N, L]`.
+        ffn: parameters of the feed-forward, biases included, `[N, L]`.
+        other: the layer's other parameters, its norms, `[N, L]`.
+        heads: attention heads, `[N, L]`.
+        final: parameters of the norm that follows or precedes the stack of layers, `[N]`.
+    """
+
+    attention: np.ndarray
+    ffn: np.ndarray
+    other: np.ndarray
+    heads: np.ndarray
+    final: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.attention)
+
+
+def gpt2_shapes(d_model: np.ndarray, d_inner: np.ndarray, n_head: np.ndarray) -> Shapes:
+    """Shapes of GPT-2s: `4d^2 + 4d` of attention, `2df + f + d` of feed-forward, two LayerNorms a layer and one at the end.
+
+    Args:
+        d_model: hidden size d, `[N]`.
+        d_inner: feed-forward width f of each layer, 0 where there is none, `[N, L]`.
+        n_head: attention heads of each layer, `[N, L]`.
+    """
+    d = np.asarray(d_model, dtype=np.int64)[:, None]
+    return _shapes(4 * d * d + 4 * d, 2 * d[:, 0], d, d_inner, n_head)
+
+
+def transfo_xl_shapes(d_model: np.ndarray, d_inner: np.ndarray, n_head: np.ndarray) -> Shapes:
+    """Shapes of Transformer-XLs: `5d^2 + 2d` of attention (queries, keys, values, positions, output; two position biases),
+    `2df + f + d` of feed-forward, two LayerNorms a layer. Arguments are those of `gpt2_shapes`."""
+    d = np.asarray(d_model, dtype=np.int64)[:, None]
+    return _shapes(5 * d * d + 2 * d, 0 * d[:, 0], d, d_inner, n_head)
+
+
+def _shapes(attention: np.ndarray, final: np.ndarray, d: np.ndarray, d_inner: np.ndarray, n_head: np.ndarray) -> Shapes:
+    f = np.asarray(d_inner, dtype=np.int64)
+    kept = f > 0
+    return Shapes(attention * kept, (2 * d * f + f + d) * kept, 4 * d * kept, np.asarray(n_head) * kept, final)
+
+
+def counts_of(model: PreTrainedModel) -> Counts:
+    """Closed-form counts of an elastic model or of a stock one.
+
+    Raises:
+        SpecError: there is no Spec for a stock model, or it does not fit.
+    """
+    if isinstance(model, ElasticPreTrainedModel):
+        return model.counts
+    return Counts(Layout(spec_for(model.config.model_type), model))
+
+
+def parts_of(layout: Layout) -> dict[str, str]:
+    """Which part of its layer each parameter within the layers is: name -> `ATTENTION`, `FFN` or `OTHER`.
+
+    Matrices and vectors over heads are attention, those over feed-forward neurons feed-forward; the bias of a matrix is where
+    its matrix is. All else is norms.
+    """
+    inside = {entry.name: entry for entry in layout.entries if entry.layer is not None}
+    parts = {name: _part(entry) for name, entry in inside.items()}
+    weights = {name: name.removesuffix("bias") + "weight" for name in inside if name.endswith(".bias")}
+    return {name: parts.get(weights.get(name, name), part) if part == OTHER else part for name, part in parts.items()}
+
+
+def _part(entry: Entry) -> str:
+    axes = axes_in(entry.dims)
+    return FFN if "ffn" in axes else ATTENTION if "head" in axes else OTHER
+
+
+def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = (None,)) -> Shapes:
+    """Shapes of subnets of an elastic model, or of a stock model; nothing is built.
+
+    Args:
+        model: elastic, with any backbone; or stock, of an architecture that has a Spec.
+        subnets: names, Subnets or None (the full model); a stock model has only None.
+
+    Raises:
+        ValueError: a subnet that the model does not have.
+        SpecError: there is no Spec for a stock model, or it does not fit.
+    """
+    counts = counts_of(model)
+    layout, parts = counts.layout, parts_of(counts.layout)
+    if isinstance(model, ElasticPreTrainedModel):
+        subnets = [model.subnet(subnet) for subnet in subnets]
+    table, kept = counts.columns(subnets)
+    layers = {part: counts.per_layer(lambda entry, part=part: parts.get(entry.name) == part, table, kept) for part in PARTS}
+    heads = np.ones_like(kept, dtype=np.int64)
+    for axis in layout.spec.heads.split():
+        heads = heads * table.get(axis, np.full((len(kept), 1), layout.full[axis]))
+    stack = layout.container.rpartition(".")[0]
+    final = counts.outside(lambda entry: _is_final_norm(entry, stack), table, kept)
+    return Shapes(layers[ATTENTION], layers[FFN], layers[OTHER], heads * kept, final)
+
+
+def _is_final_norm(entry: Entry, stack: str) -> bool:
+    """Whether a parameter belongs to a vector right beside the list of layers; norms of embeddings are with the embeddings."""
+    owner = entry.name.rpartition(".")[0]
+    return entry.layer is None and len(entry.dims) == 1 and owner.rpartition(".")[0] == stack and entry.tied_to is None
