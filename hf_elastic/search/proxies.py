@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from .shapes import Shapes, shapes_of
 
-SHAPES = "shapes"
-
-# Of `capacity`; fitted on one table only, see docs/search.md.
+# Of `capacity`, each fitted on one table only; recipes/benchmarks/proxies.py prints the fit.
 ATTENTION_SHARE = 2 / 5
 HEADS_EXPONENT = 1 / 5
+NARROWNESS = 109
+
+LTS = 'Javaheripi et al. 2022, "LiteTransformerSearch", arXiv 2203.02094'
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Proxy:
     """A quality proxy.
 
     Attributes:
-        compute: `Shapes` -> `[N]`.
-        needs: "shapes".
+        compute: what computes it. With needs "shapes": `Shapes` -> `[N]`; else (`Subject`, batch) -> a number.
+        needs: "shapes"; "weights"; "inputs", a batch; or "labels", a batch with labels.
         source: the paper, or "ours".
     """
 
@@ -38,36 +39,43 @@ class Proxy:
 def decoder_parameters(shapes: Shapes) -> np.ndarray:
     """Parameters of attention, feed-forward and norms; no embedding, no softmax, `[N]`.
 
-    Source: Javaheripi et al. 2022, "LiteTransformerSearch" (arXiv 2203.02094), which names it the proxy.
+    Source: Javaheripi et al. 2022, "LiteTransformerSearch" (arXiv 2203.02094).
     """
     return (shapes.attention + shapes.ffn + shapes.other).sum(1) + shapes.final
 
 
 def attention_times_ffn(shapes: Shapes) -> np.ndarray:
-    """`A * F`: parameters of all attention times parameters of all feed-forward, `[N]`, without a constant; ours."""
+    """`A * F`: parameters of all attention times parameters of all feed-forward, `[N]`; ours, without a constant."""
     return shapes.attention.sum(1).astype(float) * shapes.ffn.sum(1)
 
 
-def capacity(shapes: Shapes) -> np.ndarray:
+def layer_capacity(shapes: Shapes) -> np.ndarray:
     """`(sum_l a_l h_l^(1/5))^(2/5) * (sum_l f_l)^(3/5)`, `[N]`; ours.
 
-    a_l and f_l are the parameters of attention and of the feed-forward in layer l, h_l its heads. The exponents of the two sums
-    add up to one, so it is in parameters, and a model without either has none. Decoder parameters add what this multiplies:
-    there a model may be all feed-forward. The two constants were fitted on one table of Transformer-XLs, see docs/search.md.
+    a_l and f_l are the parameters of attention and of the feed-forward in layer l, h_l its heads. Decoder parameters add what
+    this multiplies: to them a model may be all feed-forward. Constants: docs/search.md.
     """
     heads = np.where(shapes.heads > 0, shapes.heads, 1).astype(float)
     attention = (shapes.attention * heads**HEADS_EXPONENT).sum(1)
     return attention**ATTENTION_SHARE * shapes.ffn.sum(1).astype(float) ** (1 - ATTENTION_SHARE)
 
 
-LTS = 'Javaheripi et al. 2022, "LiteTransformerSearch", arXiv 2203.02094'
+def capacity(shapes: Shapes) -> np.ndarray:
+    """`layer_capacity * exp(-109 / w)`, `[N]`; ours.
+
+    w is the smaller of the width of the embeddings and the hidden size: however much the layers can do, a token brings no more
+    into them. Among models of one width it ranks as `layer_capacity` does. Constants: docs/search.md.
+    """
+    return layer_capacity(shapes) * np.exp(-NARROWNESS / shapes.width)
+
 
 PROXIES = {
-    "decoder_parameters": Proxy(decoder_parameters, SHAPES, LTS),
-    "attention_times_ffn": Proxy(attention_times_ffn, SHAPES, "ours"),
-    "capacity": Proxy(capacity, SHAPES, "ours"),
+    "decoder_parameters": Proxy(decoder_parameters, "shapes", LTS),
+    "attention_times_ffn": Proxy(attention_times_ffn, "shapes", "ours"),
+    "layer_capacity": Proxy(layer_capacity, "shapes", "ours"),
+    "capacity": Proxy(capacity, "shapes", "ours"),
 }
-CLOSED_FORMS = tuple(name for name, proxy in PROXIES.items() if proxy.needs == SHAPES)
+CLOSED_FORMS = tuple(name for name, proxy in PROXIES.items() if proxy.needs == "shapes")
 
 
 def find_proxy(name: str) -> Proxy:
@@ -100,7 +108,7 @@ def closed_form(
     """
     proxies = {name: find_proxy(name) for name in names}
     for name, proxy in proxies.items():
-        if proxy.needs != SHAPES:
+        if proxy.needs != "shapes":
             raise ValueError(f"{name} is not a closed form: it needs {proxy.needs}; closed forms: {', '.join(CLOSED_FORMS)}")
     shapes = shapes_of(model, subnets)
     return {name: proxy.compute(shapes) for name, proxy in proxies.items()}

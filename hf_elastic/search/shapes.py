@@ -25,7 +25,8 @@ class Shapes:
         ffn: parameters of the feed-forward, biases included, `[N, L]`.
         other: the layer's other parameters, its norms, `[N, L]`.
         heads: attention heads, `[N, L]`.
-        final: parameters of the norm that follows or precedes the stack of layers, `[N]`.
+        final: parameters of the norm beside the list of layers, `[N]`.
+        width: the smaller of the width of the embeddings and the hidden size: what a token can carry into the layers, `[N]`.
     """
 
     attention: np.ndarray
@@ -33,34 +34,34 @@ class Shapes:
     other: np.ndarray
     heads: np.ndarray
     final: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.attention)
+    width: np.ndarray
 
 
-def gpt2_shapes(d_model: np.ndarray, d_inner: np.ndarray, n_head: np.ndarray) -> Shapes:
+def gpt2_shapes(d_model: np.ndarray, d_inner: np.ndarray, n_head: np.ndarray, d_embed: np.ndarray | None = None) -> Shapes:
     """Shapes of GPT-2s: `4d^2 + 4d` of attention, `2df + f + d` of feed-forward, two LayerNorms a layer and one at the end.
 
     Args:
         d_model: hidden size d, `[N]`.
         d_inner: feed-forward width f of each layer, 0 where there is none, `[N, L]`.
         n_head: attention heads of each layer, `[N, L]`.
+        d_embed: width of the embeddings, `[N]`; None is d.
     """
     d = np.asarray(d_model, dtype=np.int64)[:, None]
-    return _shapes(4 * d * d + 4 * d, 2 * d[:, 0], d, d_inner, n_head)
+    return _shapes(4 * d * d + 4 * d, 2 * d[:, 0], d, d_inner, n_head, d_embed)
 
 
-def transfo_xl_shapes(d_model: np.ndarray, d_inner: np.ndarray, n_head: np.ndarray) -> Shapes:
+def transfo_xl_shapes(d_model: np.ndarray, d_inner: np.ndarray, n_head: np.ndarray, d_embed: np.ndarray | None = None) -> Shapes:
     """Shapes of Transformer-XLs: `5d^2 + 2d` of attention (queries, keys, values, positions, output; two position biases),
     `2df + f + d` of feed-forward, two LayerNorms a layer. Arguments are those of `gpt2_shapes`."""
     d = np.asarray(d_model, dtype=np.int64)[:, None]
-    return _shapes(5 * d * d + 2 * d, 0 * d[:, 0], d, d_inner, n_head)
+    return _shapes(5 * d * d + 2 * d, 0 * d[:, 0], d, d_inner, n_head, d_embed)
 
 
-def _shapes(attention: np.ndarray, final: np.ndarray, d: np.ndarray, d_inner: np.ndarray, n_head: np.ndarray) -> Shapes:
+def _shapes(attention, final, d, d_inner, n_head, d_embed) -> Shapes:
     f = np.asarray(d_inner, dtype=np.int64)
     kept = f > 0
-    return Shapes(attention * kept, (2 * d * f + f + d) * kept, 4 * d * kept, np.asarray(n_head) * kept, final)
+    width = d[:, 0] if d_embed is None else np.minimum(d[:, 0], d_embed)
+    return Shapes(attention * kept, (2 * d * f + f + d) * kept, 4 * d * kept, np.asarray(n_head) * kept, final, width)
 
 
 def counts_of(model: PreTrainedModel) -> Counts:
@@ -113,7 +114,9 @@ def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = 
         heads = heads * table.get(axis, np.full((len(kept), 1), layout.full[axis]))
     stack = layout.container.rpartition(".")[0]
     final = counts.outside(lambda entry: _is_final_norm(entry, stack), table, kept)
-    return Shapes(layers[ATTENTION], layers[FFN], layers[OTHER], heads * kept, final)
+    hidden = np.broadcast_to(table.get("hidden", layout.full["hidden"]), len(kept))
+    width = np.minimum(hidden, layout.full.get("embed", hidden))
+    return Shapes(layers[ATTENTION], layers[FFN], layers[OTHER], heads * kept, final, width)
 
 
 def _is_final_norm(entry: Entry, stack: str) -> bool:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from proxies_fit import FITTED_ON, fit_constants, fitted_within
 from proxies_tables import Table as Recorded
 from proxies_tables import TableError, read_tables
 from rich.console import Console
@@ -23,6 +24,7 @@ from scipy.stats import kendalltau, spearmanr
 from hf_elastic.search.proxies import CLOSED_FORMS, PROXIES, decoder_parameters
 
 BAND = 0.10
+FEW = 100  # models: with fewer, nothing is fitted within a table
 
 
 def concordance(proxy: np.ndarray, quality: np.ndarray, parameters: np.ndarray, band: float = BAND) -> tuple[float, int]:
@@ -54,7 +56,10 @@ def score(proxy: np.ndarray, table: Recorded) -> tuple[float, float, float]:
 def proxies_of(table: Recorded) -> dict[str, tuple[str, np.ndarray]]:
     """Name -> where it is from, and its values on the models of a table, `[N]`."""
     computed = {name: (PROXIES[name].source, PROXIES[name].compute(table.shapes)) for name in CLOSED_FORMS}
-    return {**computed, **{name: ("recorded", values) for name, values in table.recorded.items()}}
+    recorded = {name: ("recorded", values) for name, values in table.recorded.items()}
+    if table.decoder_parameters is None or len(table.quality) < FEW:
+        return {**computed, **recorded}
+    return {**computed, **recorded, "fitted on nine tenths of this very table": ("no proxy", fitted_within(table))}
 
 
 def show(console: Console, table: Recorded) -> None:
@@ -83,6 +88,11 @@ def main() -> int:
     console = Console(width=120)
     for table in tables:
         show(console, table)
+        if table.name == FITTED_ON:
+            share, heads, narrowness = fit_constants(table)
+            console.print(
+                f"the constants of capacity, fitted here: attention {share:.2f}, heads {heads:.2f}, w {narrowness:.0f}\n"
+            )
     return 0
 
 

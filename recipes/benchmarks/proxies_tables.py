@@ -21,6 +21,7 @@ LANGUAGE_MODELS = {
     "pareto_TransXL_lm1b_titanxp": transfo_xl_shapes,
 }
 ENCODERS = "BERT_benchmark"
+EMBEDDING_WIDTH = 128  # of every encoder: ELECTRA's default
 # Columns of the encoders' table that are no proxies.
 NOT_PROXIES = ("ID", "GLUE Score")
 
@@ -99,7 +100,9 @@ def _language_models(path: Path) -> Table:
     """Decoders, trained from scratch, with their perplexity on held-out text."""
     rows = _rows(path)
     d_inner, n_head = (_per_layer(path, rows, name) for name in ("d_inner", "n_head"))
-    shapes = LANGUAGE_MODELS[path.stem](_column(path, rows, "d_model").astype(int), d_inner, n_head)
+    d_model, d_embed = (_column(path, rows, name).astype(int) for name in ("d_model", "d_embed"))
+    d_embed = np.where(d_embed < 0, d_model, d_embed)  # -1: as wide as the model
+    shapes = LANGUAGE_MODELS[path.stem](d_model, d_inner, n_head, d_embed)
     total = {"total parameters": _column(path, rows, "params_total")}
     decoder = _column(path, rows, "params_decoder")
     return Table(path.stem, -_column(path, rows, "valid_ppl"), "valid_ppl", shapes, total, decoder)
@@ -139,7 +142,8 @@ def flexibert_shapes(models: list[dict]) -> Shapes:
             ffn = d * f + f + (count - 1) * (f * f + f) + f * d + d
             norms = 2 * d if layer["operation_type"] == "LT" else 4 * d
             columns[:, i, j] = _mixing(layer, d), ffn, norms, layer["num_operation_heads"]
-    return Shapes(*columns, final=np.zeros(len(models), dtype=np.int64))
+    width = np.array([min(model["hidden_size"], EMBEDDING_WIDTH) for model in models])
+    return Shapes(*columns, final=np.zeros(len(models), dtype=np.int64), width=width)
 
 
 def _mixing(layer: dict, d: int) -> int:
