@@ -1,6 +1,7 @@
 """Quality proxies: what says which of two sizes will be better, without training either.
 
-Every proxy is larger for the better model. Closed forms need shapes only and take a whole population at once.
+Every proxy is larger for the better model. Closed forms need shapes only and take a whole population at once; the others
+(`proxies_weights`) need a model, and most of them a batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
+from . import proxies_weights as weights
+from .proxies_weights import Batch, Subject
 from .shapes import Shapes, shapes_of
 
 # Of `capacity`, each fitted on one table only; recipes/benchmarks/proxies.py prints the fit.
@@ -74,6 +77,15 @@ PROXIES = {
     "attention_times_ffn": Proxy(attention_times_ffn, "shapes", "ours"),
     "layer_capacity": Proxy(layer_capacity, "shapes", "ours"),
     "capacity": Proxy(capacity, "shapes", "ours"),
+    "synflow": Proxy(weights.synflow, "weights", "Tanaka et al. 2020, arXiv 2006.05467"),
+    "snip": Proxy(weights.snip, "labels", "Lee et al. 2019, arXiv 1810.02340"),
+    "grad_norm": Proxy(weights.grad_norm, "labels", "Abdelfattah et al. 2021, arXiv 2101.08134"),
+    "head_importance": Proxy(weights.head_importance, "labels", "Michel et al. 2019, arXiv 1905.10650"),
+    "head_confidence": Proxy(weights.head_confidence, "inputs", "Voita et al. 2019, arXiv 1905.09418"),
+    "synaptic_saliency": Proxy(weights.synaptic_saliency, "labels", "Zhou et al. 2022, arXiv 2203.12217"),
+    "synaptic_diversity": Proxy(weights.synaptic_diversity, "labels", "Zhou et al. 2022, arXiv 2203.12217"),
+    "v_pca": Proxy(weights.v_pca, "inputs", "Wang 2025, arXiv 2504.15983"),
+    "w_pca": Proxy(weights.w_pca, "inputs", "Wang 2025, arXiv 2504.15983"),
 }
 CLOSED_FORMS = tuple(name for name, proxy in PROXIES.items() if proxy.needs == "shapes")
 
@@ -112,3 +124,27 @@ def closed_form(
             raise ValueError(f"{name} is not a closed form: it needs {proxy.needs}; closed forms: {', '.join(CLOSED_FORMS)}")
     shapes = shapes_of(model, subnets)
     return {name: proxy.compute(shapes) for name, proxy in proxies.items()}
+
+
+def score(name: str, model: PreTrainedModel, batch: Batch | None = None, subnet: Mapping | str | None = None) -> float:
+    """One proxy of one model, which stays as it is.
+
+    Args:
+        name: of any proxy.
+        model: elastic; or stock, of an architecture that has a Spec. A view whose layers differ in size is scored as its elastic
+            model with `subnet`.
+        batch: model inputs, `labels` among them where the proxy needs them.
+        subnet: of an elastic model; None is the full model.
+
+    Raises:
+        ValueError: an unknown proxy, what it needs is missing from the batch, a subnet that the model does not have, or
+            a score that no float holds (synflow).
+        SpecError: there is no Spec for a stock model, or it does not fit.
+    """
+    proxy = find_proxy(name)
+    if proxy.needs == "shapes":
+        return float(closed_form(model, [subnet], [name])[name][0])
+    needed = {"labels": ("input_ids", "labels"), "inputs": ("input_ids",)}.get(proxy.needs, ())
+    if missing := [key for key in needed if key not in (batch or {})]:
+        raise ValueError(f"{name} needs a batch with {' and '.join(missing)}")
+    return proxy.compute(Subject(model, subnet), batch)
