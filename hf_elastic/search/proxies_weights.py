@@ -74,12 +74,12 @@ class Subject:
         """Size of every axis in the layer at `position`."""
         return self.layout.sizes(self.cut, position)
 
-    def free(self, change: Callable[[torch.Tensor], torch.Tensor] = lambda weight: weight) -> dict[Matrix, torch.Tensor]:
-        """Make every matrix a leaf that gets gradients, after `change`; the model's own tensors stay as they are."""
+    def free(self) -> dict[Matrix, torch.Tensor]:
+        """Make every matrix a leaf that gets gradients; the model's own tensors stay as they are."""
         leaves = {}
         for matrix in self.matrices:
             owner = self.module.get_submodule(matrix.path)
-            leaves[matrix] = owner._parameters["weight"] = change(owner.weight.detach()).requires_grad_()
+            leaves[matrix] = owner._parameters["weight"] = owner.weight.detach().requires_grad_()
         return leaves
 
 
@@ -97,7 +97,7 @@ def _find_matrices(layout: Layout, cut: Cut, module: nn.Module) -> list[Matrix]:
     return found
 
 
-def _gradients(subject: Subject, batch: Batch | None) -> tuple[dict[Matrix, torch.Tensor], dict[Matrix, torch.Tensor]]:
+def _gradients(subject: Subject, batch: Batch) -> tuple[dict[Matrix, torch.Tensor], dict[Matrix, torch.Tensor]]:
     """The matrices, and the gradients of the loss of a batch with labels."""
     leaves = subject.free()
     with torch.enable_grad():
@@ -139,11 +139,11 @@ def synaptic_diversity(subject: Subject, batch: Batch) -> float:
 
 
 def synflow(subject: Subject, batch: None = None) -> float:
-    """`sum w * dR/dw` with R the sum of the last hidden state when every weight is replaced by its magnitude and the input is ones.
+    """`sum w * dR/dw` with R the sum of the last hidden state, when every weight is its magnitude and the input is ones.
 
     The input is a single token, so that attention passes its value on: no flow goes through queries and keys. Norms are passed
-    over, as they would hide the magnitudes, and all is float64. Source: Tanaka et al. 2020, "Pruning neural
-    networks without any data by iteratively conserving synaptic flow", eq. 2, for a whole network as in Abdelfattah et al. 2021.
+    over, as they would hide the magnitudes, and all is float64. Source: Tanaka et al. 2020, "Pruning neural networks without any
+    data by iteratively conserving synaptic flow", eq. 2, for a whole network as in Abdelfattah et al. 2021.
 
     Raises:
         ValueError: the flow is beyond what floats hold; it is soon with gated feed-forwards, which square it in every layer.
