@@ -100,13 +100,15 @@ def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = 
         subnets: names, Subnets or None (the full model); a stock model has only None.
 
     Raises:
-        ValueError: a subnet that the model does not have.
+        ValueError: a subnet that the model does not have; any subnet of a stock model.
         SpecError: there is no Spec for a stock model, or it does not fit.
     """
     counts = counts_of(model)
     layout, parts = counts.layout, parts_of(counts.layout)
     if isinstance(model, ElasticPreTrainedModel):
         subnets = [model.subnet(subnet) for subnet in subnets]
+    elif any(subnet is not None for subnet in subnets):
+        raise ValueError(f"{type(model).__name__} is not elastic and has no subnets")
     table, kept = counts.columns(subnets)
     layers = {part: counts.per_layer(lambda entry, part=part: parts.get(entry.name) == part, table, kept) for part in PARTS}
     heads = np.ones_like(kept, dtype=np.int64)

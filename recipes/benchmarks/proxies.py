@@ -88,7 +88,7 @@ def main() -> int:
     console = Console(width=120)
     for table in tables:
         show(console, table)
-        if table.name == FITTED_ON:
+        if table.name == FITTED_ON and len(table.quality) >= FEW:
             share, heads, narrowness = fit_constants(table)
             console.print(
                 f"the constants of capacity, fitted here: attention {share:.2f}, heads {heads:.2f}, w {narrowness:.0f}\n"

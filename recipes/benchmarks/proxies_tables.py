@@ -89,10 +89,10 @@ def _per_layer(path: Path, rows: list[dict[str, str]], name: str) -> np.ndarray:
     depth = _column(path, rows, "n_layer").astype(int)
     result = np.zeros((len(rows), depth.max()), dtype=np.int64)
     for i, row in enumerate(rows):
-        try:
-            result[i, : depth[i]] = [int(item) for item in row[name].split()]
-        except (KeyError, ValueError) as error:
-            raise TableError(f"{path}, line {i + 2}, column {name!r}: {depth[i]} integers expected ({error})") from error
+        items = row.get(name, "").split()
+        if len(items) != depth[i] or not all(item.isdecimal() for item in items):
+            raise TableError(f"{path}, line {i + 2}, column {name!r}: {depth[i]} integers expected, got {row.get(name)!r}")
+        result[i, : depth[i]] = [int(item) for item in items]
     return result
 
 

@@ -1,0 +1,146 @@
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "benchmarks" / "proxies.py"
+DATA_DIR = os.environ.get("HF_ELASTIC_DATA_DIR")
+COLUMNS = (
+    "config",
+    "n_layer",
+    "d_model",
+    "d_embed",
+    "div_val",
+    "n_head",
+    "d_inner",
+    "valid_ppl",
+    "params_total",
+    "params_decoder",
+)
+TABLES = {
+    "random_GPT2_wt103": 4, "pareto_GPT2_lm1b_corei7": 4, "pareto_GPT2_lm1b_titanxp": 4,
+    "random_TransXL_lm1b": 5, "pareto_TransXL_lm1b_corei7": 5, "pareto_TransXL_lm1b_titanxp": 5,
+}  # fmt: skip
+# (layers, d, feed-forward widths, perplexity); the second and third have nearly as many decoder parameters, and the proxy of
+# decoder parameters orders just them wrongly.
+MODELS = ((1, 8, [16], 90.0), (2, 8, [16, 20], 50.0), (2, 8, [20, 18], 60.0), (2, 16, [64, 64], 30.0))
+LAYER = {"operation_type": "SA", "operation_parameter": "SDP", "num_operation_heads": 2}
+
+
+def run(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(RECIPE), "--data-dir", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def decoder_parameters(kind: int, layers: int, d: int, inner: list[int]) -> int:
+    attention = 4 * d * d + 4 * d if kind == 4 else 5 * d * d + 2 * d
+    return sum(attention + 2 * d * f + f + d + 4 * d for f in inner) + (2 * d if kind == 4 else 0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    lts, encoders = tmp_path / "nas" / "lts_archai", tmp_path / "nas" / "training_free_nas"
+    lts.mkdir(parents=True)
+    encoders.mkdir()
+    for name, kind in TABLES.items():
+        with (lts / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for i, (layers, d, inner, perplexity) in enumerate(MODELS):
+                count = decoder_parameters(kind, layers, d, inner)
+                heads = " ".join(["2"] * layers)
+                writer.writerow([i, layers, d, -1, 1, heads, " ".join(map(str, inner)), perplexity, count + 100 * d, count])
+    described = []
+    for i in range(3):
+        layers = [{**LAYER, "feed_forward_dimension": 512, "num_feed_forward": 1}] * (i + 1)
+        overrides = {"hidden_size": 128, "nas_config": {"encoder_layers": layers}}
+        described.append({"id": i, "hparams": {"model_hparam_overrides": overrides}})
+    (encoders / "BERT_benchmark.json.gz").write_bytes(gzip.compress(json.dumps(described).encode()))
+    (encoders / "BERT_results_activation.csv").write_text("ID,GLUE Score,Head Confidence\n0,60.5,3\n1,70.5,2\n2,80.5,1\n")
+    return tmp_path
+
+
+def scores(output: str, table: str) -> dict[str, list[str]]:
+    """Proxy -> Spearman, Kendall and concordance, as printed for one table."""
+    part = output[output.index(f"{table}: ") :].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in part.splitlines() if line.startswith("│")]
+    return {row[0]: row[2:] for row in rows}
+
+
+def test_made_up_tables(folder):
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    for name in TABLES:
+        printed = scores(done.stdout, name)
+        assert f"{name}: 4 models, quality valid_ppl, 1 pairs within 10%" in done.stdout
+        # one pair of six is the wrong way round: tau (5 - 1) / 6, rho 1 - 6 * 2 / (4 * 15)
+        assert printed["decoder_parameters"] == ["0.800", "0.667", "0.000"]
+        assert printed["total parameters"] == ["0.800", "0.667", "0.000"]
+    assert done.stdout.count("the table's own: 0\n") == len(TABLES)
+    encoders = scores(done.stdout, "BERT_benchmark")
+    assert encoders["decoder_parameters"] == ["1.000", "1.000", "nan"]
+    assert encoders["Head Confidence"] == ["-1.000", "-1.000", "nan"]
+
+
+def remove_folder(folder: Path) -> None:
+    (folder / "nas").rename(folder / "elsewhere")
+
+
+def remove_description(folder: Path) -> None:
+    (folder / "nas" / "training_free_nas" / "BERT_benchmark.json.gz").unlink()
+
+
+def empty_description(folder: Path) -> None:
+    (folder / "nas" / "training_free_nas" / "BERT_benchmark.json.gz").write_bytes(gzip.compress(b"[]"))
+
+
+def rewrite(old: str, new: str):
+    def change(folder: Path) -> None:
+        path = folder / "nas" / "lts_archai" / "random_GPT2_wt103.csv"
+        path.write_text(path.read_text().replace(old, new))
+
+    return change
+
+
+def no_rows(folder: Path) -> None:
+    path = folder / "nas" / "lts_archai" / "random_GPT2_wt103.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove_folder, "there is no "),
+        (remove_description, "BERT_benchmark.json.gz; --data-dir is the folder"),
+        (empty_description, "does not describe the models of BERT_results_activation.csv: KeyError(0)"),
+        (rewrite("valid_ppl", "loss"), "has no column 'valid_ppl'; its columns: config, n_layer"),
+        (rewrite("90.0", "good"), "column 'valid_ppl': could not convert string to float: 'good'"),
+        (rewrite("16 20", "16"), "line 3, column 'd_inner': 2 integers expected, got '16'"),
+        (rewrite("16 20", "16 x"), "line 3, column 'd_inner': 2 integers expected, got '16 x'"),
+        (no_rows, "has no rows"),
+    ],
+)
+def test_bad_input_is_one_line(folder, change, message):
+    change(folder)
+    done = run(folder)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("proxies.py: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(DATA_DIR is None, reason="HF_ELASTIC_DATA_DIR is not set; it names a folder with nas/lts_archai and others")
+def test_published_results():
+    done = run(Path(DATA_DIR))
+    assert done.returncode == 0, done.stderr
+    gpt2, transfo_xl = (scores(done.stdout, name) for name in ("random_GPT2_wt103", "random_TransXL_lm1b"))
+    assert [gpt2["decoder_parameters"][i] for i in (0, 2)] == ["0.967", "0.582"]
+    assert [transfo_xl["decoder_parameters"][i] for i in (0, 2)] == ["0.999", "0.830"]
+    assert done.stdout.count("the table's own: 0\n") == len(TABLES)
+    assert float(gpt2["capacity"][0]) >= 0.98 and float(gpt2["capacity"][2]) >= 0.75
+    assert all(float(scores(done.stdout, name)["capacity"][0]) >= 0.98 for name in TABLES)
+    assert "fitted here: attention 0.39, heads 0.20, w 109" in done.stdout
