@@ -214,7 +214,7 @@ def test_head_confidence_is_the_mean_of_the_largest_weights(name):
     expected = 0.0
     for layer in attentions:
         largest = [
-            float(layer[row, head, token].max())
+            float(layer[row, head, token].max().detach())
             for row in range(3)
             for token in range(9)
             for head in range(HEADS)

@@ -1,5 +1,6 @@
 import csv
 import gzip
+import importlib
 import json
 import os
 import subprocess
@@ -133,7 +134,32 @@ def test_bad_input_is_one_line(folder, change, message):
     assert done.stderr.startswith("proxies.py: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(DATA_DIR is None, reason="HF_ELASTIC_DATA_DIR is not set; it names a folder with nas/lts_archai and others")
+needs_data = pytest.mark.skipif(
+    DATA_DIR is None, reason="HF_ELASTIC_DATA_DIR is not set; it names a folder with nas/lts_archai and nas/training_free_nas"
+)
+
+
+@needs_data
+def test_recorded_parameters_of_encoders_are_of_hidden_256_and_feed_forward_1024(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPE.parent))
+    tables = importlib.import_module("proxies_tables")
+    folder = Path(DATA_DIR) / "nas" / "training_free_nas"
+    models = json.loads(gzip.decompress((folder / "BERT_benchmark.json.gz").read_bytes()))
+    alike = []
+    for model in models:
+        overrides = model["hparams"]["model_hparam_overrides"]
+        layers = [{**layer, "feed_forward_dimension": 1024} for layer in overrides["nas_config"]["encoder_layers"]]
+        alike.append({"hidden_size": 256, "nas_config": {"encoder_layers": layers}})
+    with (folder / "BERT_results_activation.csv").open(newline="") as file:
+        recorded = {int(row["ID"]): int(row["Number of Parameters"]) for row in csv.DictReader(file)}
+    shapes = tables.flexibert_shapes(alike)
+    ours = (shapes.attention + shapes.ffn + shapes.other).sum(1)
+    # Words, positions and types of width 128, their norm, and the projection to 256.
+    embeddings = (30522 + 512 + 2 + 2) * 128 + 128 * 256 + 256
+    assert [recorded[model["id"]] for model in models] == [int(count) + embeddings for count in ours]
+
+
+@needs_data
 def test_published_results():
     done = run(Path(DATA_DIR))
     assert done.returncode == 0, done.stderr
