@@ -124,7 +124,7 @@ def _draw_labels(axes, renderer, x: str, y: str, front: list[Point], shown: list
 
     halo = [withStroke(linewidth=2.5, foreground="white")]
     places = axes.transData.transform([[point.values[x], point.values[y]] for point in shown])
-    labelled = [(point, text) for point, text in zip(front, _short_names(front)) if text and point.name not in MARKED]
+    labelled = [(point, text) for point, text in zip(front, short_names(front)) if text and point.name not in MARKED]
     labelled.sort(key=lambda item: item[0].values[x])
     spread = {round(place) for place in numpy.linspace(0, len(labelled) - 1, MOST_LABELS)} if labelled else set()
     taken = []
@@ -141,7 +141,7 @@ def _draw_labels(axes, renderer, x: str, y: str, front: list[Point], shown: list
             label.remove()
 
 
-def _short_names(points: list[Point]) -> list[str]:
+def short_names(points: list[Point]) -> list[str]:
     """The points' names, or the sizes in which their subnets differ."""
     keys = dict.fromkeys(key for point in points for key in point.subnet)
     sizes = [[_size_text(key, point.subnet[key]) if key in point.subnet else "" for point in points] for key in keys]
