@@ -13,7 +13,9 @@ from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 class SearchArguments(DataArguments):
     """What to search, and by which objectives."""
 
-    output_dir: str = field(default="search", metadata={"help": "Folder for frontier.json, frontier.png and the trials."})
+    output_dir: str = field(
+        default="search", metadata={"help": "Folder for frontier.json, its pictures, report.html and the trials."}
+    )
     objectives: list[str] = field(
         default_factory=lambda: ["accuracy", "latency"],
         metadata={"help": "accuracy, loss, perplexity, latency, peak_memory, parameters, flops; the first one is the quality."},
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(args: SearchArguments):
-    """Search, and write `frontier.json` and `frontier.png`; an interrupted search goes on.
+    """Search, and write `frontier.json`, `frontier.png`, `frontier.svg` and `report.html`; an interrupted search goes on.
 
     Returns:
         The `Frontier`.
@@ -105,6 +107,8 @@ def run(args: SearchArguments):
     frontier.save(folder / "frontier.json")
     if len(args.objectives) > 1:
         frontier.plot(folder / "frontier.png")
+        frontier.plot(folder / "frontier.svg")
+    frontier.report(folder / "report.html", f"Sizes of {args.model}")
     Console().print(frontier.table())
     for warning in frontier.facts.get("warnings", ()):
         print(f"warning: {warning}")
