@@ -10,6 +10,7 @@ COMMANDS = {
     "quickstart": "convert, train, search and export a real model, offline, in minutes",
     "convert": "make a checkpoint elastic",
     "train": "train its sizes together",
+    "measure": "measure latency and peak memory of sizes on this machine",
     "search": "find the best sizes on this machine",
     "export": "write a size as a standard checkpoint, ONNX or int8 ONNX",
 }

@@ -13,10 +13,12 @@ from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 class SearchArguments(DataArguments):
     """What to search, and by which objectives."""
 
-    output_dir: str = field(default="search", metadata={"help": "Folder for frontier.json, frontier.png and the trials."})
+    output_dir: str = field(
+        default="search", metadata={"help": "Folder for frontier.json, its pictures, report.html and the trials."}
+    )
     objectives: list[str] = field(
         default_factory=lambda: ["accuracy", "latency"],
-        metadata={"help": "accuracy, loss, perplexity, latency, parameters, flops; the first one is the quality."},
+        metadata={"help": "accuracy, loss, perplexity, latency, peak_memory, parameters, flops; the first one is the quality."},
     )
     constraints: list[str] = field(
         default_factory=list, metadata={"help": "Hard limits such as 'latency_ms<=10' or 'parameters<=20e6'."}
@@ -32,6 +34,15 @@ class SearchArguments(DataArguments):
         default=None, metadata={"help": "Length of a timed forward (tokens); default: the median of the data."}
     )
     threads: int | None = field(default=None, metadata={"help": "CPU threads of a timed forward; default: torch's."})
+    runtime: str = field(
+        default="torch", metadata={"help": "Runtime that is timed: torch, torch.compile, onnxruntime, openvino."}
+    )
+    phase: str = field(default="forward", metadata={"help": "What is timed: forward; for causal models also prefill, token."})
+    latency_profile: str | None = field(
+        default=None,
+        metadata={"help": "A profile by hf-elastic measure, to predict costs from; the frontier is measured all the same."},
+    )
+    force: bool = field(default=False, metadata={"help": "Take a profile of another machine; its costs stay predicted."})
     seed: int = field(default=0, metadata={"help": "Seed of the search."})
     overwrite: bool = field(default=False, metadata={"help": "Write into a folder that holds something else."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, search nothing."})
@@ -45,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(args: SearchArguments):
-    """Search, and write `frontier.json` and `frontier.png`; an interrupted search goes on.
+    """Search, and write `frontier.json`, `frontier.png`, `frontier.svg` and `report.html`; an interrupted search goes on.
 
     Returns:
         The `Frontier`.
@@ -85,6 +96,10 @@ def run(args: SearchArguments):
         latency_batch_size=args.latency_batch_size,
         data_collator=data.collator,
         threads=args.threads,
+        runtime=args.runtime,
+        phase=args.phase,
+        latency_profile=args.latency_profile,
+        force=args.force,
         seed=args.seed,
         storage=trials,
     )
@@ -92,5 +107,9 @@ def run(args: SearchArguments):
     frontier.save(folder / "frontier.json")
     if len(args.objectives) > 1:
         frontier.plot(folder / "frontier.png")
+        frontier.plot(folder / "frontier.svg")
+    frontier.report(folder / "report.html", f"Sizes of {args.model}")
     Console().print(frontier.table())
+    for warning in frontier.facts.get("warnings", ()):
+        print(f"warning: {warning}")
     return frontier

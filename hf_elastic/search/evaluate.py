@@ -1,87 +1,22 @@
 """Obtains the values of subnets, each once: counts, quality and latency."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
-import torch
 from transformers import PreTrainedModel
 
 from ..layout import Cut
-from ..modeling_elastic import ElasticForMultipleChoice, ElasticPreTrainedModel
+from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Subnet
-from .measure import Latency, measure_latency
-from .objectives import COUNTS, FLOPS, LATENCY, PARAMETERS, Constraint, check_values
+from .measure import Latency
+from .memory import measure_memory
+from .objectives import COUNTS, FLOPS, LATENCY, MEMORY, PARAMETERS, Constraint, check_values
+from .predict import CostModel
 from .store import Store
+from .targets import Target
 
-WAIT_FOR = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
-
-
-@dataclass(frozen=True)
-class LatencySettings:
-    """What is timed.
-
-    Attributes:
-        batch_size: sequences per call.
-        sequence_length: tokens per sequence.
-        threads: torch threads while measuring; None leaves them as they are.
-        seed: seed of the input and of the order of the measurements.
-    """
-
-    batch_size: int
-    sequence_length: int
-    threads: int | None
-    seed: int
-
-    def measure(
-        self, model: ElasticPreTrainedModel, subnets: Sequence[Subnet], progress: Callable[[int, int], object] | None = None
-    ) -> dict[Subnet, Latency]:
-        """Time one forward pass of each subnet, interleaved in one run.
-
-        Raises:
-            ValueError: the model cannot run on this many tokens.
-        """
-        inputs = self.make_input(model)
-        calls = {str(place): _forward(model.view(subnet), inputs) for place, subnet in enumerate(subnets)}
-        with use_threads(self.threads), torch.inference_mode():
-            try:
-                calls["0"]()
-            except (IndexError, RuntimeError) as error:
-                shape = f"latency_batch_size {self.batch_size}, sequence_length {self.sequence_length}"
-                raise ValueError(f"{shape}: the model cannot run this input: {error}") from error
-            measured = measure_latency(calls, seed=self.seed, progress=progress)
-        return dict(zip(subnets, measured.values()))
-
-    def make_input(self, model: ElasticPreTrainedModel) -> dict[str, torch.Tensor]:
-        """Random tokens "batch length", for multiple choice "batch 1 length", without padding."""
-        choices = (1,) if isinstance(model, ElasticForMultipleChoice) else ()
-        shape = (self.batch_size, *choices, self.sequence_length)
-        generator = torch.Generator().manual_seed(self.seed)
-        ids = torch.randint(model.get_input_embeddings().num_embeddings, shape, generator=generator).to(model.device)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _forward(view: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Callable[[], None]:
-    wait = WAIT_FOR.get(view.device.type)
-
-    def call() -> None:
-        view(**inputs)
-        if wait is not None:
-            wait()
-
-    return call
-
-
-@contextlib.contextmanager
-def use_threads(threads: int | None) -> Iterator[None]:
-    """Set the number of torch threads for a while; None leaves it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+MEASURED, PREDICTED = "measured", "predicted"
 
 
 @dataclass
@@ -91,7 +26,7 @@ class Candidate:
     Attributes:
         subnet: with every axis spelled out.
         values: what is known of it, by name.
-        details: intervals of values, see `Point`.
+        details: intervals of values, see `Point`; and under NAME_is whether a cost is "measured" or "predicted".
         why_elastic: why it is not standard where it has to be, or None.
         is_evaluated: whether every kind of value was asked for; one that is no finite number is still missing.
     """
@@ -106,11 +41,23 @@ class Candidate:
         """Take over a measurement."""
         self.values[LATENCY] = latency.median_ms
         self.details[LATENCY] = [latency.low_ms, latency.high_ms]
+        self.details[f"{LATENCY}_is"] = MEASURED
 
     def scale_latency(self, factor: float) -> None:
         """Multiply the latency and its interval."""
         self.values[LATENCY] *= factor
-        self.details[LATENCY] = [end * factor for end in self.details[LATENCY]]
+        if LATENCY in self.details:
+            self.details[LATENCY] = [end * factor for end in self.details[LATENCY]]
+
+    def set_memory(self, memory: Mapping) -> None:
+        """Take over a measurement, the fields of a `PeakMemory`."""
+        self.values[MEMORY] = memory["peak_mb"]
+        self.details[f"{MEMORY}_is"] = MEASURED
+
+    def predict(self, name: str, value: float) -> None:
+        """Take over a value that was not measured."""
+        self.values[name] = float(value)
+        self.details[f"{name}_is"] = PREDICTED
 
 
 @dataclass(frozen=True)
@@ -151,6 +98,8 @@ class Evaluator:
         rules: what is wanted.
         compute_quality: model -> values by name; None if no quality is wanted.
         latency: what is timed; its batch and length also count the FLOPs.
+        predictors: cost models by the name of the value; such a value is measured for the frontier only.
+        measures: False where this is not the machine that the predictors are for: nothing is measured here.
     """
 
     def __init__(
@@ -159,16 +108,22 @@ class Evaluator:
         store: Store,
         rules: Rules,
         compute_quality: Callable[[PreTrainedModel], dict[str, float]] | None,
-        latency: LatencySettings,
+        latency: Target,
+        predictors: Mapping[str, CostModel] | None = None,
+        measures: bool = True,
     ):
         self.model = model
         self.store = store
         self.rules = rules
         self.compute_quality = compute_quality
         self.latency = latency
-        self.is_timed = LATENCY in rules.wanted
+        self.predictors = dict(predictors or {})
+        self.is_timed = LATENCY in rules.wanted and measures
+        self.is_weighed = MEMORY in rules.wanted and measures
         self.candidates: dict[Cut, Candidate] = {}
-        kinds = [kind for kind, needed in (("quality", compute_quality), ("latency", self.is_timed)) if needed]
+        kinds = [] if compute_quality is None else ["quality"]
+        kinds += ["latency"] if self.is_timed and LATENCY not in self.predictors else []
+        kinds += ["memory"] if self.is_weighed and MEMORY not in self.predictors else []
         self.evaluate([self.look_up(subnet) for subnet in store.subnets(kinds)])
 
     @property
@@ -202,6 +157,8 @@ class Evaluator:
         shape = (self.latency.batch_size, self.latency.sequence_length)
         counts = {PARAMETERS: self.model.num_parameters_of(subnet), FLOPS: self.model.flops_of(subnet, *shape)}
         candidate = Candidate(subnet, counts)
+        for name, model in self.predictors.items():
+            candidate.predict(name, model.predict(self.model, [subnet])[0])
         # Asking builds the subnet, so it comes last; of layers that differ the answer is known.
         if self.rules.is_standard and not self.rules.problems(candidate):
             candidate.why_elastic = self.model.why_elastic(subnet) if cut.is_uniform else "its layers have different sizes"
@@ -220,8 +177,10 @@ class Evaluator:
         for candidate in candidates:
             candidate.values.update(self._finite(self._quality(candidate.subnet)))
             on_each()
-        if self.is_timed:
+        if self.is_timed and LATENCY not in self.predictors:
             self._add_latencies(candidates)
+        if self.is_weighed and MEMORY not in self.predictors:
+            self.add_memories(candidates)
         for candidate in candidates:
             candidate.is_evaluated = True
 
@@ -230,7 +189,7 @@ class Evaluator:
             return {}
         values = self.store.get(subnet, "quality")
         if values is None:
-            wanted = [name for name in self.rules.wanted if name not in (LATENCY, *COUNTS)]
+            wanted = [name for name in self.rules.wanted if name not in (LATENCY, MEMORY, *COUNTS)]
             values = check_values(self.compute_quality(self.model.view(subnet)), wanted)
             self.store.put("quality", {subnet: values})
         return values
@@ -239,6 +198,15 @@ class Evaluator:
     def _finite(values: dict[str, float]) -> dict[str, float]:
         """Drop what is no number: a size that computes NaN is infeasible, and no reason to end the search."""
         return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def add_memories(self, candidates: Sequence[Candidate]) -> None:
+        """Measure the peak memory of candidates, each once."""
+        missing = [c.subnet for c in candidates if self.store.get(c.subnet, "memory") is None]
+        if missing:
+            found = measure_memory(self.model, missing, self.latency)
+            self.store.put("memory", {subnet: asdict(memory) for subnet, memory in found.items()})
+        for candidate in candidates:
+            candidate.set_memory(self.store.get(candidate.subnet, "memory"))
 
     def _add_latencies(self, candidates: Sequence[Candidate]) -> None:
         missing = [candidate.subnet for candidate in candidates if self.store.get(candidate.subnet, "latency") is None]

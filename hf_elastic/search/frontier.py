@@ -205,6 +205,20 @@ class Frontier:
 
         draw(self, path, x, y)
 
+    def report(self, path: str | os.PathLike, title: str = "Sizes of one elastic model") -> None:
+        """Write one HTML page that works offline: every evaluated point to point at, any two values as axes, a sortable table.
+
+        Args:
+            path: the file, e.g. report.html.
+            title: heading of the page.
+
+        Raises:
+            ValueError: no size was evaluated.
+        """
+        from .report import write
+
+        write(self, path, title)
+
     def table(self) -> Table:
         """The frontier, then dimmed the dominated "full" and "chosen" points, with intervals where they are known."""
         from .picture import make_table

@@ -9,7 +9,7 @@ from numbers import Real
 from .frontier import Objective
 
 ACCURACY, LOSS, PERPLEXITY = "accuracy", "loss", "perplexity"
-LATENCY, PARAMETERS, FLOPS = "latency_ms", "parameters", "flops"
+LATENCY, MEMORY, PARAMETERS, FLOPS = "latency_ms", "peak_memory_mb", "parameters", "flops"
 
 # Name in a call or a recipe -> the value it stands for.
 OBJECTIVES = {
@@ -17,6 +17,7 @@ OBJECTIVES = {
     "loss": Objective(LOSS, "minimize"),
     "perplexity": Objective(PERPLEXITY, "minimize"),
     "latency": Objective(LATENCY, "minimize", "ms"),
+    "peak_memory": Objective(MEMORY, "minimize", "MB"),
     "parameters": Objective(PARAMETERS, "minimize"),
     "flops": Objective(FLOPS, "minimize"),
 }
@@ -31,7 +32,7 @@ class Constraint:
     """A limit that a subnet must keep.
 
     Attributes:
-        name: key of a value: accuracy, loss, perplexity, latency_ms, parameters, flops, or one of the caller's own.
+        name: key of a value: accuracy, loss, perplexity, latency_ms, peak_memory_mb, parameters, flops, or one of the caller's.
         relation: "<=" or ">=".
         limit: in the unit of the value.
     """

@@ -1,6 +1,7 @@
 """A frontier as a picture and as a table."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -74,7 +75,7 @@ def make_table(frontier: Frontier) -> Table:
     table.add_column("subnet")
     beaten = [point for point in frontier.evaluated if point.name in MARKED and point not in points]
     for point in points + beaten:
-        cells = [_value_text(point, objective.name) for objective in frontier.objectives]
+        cells = [value_text(point, objective.name) for objective in frontier.objectives]
         subnet = " ".join(_size_text(key, size) for key, size in point.subnet.items())
         table.add_row(Text(point.name or ""), *cells, Text(subnet), style="dim" if point in beaten else None)
     return table
@@ -124,7 +125,7 @@ def _draw_labels(axes, renderer, x: str, y: str, front: list[Point], shown: list
 
     halo = [withStroke(linewidth=2.5, foreground="white")]
     places = axes.transData.transform([[point.values[x], point.values[y]] for point in shown])
-    labelled = [(point, text) for point, text in zip(front, _short_names(front)) if text and point.name not in MARKED]
+    labelled = [(point, text) for point, text in zip(front, short_names(front)) if text and point.name not in MARKED]
     labelled.sort(key=lambda item: item[0].values[x])
     spread = {round(place) for place in numpy.linspace(0, len(labelled) - 1, MOST_LABELS)} if labelled else set()
     taken = []
@@ -141,7 +142,7 @@ def _draw_labels(axes, renderer, x: str, y: str, front: list[Point], shown: list
             label.remove()
 
 
-def _short_names(points: list[Point]) -> list[str]:
+def short_names(points: Sequence[Point]) -> list[str]:
     """The points' names, or the sizes in which their subnets differ."""
     keys = dict.fromkeys(key for point in points for key in point.subnet)
     sizes = [[_size_text(key, point.subnet[key]) if key in point.subnet else "" for point in points] for key in keys]
@@ -160,7 +161,8 @@ def _size_text(key: str, size: object) -> str:
     return f"{LABEL_LETTERS[key]}{'~' if len(set(size)) > 1 else ''}{sum(size) / len(size):.0f}"
 
 
-def _value_text(point: Point, name: str) -> str:
+def value_text(point: Point, name: str) -> str:
+    """A value with its interval, or nothing where there is none."""
     if name not in point.values:
         return ""
     numbers = [point.values[name], *point.details.get(name, ())]

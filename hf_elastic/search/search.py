@@ -8,13 +8,16 @@ from transformers import PreTrainedModel
 
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Space
-from .evaluate import Candidate, Evaluator, LatencySettings, Rules, use_threads
+from .evaluate import Candidate, Evaluator, Rules
 from .frontier import Frontier, Objective, Point
 from .measure import machine_facts
-from .objectives import LATENCY, QUALITY, read_constraints, read_objectives
+from .objectives import LATENCY, MEMORY, QUALITY, read_constraints, read_objectives
+from .predict import cost_models
+from .profile import DeviceProfile, check_machine
 from .progress import Bar
 from .quality import QualityPass, median_length
 from .store import Store, batches_digest, model_digest
+from .targets import Target, use_threads
 
 PORTABILITY = ("any", "standard")
 DEFAULT_LENGTH = 128
@@ -35,8 +38,12 @@ def search_subnets(
     data_collator: Callable[[list[dict]], Mapping] | None = None,
     compute_quality: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     threads: int | None = None,
+    runtime: str = "torch",
+    phase: str = "forward",
     seed: int = 0,
     storage: str | os.PathLike | None = None,
+    latency_profile: str | os.PathLike | DeviceProfile | None = None,
+    force: bool = False,
     progress: bool = True,
 ) -> Frontier:
     """Evaluate subnets and return the best trade-offs between the objectives.
@@ -47,8 +54,8 @@ def search_subnets(
 
     Args:
         model: the supernet.
-        objectives: any of accuracy, loss, perplexity, latency, parameters, flops; or `Objective`s that `compute_quality`
-            computes. `Frontier.best` ranks by the first.
+        objectives: any of accuracy, loss, perplexity, latency, peak_memory, parameters, flops; or `Objective`s that
+            `compute_quality` computes. `Frontier.best` ranks by the first.
         eval_dataset: tokenized rows with labels, a `datasets.Dataset` or a list of dicts; needed for accuracy, loss and
             perplexity unless `compute_quality` is given.
         constraints: limits such as "latency_ms<=10", "parameters<=20e6" or "accuracy>=0.8". Subnets that break one on
@@ -61,10 +68,17 @@ def search_subnets(
         latency_batch_size: sequences per call for latency and FLOPs.
         data_collator: rows -> batch, for the evaluation set; padding by default.
         compute_quality: view -> values by name, instead of the evaluation set.
-        threads: torch threads while latency is measured; unchanged by default.
+        threads: CPU threads while latency is measured; unchanged by default.
+        runtime: what latency is measured with: torch, torch.compile, onnxruntime or openvino.
+        phase: what is timed: "forward"; for causal models also "prefill", or "token" after a prompt of `sequence_length`.
         seed: of the search, the latency input and a random collator.
         storage: a folder or a .db file that keeps each result as it comes. The same call goes on where it was interrupted, and
             may raise `n_trials`. With `compute_quality` the caller sees to it that this function stays the same.
+        latency_profile: measurements of this model (`hf-elastic measure`) from which latency and, if the profile has it, peak
+            memory are predicted; only what ends up on the frontier is measured. Its target replaces `latency_batch_size`,
+            `sequence_length`, `threads`, `runtime` and `phase`.
+        force: take a profile of another machine, library version or number of threads: nothing is measured then, costs stay
+            predicted for that machine, and `facts` has a "warnings".
         progress: whether to show progress on stderr, if that is a terminal.
 
     Returns:
@@ -90,7 +104,12 @@ def search_subnets(
     rows = _rows(eval_dataset)
     if sequence_length is None:
         sequence_length = median_length(rows) if rows else DEFAULT_LENGTH
-    latency = LatencySettings(latency_batch_size, sequence_length, threads, seed)
+    latency = Target(latency_batch_size, sequence_length, threads, seed, runtime, phase)
+    predictors, warnings = {}, []
+    if latency_profile is not None:
+        profile = latency_profile if isinstance(latency_profile, DeviceProfile) else DeviceProfile.load(latency_profile)
+        predictors, latency = cost_models(model, profile), profile.target
+        warnings = check_machine(profile, model, force=force)
     metrics = [name for name in wanted if name in QUALITY]
     quality = compute_quality
     if quality is None and metrics:
@@ -99,10 +118,11 @@ def search_subnets(
         quality = QualityPass(model, rows, metrics, batch_size, data_collator, seed)
 
     space = _searched_space(model, portability)
-    store = Store(storage, {} if storage is None else _identity(model, goals, rules, latency, quality))
+    predicted = {name: fitted.weights.tolist() for name, fitted in predictors.items()}
+    store = Store(storage, {} if storage is None else _identity(model, goals, rules, latency, quality, predicted))
     try:
         with Bar(progress) as bar:
-            evaluator = Evaluator(model, store, rules, quality, latency)
+            evaluator = Evaluator(model, store, rules, quality, latency, predictors, measures=not warnings)
             bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, len(space)))
             names = _evaluate_ends(evaluator, bar.advance)
             if len(space) <= n_trials:
@@ -113,7 +133,8 @@ def search_subnets(
                 options = {"n_trials": n_trials, "population_size": population_size, "seed": seed}
                 evolve(evaluator, space, goals, **options, on_each=bar.advance)
             settings = {**sizes, "population_size": population_size, **_settings(evaluator, portability)}
-            return _settle(evaluator, goals, names, settings, bar)
+            facts = {"settings": settings, **({"warnings": warnings} if warnings else {})}
+            return _settle(evaluator, goals, names, facts, bar)
     finally:
         store.close()
 
@@ -157,11 +178,11 @@ def _searched_space(model: ElasticPreTrainedModel, portability: str) -> Space:
 
 
 def _identity(
-    model: ElasticPreTrainedModel, goals: Sequence[Objective], rules: Rules, latency: LatencySettings, quality: object
+    model: ElasticPreTrainedModel, goals: Sequence[Objective], rules: Rules, latency: Target, quality: object, predicted: dict
 ) -> dict[str, object]:
     """What the stored values depend on, and which of them are stored."""
     timed = {key: value for key, value in asdict(latency).items() if key != "seed"}
-    if LATENCY in rules.wanted:
+    if LATENCY in rules.wanted or MEMORY in rules.wanted:
         with use_threads(latency.threads):
             timed |= {key: value for key, value in machine_facts().items() if key in ("processor", "torch_threads")}
         timed |= {"device": str(model.device), "attention": model.config._attn_implementation}
@@ -171,6 +192,7 @@ def _identity(
         "objectives": [asdict(goal) for goal in goals],
         "constraints": [str(limit) for limit in rules.constraints],
         "portability": rules.is_standard,
+        "predicted": predicted,
         "latency": timed,
         "data": batches_digest(quality.batches) if isinstance(quality, QualityPass) else "compute_quality" if quality else None,
     }
@@ -206,14 +228,14 @@ def _evaluate_all(evaluator: Evaluator, space: Space, population_size: int, on_e
 
 
 def _settle(
-    evaluator: Evaluator, goals: Sequence[Objective], names: Mapping[str, Candidate], settings: Mapping, bar: Bar
+    evaluator: Evaluator, goals: Sequence[Objective], names: Mapping[str, Candidate], facts: Mapping, bar: Bar
 ) -> Frontier:
-    """The frontier, all of whose latencies are from one run.
+    """The frontier, all of whose latencies are from one run, and all of whose costs are measured if this machine can.
 
     Measuring again may bring other subnets onto the frontier; they join the next run, until all have been in it.
     """
     with use_threads(evaluator.latency.threads):
-        facts = {"machine": machine_facts(), "settings": dict(settings)}
+        facts = {"machine": machine_facts(), **facts}
     together: list[Candidate] = []
     while True:
         pairs = [(candidate, _point(candidate, evaluator.rules, names)) for candidate in evaluator.decided]
@@ -222,11 +244,14 @@ def _settle(
             raise ValueError(_why_none(evaluator))
         on_frontier = {id(point) for point in frontier.points}
         new = [c for c, point in pairs if id(point) in on_frontier and all(c is not other for other in together)]
-        if not evaluator.is_timed or not new:
+        if not new or not (evaluator.is_timed or evaluator.is_weighed):
             return frontier
         together += new
         bar.start("measuring the frontier", 0, None)
-        evaluator.measure_together(together, bar.update)
+        if evaluator.is_timed:
+            evaluator.measure_together(together, bar.update)
+        if evaluator.is_weighed:
+            evaluator.add_memories(new)
 
 
 def _point(candidate: Candidate, rules: Rules, names: Mapping[str, Candidate]) -> Point:

@@ -98,12 +98,16 @@ def _file_of(path: str | os.PathLike) -> Path:
     return file
 
 
-def model_digest(model: ElasticPreTrainedModel) -> str:
-    """A short hash of the architecture and of a sample of every weight, which any training step changes."""
-    digest = hashlib.sha256()
+def architecture_digest(model: ElasticPreTrainedModel) -> str:
+    """A short hash of everything about a model that its sizes and their speed depend on: not its weights."""
     config = {key: value for key, value in model.config.base_config.to_dict().items() if key not in INCIDENTAL}
     facts = [type(model).__name__, config, model.config.layer_order, model.config.frozen, str(model.dtype)]
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def model_digest(model: ElasticPreTrainedModel) -> str:
+    """A short hash of the architecture and of a sample of every weight, which any training step changes."""
+    digest = hashlib.sha256(architecture_digest(model).encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         # As float64 bytes: numpy has no bfloat16.

@@ -1,0 +1,191 @@
+"""What is timed: a runtime, and the shape of its input, for any size of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from ..modeling_elastic import ElasticForCausalLM, ElasticForMultipleChoice, ElasticPreTrainedModel
+from ..space import Subnet
+from .measure import Latency, measure_latency
+
+RUNTIMES = ("torch", "torch.compile", "onnxruntime", "openvino")
+PHASES = ("forward", "prefill", "token")
+WAIT_FOR = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is timed.
+
+    Attributes:
+        batch_size: sequences per call.
+        sequence_length: tokens per sequence; with phase "token", of the prompt before the token that is timed.
+        threads: CPU threads while measuring; None leaves the runtime's own.
+        seed: seed of the input and of the order of the measurements.
+        runtime: one of `RUNTIMES`; the last two run on the CPU, from an ONNX file in float32.
+        phase: "forward", one call without a key-value cache; for causal models also "prefill", a prompt that fills a cache, and
+            "token", one more token after it.
+
+    Raises:
+        ValueError: an unknown runtime or phase, or a phase that the runtime does not have.
+        ImportError: the runtime is not installed.
+    """
+
+    batch_size: int = 1
+    sequence_length: int = 128
+    threads: int | None = None
+    seed: int = 0
+    runtime: str = "torch"
+    phase: str = "forward"
+
+    def __post_init__(self):
+        for name, known in (("runtime", RUNTIMES), ("phase", PHASES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
+        for name in ("batch_size", "sequence_length", "threads"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if self.exports and self.phase != "forward":
+            raise ValueError(f"phase: {self.phase!r} is timed with torch and torch.compile; {self.runtime} has: forward")
+        if self.exports and importlib.util.find_spec(self.runtime) is None:
+            extra = {"onnxruntime": "onnx"}.get(self.runtime, self.runtime)
+            raise ImportError(f"runtime: {self.runtime} is not installed: pip install 'hf-elastic[{extra}]'")
+
+    @property
+    def exports(self) -> bool:
+        """Whether the runtime runs a file that a size is exported to."""
+        return self.runtime in ("onnxruntime", "openvino")
+
+    def measure(
+        self,
+        model: ElasticPreTrainedModel,
+        subnets: Sequence[Subnet],
+        progress: Callable[[int, int], object] | None = None,
+        **options,
+    ) -> dict[Subnet, Latency]:
+        """Time each subnet, interleaved in one run.
+
+        Args:
+            model: the supernet, on the device to time.
+            subnets: each once.
+            progress: called after each round with the rounds done and the most rounds.
+            **options: for `measure_latency`.
+
+        Raises:
+            ValueError: the model cannot run on this input or in this phase.
+        """
+        with use_threads(self.threads), torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+            calls = {str(place): self.call(model, subnet, Path(folder) / str(place)) for place, subnet in enumerate(subnets)}
+            try:
+                calls["0"]()
+            except (IndexError, RuntimeError) as error:
+                shape = f"batch_size {self.batch_size}, sequence_length {self.sequence_length}"
+                raise ValueError(f"{shape}: the model cannot run this input: {error}") from error
+            measured = measure_latency(calls, seed=self.seed, progress=progress, **options)
+        return dict(zip(subnets, measured.values()))
+
+    def make_input(self, model: ElasticPreTrainedModel) -> dict[str, torch.Tensor]:
+        """Random tokens "batch length", for multiple choice "batch 1 length", without padding."""
+        choices = (1,) if isinstance(model, ElasticForMultipleChoice) else ()
+        shape = (self.batch_size, *choices, self.sequence_length)
+        generator = torch.Generator().manual_seed(self.seed)
+        ids = torch.randint(model.get_input_embeddings().num_embeddings, shape, generator=generator).to(model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def call(self, model: ElasticPreTrainedModel, subnet: Subnet, path: Path) -> Callable[[], None]:
+        """What is timed for one subnet; the file that an exported runtime needs is written into the folder `path`."""
+        inputs = self.make_input(model)
+        self.check_phase(model)
+        if self.exports:
+            return exported_call(self, self.write_file(model.view(subnet), inputs, path), inputs)
+        return model_call(self, model.view(subnet), inputs)
+
+    def check_phase(self, model: ElasticPreTrainedModel) -> None:
+        """Raise ValueError unless the model has this phase."""
+        if self.phase != "forward" and not isinstance(model, ElasticForCausalLM):
+            raise ValueError(f"phase: {self.phase!r} is for causal language models; {type(model).__name__} has: forward")
+
+    def write_file(self, view: PreTrainedModel, inputs: Mapping, path: Path) -> Path:
+        """Export a size for a runtime that runs files."""
+        # Exporting comes after searching; nothing there imports this stage, and only these runtimes need it here.
+        from ..export.onnx import export_onnx
+
+        path.mkdir(parents=True, exist_ok=True)
+        return export_onnx(view, inputs, path / "model.onnx")
+
+
+def model_call(target: Target, model: PreTrainedModel, inputs: Mapping) -> Callable[[], None]:
+    """A call of a torch model in the target's phase, which waits for the device."""
+    run = torch.compile(model) if target.runtime == "torch.compile" else model
+    make = {"forward": _forward, "prefill": _prefill, "token": _token}[target.phase]
+    call, wait = make(run, inputs), WAIT_FOR.get(model.device.type)
+    if wait is None:
+        return call
+
+    def waiting() -> None:
+        call()
+        wait()
+
+    return waiting
+
+
+def _forward(run: Callable, inputs: Mapping) -> Callable[[], object]:
+    return lambda: run(**inputs)
+
+
+def _prefill(run: Callable, inputs: Mapping) -> Callable[[], object]:
+    return lambda: run(**inputs, past_key_values=DynamicCache(), use_cache=True)
+
+
+def _token(run: Callable, inputs: Mapping) -> Callable[[], object]:
+    """One token after the prompt; afterwards the cache is cropped to the prompt again, which copies nothing."""
+    batch_size, length = inputs["input_ids"].shape
+    cache = run(**inputs, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    token = inputs["input_ids"][:, -1:]
+    mask = torch.ones(batch_size, length + 1, dtype=torch.long, device=token.device)
+
+    def call() -> object:
+        output = run(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+        return output
+
+    return call
+
+
+def exported_call(target: Target, file: Path, inputs: Mapping) -> Callable[[], object]:
+    """A call of an ONNX file in the target's runtime."""
+    if target.runtime == "onnxruntime":
+        from ..export.onnx import OnnxRunner
+
+        runner = OnnxRunner(file, target.threads)
+        return lambda: runner(inputs)
+    import openvino
+
+    # Of itself it would compute in bfloat16 where the CPU can, and lose digits that the other runtimes keep.
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if target.threads is not None:
+        options["INFERENCE_NUM_THREADS"] = target.threads
+    request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+    arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
+    return lambda: request.infer(arrays)
+
+
+@contextlib.contextmanager
+def use_threads(threads: int | None) -> Iterator[None]:
+    """Set the number of torch threads for a while; None leaves it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,228 @@
+"""What is timed, peak memory in fresh processes, device profiles, and costs that are predicted from them."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import BertForSequenceClassification, GPT2LMHeadModel
+
+from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
+from hf_elastic.cli.main import main
+from hf_elastic.search import Latency, search_subnets
+from hf_elastic.search.memory import PeakMemory, measure_memory
+from hf_elastic.search.predict import CostModel, features
+from hf_elastic.search.profile import DeviceProfile, Measured, measure_profile, spread_subnets
+from hf_elastic.search.store import architecture_digest
+from hf_elastic.search.targets import Target
+
+SPACE = {"num_hidden_layers": [1, 2, 3, 4], "intermediate_size": [16, 48], "num_attention_heads": [2, 4]}
+linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+
+
+def classifier(**changes):
+    base = tiny.randomize(BertForSequenceClassification(tiny.config_of("bert", num_labels=3, **changes)))
+    return ElasticForSequenceClassification.from_base(base, space=SPACE, subnets={"small": {"num_hidden_layers": 2}})
+
+
+def decoder():
+    base = tiny.randomize(GPT2LMHeadModel(tiny.config_of("gpt2")))
+    return ElasticForCausalLM.from_base(base, space=SPACE)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torch.compile", "onnxruntime", "openvino"])
+def test_every_runtime_computes_the_same(runtime, tmp_path):
+    """What is timed is the model's own forward: its logits are those of the view."""
+    if runtime in ("onnxruntime", "openvino"):
+        pytest.importorskip(runtime)
+    model, target = classifier(), Target(2, 6, runtime=runtime)
+    subnet = model.subnet("small")
+    with torch.inference_mode():
+        expected = model.view(subnet)(**target.make_input(model)).logits
+        result = target.call(model, subnet, tmp_path)()
+    logits = result["logits"] if runtime != "openvino" else next(iter(result.values()))
+    torch.testing.assert_close(torch.as_tensor(np.asarray(logits)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_token_after_a_prompt_is_timed_with_the_cache_of_the_prompt(tmp_path):
+    """Called again and again, the cache stays that of the prompt, and the answer that of the whole text."""
+    model, target = decoder(), Target(2, 5, phase="token")
+    subnet = model.subnet({"num_hidden_layers": 3})
+    ids = target.make_input(model)["input_ids"]
+    with torch.inference_mode():
+        call = target.call(model, subnet, tmp_path)
+        expected = model.view(subnet)(input_ids=torch.cat([ids, ids[:, -1:]], dim=1)).logits[:, -1:]
+        for _ in range(3):
+            torch.testing.assert_close(call().logits, expected, atol=1e-4, rtol=1e-4)
+        prefilled = Target(2, 5, phase="prefill").call(model, subnet, tmp_path)()
+    assert prefilled.past_key_values.get_seq_length() == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runtime": "tvm"}, "runtime: 'tvm' is unknown; known: torch, torch.compile, onnxruntime, openvino"),
+        ({"phase": "decode"}, "phase: 'decode' is unknown; known: forward, prefill, token"),
+        ({"threads": 0}, "threads must be an integer of at least 1, got 0"),
+        ({"runtime": "onnxruntime", "phase": "token"}, "onnxruntime has: forward"),
+    ],
+)
+def test_bad_targets(options, message):
+    with pytest.raises(ValueError, match=message):
+        Target(**options)
+
+
+def test_a_phase_that_the_model_does_not_have():
+    with pytest.raises(ValueError, match="for causal language models; ElasticForSequenceClassification has: forward"):
+        Target(phase="token").measure(classifier(), [classifier().subnet(None)])
+
+
+@linux
+def test_peak_memory_is_a_peak():
+    """Weights, and for a batch the activations on top, all within one process's high-water mark; MB."""
+    wide = {"hidden_size": 512, "num_attention_heads": 4, "intermediate_size": 2048, "vocab_size": 5000}
+    base = BertForSequenceClassification(tiny.config_of("bert", max_position_embeddings=256, **wide))
+    model = ElasticForSequenceClassification.from_base(base, space={"num_hidden_layers": [1, 4]}, importance="none")
+    subnets = [model.subnet("largest"), model.subnet("smallest")]
+    short = measure_memory(model, subnets, Target(1, 8, threads=1))
+    long = measure_memory(model, subnets[:1], Target(16, 256, threads=1))[subnets[0]]
+    weights = [4e-6 * model.num_parameters_of(subnet) for subnet in subnets]
+    for subnet, megabytes in zip(subnets, weights):
+        assert megabytes < short[subnet].loaded_mb <= short[subnet].peak_mb < megabytes + 60
+    assert short[subnets[0]].peak_mb - short[subnets[1]].peak_mb == pytest.approx(weights[0] - weights[1], rel=0.35)
+    # 16 x 256 tokens x 2048 channels of the feed-forward's inside are 34 MB, in and out of its activation.
+    assert long.peak_mb > short[subnets[0]].peak_mb + 34
+
+
+@linux
+def test_a_process_that_fails_says_why(monkeypatch):
+    model = classifier(max_position_embeddings=8)
+    with pytest.raises(ValueError, match=r"peak memory of Subnet.*(Runtime|Index)Error"):
+        measure_memory(model, [model.subnet(None)], Target(1, 9))
+
+
+def test_spread_subnets_reach_both_ends():
+    space = classifier().space
+    found = spread_subnets(space, 10, seed=1)
+    assert found[:2] == [space.largest, space.smallest] and len(set(found)) == 10
+    assert len(spread_subnets(space, 1000)) == len(space)
+    assert {subnet["num_hidden_layers"] for subnet in found} == {1, 2, 3, 4}
+
+
+def made_up_profile(model, subnets, *, noise=0.0, machine=None, memory=True):
+    """A profile whose costs are a sum over layers and widths, as those of real machines nearly are."""
+    generator = np.random.default_rng(0)
+    measured = []
+    for subnet in subnets:
+        cost = 0.5 + 1e-6 * model.flops_of(subnet) * (1 + noise * generator.standard_normal())
+        latency = Latency.from_samples([cost * (1 + step / 100) for step in range(-3, 4)])
+        measured.append(Measured(model.subnet(subnet), latency, PeakMemory(10 * cost, 5 * cost) if memory else None))
+    real = measure_profile(model, Target(1, 8, threads=1), memory=False, repeats=1)
+    return DeviceProfile({**real.machine, **(machine or {})}, real.target, architecture_digest(model), measured)
+
+
+def test_cost_model_predicts_sums_exactly_and_says_how_well():
+    model = classifier()
+    measured, others = spread_subnets(model.space, 10), list(model.space.enumerate())
+    profile = made_up_profile(model, measured)
+    fitted = CostModel.fit(model, measured, [one.latency.median_ms for one in profile.measured])
+    np.testing.assert_allclose(fitted.predict(model, others), [0.5 + 1e-6 * model.flops_of(s) for s in others], rtol=0.02)
+    assert fitted.error < 0.05 and fitted.rank_correlation > 0.9
+    random = CostModel.fit(model, others, np.random.default_rng(0).random(len(others)) + 0.1)
+    assert random.error > 0.3 and abs(random.rank_correlation) < 0.6
+    with pytest.raises(ValueError, match="at least 8 measured sizes, got 3"):
+        CostModel.fit(model, others[:3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_features_see_every_axis(name):
+    """Whatever a backbone calls its axes: two sizes that differ in one differ in a feature."""
+    from transformers import AutoModel
+
+    from hf_elastic import ElasticModel
+
+    model = ElasticModel.from_base(AutoModel.from_config(tiny.config_of(name)), space=tiny.space_of(name), importance="none")
+    extremes = list(model.space.extremes())
+    rows = features(model, extremes)
+    assert rows.shape[0] == len(extremes) and rows.max() <= 1
+    cuts = [model.resolve(subnet) for subnet in extremes]
+    for row, cut in zip(rows, cuts):
+        assert np.allclose(row, 1) == (cut == model.resolve(None))
+
+
+def test_profile_is_saved_and_loaded(tmp_path):
+    model = classifier()
+    profile = measure_profile(model, Target(1, 4, threads=1), ("largest", "small"), 4, memory=False, repeats=3)
+    assert len(profile.measured) == 4 and profile.machine["torch_threads"] == 1
+    profile.save(tmp_path / "profile.json")
+    assert DeviceProfile.load(tmp_path / "profile.json") == profile
+    (tmp_path / "other.json").write_text('{"machine": {}}')
+    for name, message in (("other", "lacks the key 'target'"), ("missing", "No such file")):
+        with pytest.raises(ValueError, match=message):
+            DeviceProfile.load(tmp_path / f"{name}.json")
+
+
+def quality(view):
+    return {"accuracy": sum(parameter.numel() for parameter in view.parameters()) / 1e5}
+
+
+def test_search_predicts_and_measures_the_frontier(tmp_path):
+    """Sizes over a limit are refused before they are evaluated; the frontier's costs are of this machine."""
+    model = classifier()
+    profile = made_up_profile(model, list(model.space.enumerate()))
+    median = float(np.median([one.latency.median_ms for one in profile.measured]))
+    seen = []
+    frontier = search_subnets(
+        model,
+        ["accuracy", "latency"],
+        compute_quality=lambda view: seen.append(view) or quality(view),
+        latency_profile=profile,
+        constraints=[f"latency_ms<={median}"],
+        progress=False,
+    )
+    assert len(seen) < len(model.space)
+    assert all(point.details["latency_ms_is"] == "measured" for point in frontier.points)
+    assert any(point.details["latency_ms_is"] == "predicted" for point in frontier.evaluated)
+
+
+def test_a_profile_of_another_machine_is_refused_or_stays_predicted(tmp_path):
+    model = classifier()
+    elsewhere = made_up_profile(model, list(model.space.enumerate()), machine={"processor": "Other", "torch_threads": 7})
+    elsewhere.save(tmp_path / "profile.json")
+    options = {"compute_quality": quality, "latency_profile": tmp_path / "profile.json", "progress": False}
+    with pytest.raises(ValueError, match=r"processor is .* here, 'Other' in the profile.*torch_threads.*--force"):
+        search_subnets(model, **options)
+    frontier = search_subnets(model, ["accuracy", "latency", "peak_memory"], force=True, **options)
+    assert len(frontier.facts["warnings"]) == 2
+    assert all(point.details["peak_memory_mb_is"] == "predicted" for point in frontier.points)
+    with pytest.raises(ValueError, match="another model"):
+        search_subnets(classifier(num_hidden_layers=5), force=True, **options)
+
+
+@linux
+def test_peak_memory_as_an_objective():
+    model = classifier()
+    options = {"compute_quality": quality, "constraints": ["num_hidden_layers<=1"], "sequence_length": 4, "progress": False}
+    with pytest.raises(ValueError, match="unknown value 'num_hidden_layers'"):
+        search_subnets(model, ["loss", "peak_memory"], **{**options, "compute_quality": None})
+    smaller = ElasticForSequenceClassification.from_base(model.base, space={"num_hidden_layers": [1, 4]}, importance="none")
+    options["constraints"] = []
+    frontier = search_subnets(smaller, ["accuracy", "peak_memory"], **options)
+    assert {point.details["peak_memory_mb_is"] for point in frontier.evaluated} == {"measured"}
+
+
+def test_command_line(tmp_path, capsys):
+    model = classifier()
+    model.save_pretrained(tmp_path / "model")
+    command = ["measure", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "p.json"), "--sequence_length", "8"]
+    options = ["--num_subnets", "9", "--repeats", "3", "--threads", "1", "--memory", "false"]
+    assert main([*command, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "small" in printed and "latency_ms of other sizes, predicted" in printed
+    assert len(json.loads((tmp_path / "p.json").read_text())["measured"]) == 9
+    assert main([*command, *options]) == 2
+    assert "is there already; add --overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--subnets", "huge"]) == 2
+    assert "unknown subnet 'huge'; known: largest, smallest, small" in capsys.readouterr().err
