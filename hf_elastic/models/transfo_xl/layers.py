@@ -53,8 +53,7 @@ class RelativeAttention(nn.Module):
         positions: torch.Tensor,
         blocked: torch.Tensor,
         memory: torch.Tensor | None,
-        output_attentions: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One block of attention.
 
         Args:
@@ -62,35 +61,32 @@ class RelativeAttention(nn.Module):
             positions: embeddings of the distances `key - 1` down to 0, `[key, d_model]`.
             blocked: True where a query must not look, `[1 or batch, 1, query, key]`.
             memory: `[batch, key - query, d_model]` from earlier segments, or None.
-            output_attentions: also return the attention weights.
 
         Returns:
-            `[batch, query, d_model]`, and weights `[batch, head, query, key]` or None.
+            `[batch, query, d_model]`, and the attention weights before dropout `[batch, head, query, key]`.
         """
         context = hidden if memory is None else torch.cat([memory, hidden], dim=1)
         projected = self.qkv_net(self.layer_norm(context) if self.pre_lnorm else context)
         query, key, value = (self._split(part) for part in projected.chunk(3, dim=-1))
         query = query[:, :, -hidden.shape[1] :]
-        distance = self._split(self.r_net(positions))
-        by_distance = (query + self.r_r_bias[:, None]) @ distance.transpose(-1, -2)
-        bias = relative_shift(by_distance) * self.d_head**-0.5
-        # The lowest finite number, not -inf: a padded query that sees no key at all must not become NaN.
-        bias = bias.masked_fill(blocked, torch.finfo(bias.dtype).min)
-        attended, weights = self._attend(query + self.r_w_bias[:, None], key, value, bias, output_attentions)
-        output = hidden + self.drop(self.o_net(attended.transpose(1, 2).flatten(2)))
+        weights = self._weights(query, key, self._split(self.r_net(positions)), blocked)
+        attended = (self.dropatt(weights) @ value).transpose(1, 2).flatten(2)
+        output = hidden + self.drop(self.o_net(attended))
         return (output if self.pre_lnorm else self.layer_norm(output)), weights
+
+    def _weights(self, query, key, distance, blocked) -> torch.Tensor:
+        """Attention weights `[batch, head, query, key]`."""
+        scale = self.d_head**-0.5
+        by_content = (query + self.r_w_bias[:, None]) * scale @ key.transpose(-1, -2)
+        by_distance = (query + self.r_r_bias[:, None]) * scale @ distance.transpose(-1, -2)
+        scores = by_content + relative_shift(by_distance)
+        # The lowest finite number, not -inf: a padded query that sees no key at all must not become NaN.
+        scores = scores.masked_fill(blocked, torch.finfo(scores.dtype).min)
+        return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
 
     def _split(self, tensor: torch.Tensor) -> torch.Tensor:
         """`[..., length, head x d_head]` to `[..., head, length, d_head]`."""
         return tensor.unflatten(-1, (self.n_head, self.d_head)).transpose(-2, -3)
-
-    def _attend(self, query, key, value, bias, output_attentions) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if not output_attentions:
-            dropout = self.dropatt.p if self.training else 0.0
-            return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout), None
-        scores = query @ key.transpose(-1, -2) * self.d_head**-0.5 + bias
-        weights = self.dropatt(scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype))
-        return weights @ value, weights
 
 
 def relative_shift(by_distance: torch.Tensor) -> torch.Tensor:
@@ -144,8 +140,7 @@ class TransformerXLLayer(GradientCheckpointingLayer):
         positions: torch.Tensor,
         blocked: torch.Tensor,
         memory: torch.Tensor | None,
-        output_attentions: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `RelativeAttention.forward`."""
-        attended, weights = self.dec_attn(hidden, positions, blocked, memory, output_attentions)
+        attended, weights = self.dec_attn(hidden, positions, blocked, memory)
         return self.pos_ff(attended), weights

@@ -6,53 +6,19 @@ A state dict loads strictly into transformers 4's `TransfoXLLMHeadModel`, and th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from ...portable import IS_OLD
 from .adaptive import IGNORED, AdaptiveEmbedding, AdaptiveSoftmax
 from .configuration_transfo_xl import TransformerXLConfig
 from .layers import PositionalEmbedding, RelativeAttention, TransformerXLLayer
-
-
-@dataclass
-class TransformerXLModelOutput(ModelOutput):
-    """What `TransformerXLModel` returns.
-
-    Args:
-        last_hidden_state: `[batch, length, d_model]`.
-        mems: per layer the inputs `[memory, batch, d_model]` of the last `mem_len` positions, detached; None without memory.
-        hidden_states: inputs of all layers and `last_hidden_state`, each `[batch, length, d_model]`, on request.
-        attentions: per layer `[batch, head, length, memory + length]`, on request.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    mems: list[torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class TransformerXLCausalLMOutput(ModelOutput):
-    """What `TransformerXLForCausalLM` returns; see `TransformerXLModelOutput` for what is not listed.
-
-    Args:
-        loss: mean negative log-likelihood in nats, where there are labels.
-        logits: log-probabilities `[batch, length, vocab_size]` in float32 (their softmax is themselves exponentiated), where
-            there are no labels or `return_logits` is set.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    mems: list[torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+from .outputs import TransformerXLCausalLMOutput, TransformerXLModelOutput
 
 
 class TransformerXLPreTrainedModel(PreTrainedModel):
@@ -173,8 +139,8 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
         inputs, attentions = [], []
         for layer, memory in zip(self.layers, memories, strict=True):
             inputs.append(hidden)
-            hidden, weights = layer(hidden, positions, blocked, memory, output_attentions)
-            attentions.append(weights)
+            hidden, weights = layer(hidden, positions, blocked, memory)
+            attentions.append(weights if output_attentions else None)
         hidden = self.drop(hidden)
         return TransformerXLModelOutput(
             last_hidden_state=hidden,
@@ -229,8 +195,10 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
 class TransformerXLForCausalLM(TransformerXLPreTrainedModel, GenerationMixin):
     """Transformer-XL with an adaptive softmax that shares the embedding's tables."""
 
-    accepts_loss_kwargs = True  # Trainer gives `num_items_in_batch`, so that accumulated gradients are one big batch's
-    _is_stateful = True  # generation must make no key-value cache: `mems` are the state
+    # Whether Trainer gives `num_items_in_batch`, which makes accumulated gradients those of one big batch. In 4.57 it counts the
+    # first label of each row as well, which nothing predicts, and every loss would come out too small.
+    accepts_loss_kwargs = not IS_OLD
+    _is_stateful = True  # assisted generation would have to take back part of `mems`
 
     def __init__(self, config: TransformerXLConfig):
         super().__init__(config)
@@ -321,6 +289,11 @@ class TransformerXLForCausalLM(TransformerXLPreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
             "return_logits": True,
         }
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """No: `generate` must make no key-value cache, `mems` are what is carried on."""
+        return False
 
     @staticmethod
     def _reorder_cache(mems: list[torch.Tensor], beam_idx: torch.Tensor) -> list[torch.Tensor]:
