@@ -1,31 +1,13 @@
 import json
-import math
 
 import pytest
 import torch
 import transformers
 from torch import nn
-from transfo_xl_tiny import PER_LAYER, TINY, VOCAB, config_of, filled, model_of, tokens
+from transfo_xl_tiny import PER_LAYER, TINY, VOCAB, config_of, every_kind, model_of, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from hf_elastic.models.transfo_xl import TransformerXLConfig, TransformerXLForCausalLM, TransformerXLModel
-from hf_elastic.models.transfo_xl.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
-from hf_elastic.models.transfo_xl.layers import PositionalEmbedding, RelativeAttention, relative_shift
-
-KINDS = {
-    "one table": {"div_val": 1},
-    "one table, projected": {"div_val": 1, "d_embed": 20},
-    "tables of half width": {"div_val": 2},
-    "tables of quarter width": {"div_val": 4, "d_embed": 64},
-    "all projections tied": {"tie_projs": [True] * 4},
-    "nothing tied": {"tie_word_embeddings": False, "proj_share_all_but_first": False},
-    "projections tied alone": {"tie_word_embeddings": False},
-    "not adaptive": {"adaptive": False, "cutoffs": None, "div_val": 1},
-    "shared position biases": {"untie_r": False},
-    "sizes per layer": PER_LAYER,
-    "normalised inputs": {"pre_lnorm": True},
-}
-every_kind = pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 
 
 def test_auto_classes_know_it():
@@ -67,67 +49,13 @@ def test_decoder_parameters_are_the_closed_form(changes):
         assert size.n_head * size.d_head == d
 
 
-def test_relative_shift_moves_every_row_to_its_own_distance():
-    by_distance = torch.randn(2, 3, 4, 7)
-    shifted = relative_shift(by_distance)
-    for query in range(4):
-        for key in range(3 + query + 1):
-            distance = 3 + query - key
-            assert torch.equal(shifted[..., query, key], by_distance[..., query, 6 - distance])
-
-
-def test_attention_is_the_equation_of_the_paper():
-    config = config_of(n_head=2)
-    attention = filled(RelativeAttention(config, config.layer_sizes()[0]))
-    memory, hidden, positions = torch.randn(1, 3, 32), torch.randn(1, 4, 32), PositionalEmbedding(32)
-    distances = torch.arange(6, -1, -1)
-    blocked = torch.ones(4, 7).triu(4).bool()
-    output, weights = attention(hidden, positions(distances, hidden.dtype), blocked, memory)
-
-    w_q, w_k, w_v = (part.unflatten(0, (2, 16)) for part in attention.qkv_net.weight.chunk(3))
-    w_r = attention.r_net.weight.unflatten(0, (2, 16))
-    context = torch.cat([memory, hidden], 1)[0]
-    heads = torch.zeros(4, 2, 16)
-    for i in range(4):
-        for head in range(2):
-            q, u, v = w_q[head] @ hidden[0, i], attention.r_w_bias[head], attention.r_r_bias[head]
-            scores = []
-            for j in range(3 + i + 1):
-                k, r = w_k[head] @ context[j], w_r[head] @ positions(torch.tensor([3 + i - j]), hidden.dtype)[0]
-                scores.append((q @ k + q @ r + u @ k + v @ r) / 4)
-            expected = torch.stack(scores).softmax(0)
-            torch.testing.assert_close(weights[0, head, i, : 3 + i + 1], expected, atol=1e-5, rtol=1e-4)
-            heads[i, head] = expected @ (context[: 3 + i + 1] @ w_v[head].T)
-    expected = attention.layer_norm(hidden[0] + heads.flatten(1) @ attention.o_net.weight.T)
-    torch.testing.assert_close(output[0], expected, atol=1e-5, rtol=1e-4)
-
-
-@every_kind
-def test_embedding_and_softmax_by_cluster(changes):
-    config = config_of(**changes)
-    embedding, softmax = filled(AdaptiveEmbedding(config)), filled(AdaptiveSoftmax(config))
-    ids, hidden = torch.arange(VOCAB), torch.randn(VOCAB, 32)
-    embedded, log_probabilities = embedding(ids), softmax.log_probabilities(hidden)
-    torch.testing.assert_close(log_probabilities.exp().sum(-1), torch.ones(VOCAB))
-    for token in ids.tolist():
-        cluster = sum(token >= cutoff for cutoff in config.cutoffs)
-        table = 0 if config.div_val == 1 else cluster
-        first = 0 if config.div_val == 1 else config.clusters[cluster][0]
-        vector = embedding.emb_layers[table].weight[token - first]
-        if len(embedding.emb_projs):
-            vector = embedding.emb_projs[table] @ vector
-        torch.testing.assert_close(embedded[token], vector * math.sqrt(32), atol=1e-5, rtol=1e-4)
-    labels = tokens(1, VOCAB)[0].masked_fill(ids % 5 == 0, -100)
-    counted = labels != -100
-    expected = -log_probabilities[counted, labels[counted]].sum()
-    torch.testing.assert_close(softmax(hidden, labels), expected, atol=1e-4, rtol=1e-5)
-
-
-@pytest.mark.parametrize("token", [-1, VOCAB])
-@pytest.mark.parametrize("div_val", [1, 2])
-def test_ids_that_no_cluster_has_fail(token, div_val):
-    with pytest.raises(IndexError):
-        model_of(div_val=div_val)(torch.tensor([[1, token, 2]]))
+def test_defaults():
+    config = TransformerXLConfig()
+    assert config.cluster_widths == [1024, 256, 64, 16]
+    assert config.clusters == [(0, 20000), (20000, 40000), (40000, 200000), (200000, 267735)]
+    assert TransformerXLConfig(vocab_size=30000, d_model=64).cutoffs == [20000]
+    assert TransformerXLConfig(vocab_size=100, d_model=64).d_embed == 64
+    assert TransformerXLConfig(adaptive=False).cutoffs == []
 
 
 def test_loss_is_shifted_mean_over_labels_that_count():

@@ -139,3 +139,20 @@ def test_generation_with_padding_on_the_left():
     padded = torch.nn.functional.pad(ids, (3, 0), value=9)
     mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
     assert torch.equal(model.generate(padded, attention_mask=mask, **GENERATION)[:, 3:], alone)
+
+
+class _Logits(torch.nn.Module):
+    def __init__(self, model: TransformerXLForCausalLM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids).logits
+
+
+def test_exports_with_any_length_without_memory():
+    model = model_of(mem_len=0, n_layer=1)
+    dynamic = {"input_ids": {1: torch.export.Dim("length", min=2, max=512)}}
+    exported = torch.export.export(_Logits(model).eval(), (tokens(),), dynamic_shapes=dynamic)
+    longer = tokens(length=30)
+    torch.testing.assert_close(exported.module()(longer), model(longer).logits)

@@ -1,5 +1,6 @@
 """Tiny Transformer-XLs for the tests."""
 
+import pytest
 import torch
 from tiny import randomize
 
@@ -11,6 +12,20 @@ TINY = {
     "mem_len": 64, "clamp_len": 0, "same_length": False, "dropout": 0.0,
 }  # fmt: skip
 PER_LAYER = {"n_head": [2, 8, 4], "d_inner": [20, 48, 7]}
+KINDS = {
+    "one table": {"div_val": 1},
+    "one table, projected": {"div_val": 1, "d_embed": 20},
+    "tables of half width": {"div_val": 2},
+    "tables of quarter width": {"div_val": 4, "d_embed": 64},
+    "all projections tied": {"tie_projs": [True] * 4},
+    "nothing tied": {"tie_word_embeddings": False, "proj_share_all_but_first": False},
+    "projections tied alone": {"tie_word_embeddings": False},
+    "not adaptive": {"adaptive": False, "cutoffs": None, "div_val": 1},
+    "shared position biases": {"untie_r": False},
+    "sizes per layer": PER_LAYER,
+    "normalised inputs": {"pre_lnorm": True},
+}
+every_kind = pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 
 
 def config_of(**changes) -> TransformerXLConfig:

@@ -27,7 +27,7 @@ class TransformerXLConfig(PretrainedConfig):
     Args:
         vocab_size: number of tokens.
         cutoffs: token ids where the clusters of the adaptive embedding and softmax end, the last one (`vocab_size`) left
-            out; None is 20000, 40000 and 200000 if `adaptive`, else none.
+            out; None is those of 20000, 40000 and 200000 that are below `vocab_size`, and none if not `adaptive`.
         d_model: width of the hidden states, even.
         d_embed: width of the embeddings of the first cluster; None is `d_model`.
         n_head: heads of every layer, or a list with one number per layer.
@@ -37,7 +37,8 @@ class TransformerXLConfig(PretrainedConfig):
         div_val: cluster i has embeddings of width `d_embed // div_val**i`; with 1 all clusters share one table.
         pre_lnorm: normalise the input of each block, not its output.
         n_layer: number of layers.
-        mem_len: how many positions of earlier segments each layer remembers; 0 is no memory.
+        mem_len: how many positions of earlier segments each layer remembers; 0 is no memory, as `torch.export` wants it where
+            lengths vary.
         clamp_len: distances above this count as this; 0 or less is off.
         same_length: every position attends to exactly the last `mem_len` positions, itself included.
         proj_share_all_but_first: tie the projections of all clusters but the first; read where `tie_projs` is None.
@@ -106,7 +107,7 @@ class TransformerXLConfig(PretrainedConfig):
     ):
         kwargs.pop("model_type", None)  # a checkpoint of transformers' own class says "transfo-xl"
         if cutoffs is None:
-            cutoffs = DEFAULT_CUTOFFS if adaptive else ()
+            cutoffs = [cutoff for cutoff in DEFAULT_CUTOFFS if adaptive and cutoff < vocab_size]
         self.vocab_size = vocab_size
         self.cutoffs = list(cutoffs)
         self.d_model = d_model

@@ -18,9 +18,9 @@ class PositionalEmbedding(nn.Module):
         self.d_model = d_model
         # State dicts of released checkpoints have it. `forward` does not read it: in a bfloat16 model it would be rounded,
         # and distances of some hundred positions would be confused.
-        self.register_buffer("inv_freq", self.frequencies(torch.device("cpu")))
+        self.register_buffer("inv_freq", self.frequencies())
 
-    def frequencies(self, device: torch.device) -> torch.Tensor:
+    def frequencies(self, device: torch.device | None = None) -> torch.Tensor:
         """Radians per position `[d_model / 2]` in float32."""
         return 10000 ** -(torch.arange(0, self.d_model, 2, dtype=torch.float32, device=device) / self.d_model)
 

@@ -167,7 +167,7 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
             return None
         remembered = []
         for new, old in zip(inputs, memories, strict=True):
-            both = new.detach() if old is None else torch.cat([old, new], dim=1).detach()
+            both = new.detach() if old is None else torch.cat([old.detach(), new.detach()], dim=1)
             remembered.append(both[:, -self.config.mem_len :].transpose(0, 1))
         return remembered
 
