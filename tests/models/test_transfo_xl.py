@@ -119,10 +119,11 @@ def test_same_length_attends_to_the_last_positions_only():
 
 
 def test_distances_are_clamped():
-    model, clamped = model_of(), model_of(clamp_len=3)
-    short, long = tokens(length=4), tokens(length=9)
-    torch.testing.assert_close(model(short).logits, clamped(short).logits)
-    assert (model(long).logits - clamped(long).logits).abs().max() > 1e-3
+    ids = tokens(length=9)  # the largest distance is 8
+    expected = model_of()(ids).logits
+    torch.testing.assert_close(model_of(clamp_len=8)(ids).logits, expected)
+    assert (model_of(clamp_len=7)(ids).logits - expected).abs().max() > 1e-4
+    assert (model_of(clamp_len=3)(ids).logits - expected).abs().max() > 1e-3
 
 
 def test_padding_is_not_seen_on_either_side_and_in_memory():

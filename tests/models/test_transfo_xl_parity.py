@@ -16,7 +16,7 @@ KINDS = {
     "no clusters": {"div_val": 1, "cutoffs": []},
     "normalised inputs": {"pre_lnorm": True},
     "shared position biases": {"untie_r": False},
-    "clamped distances, same length": {"clamp_len": 5, "same_length": True, "mem_len": 6},
+    "clamped distances, same length": {"clamp_len": 3, "same_length": True, "mem_len": 6},
     "short memory, narrow heads": {"mem_len": 5, "d_head": 6},
     "nothing tied": {"tie_word_embeddings": False, "proj_share_all_but_first": False},
 }
