@@ -54,7 +54,8 @@ def search_subnets(
 
     Args:
         model: the supernet.
-        objectives: any of accuracy, loss, perplexity, latency, peak_memory, parameters, flops; or `Objective`s that
+        objectives: any of accuracy, loss, perplexity, latency, peak_memory, parameters, flops, a closed-form proxy such as
+            decoder_parameters (see docs/search.md); or `Objective`s that
             `compute_quality` computes. `Frontier.best` ranks by the first.
         eval_dataset: tokenized rows with labels, a `datasets.Dataset` or a list of dicts; needed for accuracy, loss and
             perplexity unless `compute_quality` is given.

@@ -113,7 +113,7 @@ class Sampler:
         if opened not in self._opened:
             full = self.space.to_dict()
             values = {axis: full[axis] if axis in opened else full[axis][-1:] for axis in self.space}
-            self._opened[opened] = Space(values, per_layer=full["per_layer"], max_group=self.max_group)
+            self._opened[opened] = Space.from_dict({**full, **values}, max_group=self.max_group)
         return self._opened[opened]
 
     def draw(self, step: int, max_steps: int) -> Drawn:
