@@ -187,6 +187,14 @@ class Space(Mapping):
         return iter(self._values)
 
     def __len__(self) -> int:
+        """Number of subnets; Python's `len` cannot count beyond 2^63, `size` can."""
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def size(self) -> int:
         """Number of subnets."""
         shared = prod(len(choices) for axis, choices in self._genes.items() if axis not in (*self.per_layer, *DEPTH_AXES))
         each_layer = prod(len(choices) for axis, choices in self._genes.items() if axis in self.per_layer)

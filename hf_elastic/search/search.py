@@ -124,9 +124,9 @@ def search_subnets(
     try:
         with Bar(progress) as bar:
             evaluator = Evaluator(model, store, rules, quality, latency, predictors, measures=not warnings)
-            bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, len(space)))
+            bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, space.size))
             names = _evaluate_ends(evaluator, bar.advance)
-            if len(space) <= n_trials:
+            if space.size <= n_trials:
                 _evaluate_all(evaluator, space, population_size, bar.advance)
             else:
                 from .evolve import evolve  # importing Optuna takes long

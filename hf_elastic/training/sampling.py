@@ -60,7 +60,7 @@ class Sampler:
     def __post_init__(self):
         if self.sampling not in SAMPLING:
             raise ValueError(f"sampling: {self.sampling!r} is unknown; known: {', '.join(SAMPLING)}")
-        count = len(self.named) or len(self.space)
+        count = len(self.named) or self.space.size
         if self.sampling == "all" and count > MOST_AT_ONCE:
             raise ValueError(
                 f"sampling: 'all' with {count} sizes; at most {MOST_AT_ONCE}: name sizes in subnets, or use 'sandwich'"
@@ -135,7 +135,7 @@ class Sampler:
         if self.sampling == "single_path":
             return [("random", space.sample(generator))]
         sizes = [("largest", space.largest)]
-        if len(space) == 1:
+        if space.size == 1:
             return sizes
         return [*sizes, *(("random", space.sample(generator)) for _ in range(self.num_random)), ("smallest", space.smallest)]
 

@@ -117,6 +117,10 @@ def test_enumeration_is_lazy_and_length_is_exact_where_nothing_could_enumerate()
     space = Space({"num_hidden_layers": [6, 12], "intermediate_size": [1, 2, 3, 4, 5]}, ["intermediate_size"])
     assert len(space) == 5**6 + 5**12
     assert next(iter(space.enumerate())) == space.smallest
+    deep = Space({"num_hidden_layers": [16], "intermediate_size": list(range(1, 21))}, ["intermediate_size"])
+    assert deep.size == 20**16 and bool(deep)
+    with pytest.raises(OverflowError):
+        len(deep)
 
 
 def test_subnet():
