@@ -15,6 +15,8 @@ from ..loading import check_path
 from .common import parse
 from .data import load_elastic, load_tokenizer
 
+WIDTH = 110  # of the tables in a file (columns)
+
 
 @dataclass
 class EvaluateArguments:
@@ -78,10 +80,9 @@ def run(args: EvaluateArguments):
 
     files = find_tasks(args.tasks, args.data_dir)
     from rich.console import Console
-    from rich.measure import Measurement
 
     from ..evaluation.evaluate import Settings, evaluate
-    from ..evaluation.table import make_table, remarks
+    from ..evaluation.table import make_tables, remarks
     from ..search.targets import Target
 
     settings = Settings(args.num_fewshot, args.limit, args.batch_size)
@@ -91,14 +92,14 @@ def run(args: EvaluateArguments):
         raise ValueError(f"output: {path} is a folder; give a file such as {path / 'evaluation.json'}")
     if args.dry_run:
         return None
-    candidates = load_candidates(args)
+    candidates, console = load_candidates(args), Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     if args.overwrite:
         path.unlink(missing_ok=True)
     results = evaluate(candidates, load_tokenizer(args.model), files, path, settings, target)
-    table, console = make_table(results, candidates.sizes, files, target), Console()
-    if not console.is_terminal:  # a file is as wide as it has to be
-        console = Console(width=max(80, Measurement.get(console, console.options.update(max_width=1000), table).maximum))
-    console.print(table)
+    for table in make_tables(results, candidates.sizes, files, target):
+        console.print(table)
     for line in remarks(results, candidates.sizes, files):
         print(line)
     print(f"written: {path}")

@@ -13,8 +13,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
-from ..search.frontier import Point
-from ..search.picture import short_names
 from ..search.store import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
 from ..search.targets import Target, exported_call, model_call
 
@@ -26,7 +24,7 @@ class Candidate:
     """One size.
 
     Attributes:
-        name: for the table.
+        name: for the table; the same for the same size in every run.
         subnet: its axes; None where there is no elastic model.
         parameters: how many it has (count).
         model: what lm-eval calls: `model(ids).logits`, with `config` and `device`.
@@ -100,13 +98,11 @@ def elastic_candidates(model: ElasticPreTrainedModel, names: Sequence[str | Mapp
     names = ["largest", "smallest", *model.config.subnets] if names is None else names
     subnets = {}
     for name in names:
-        subnets.setdefault(model.subnet(name), name if isinstance(name, str) else None)
-    labels = short_names([Point(subnet.to_dict(), {}, name=name) for subnet, name in subnets.items()])
-    sizes = [
-        Candidate(label, subnet.to_dict(), model.num_parameters_of(subnet), view, True, torch_call(view))
-        for label, subnet in zip(labels, subnets)
-        for view in [model.view(subnet)]
-    ]
+        subnets.setdefault(model.subnet(name), name if isinstance(name, str) else json.dumps(dict(name)))
+    sizes = []
+    for subnet, name in subnets.items():
+        view = model.view(subnet)
+        sizes.append(Candidate(name, subnet.to_dict(), model.num_parameters_of(subnet), view, True, torch_call(view)))
     return Candidates(sizes, model_digest(model))
 
 
@@ -134,9 +130,13 @@ def graph_candidates(folder: Path, threads: int | None = None) -> Candidates:
     Raises:
         ImportError, ValueError: as for `GraphModel`.
     """
+    from ..export._onnx_backend import weight_file
+
     model = GraphModel(folder, threads)
     size = Candidate(folder.name, None, model.num_parameters, model, False, graph_call(model))
-    digest = hashlib.sha256(_config_text(model.config).encode() + model.file.read_bytes())
+    digest = hashlib.sha256(_config_text(model.config).encode())
+    for path in filter(Path.exists, (model.file, weight_file(model.file))):
+        digest.update(path.read_bytes())
     return Candidates([size], digest.hexdigest()[:16])
 
 
@@ -146,12 +146,18 @@ def torch_call(model: PreTrainedModel) -> Callable[[Target], Callable[[], object
 
 
 def graph_call(model: GraphModel) -> Callable[[Target], Callable[[], object]]:
-    """What is timed of a graph."""
+    """What is timed of a graph; raises ValueError if it cannot run the target's input."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
     def call(target: Target) -> Callable[[], object]:
         ids = torch.zeros(target.batch_size, target.sequence_length, dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return exported_call(replace(target, runtime="onnxruntime"), model.file, inputs)
+        run = exported_call(replace(target, runtime="onnxruntime"), model.file, inputs)
+        try:
+            run()
+        except (Fail, InvalidArgument, RuntimeException) as error:
+            raise ValueError(f"sequence_length: the graph cannot run {target.sequence_length} tokens: {error}") from error
+        return run
 
     return call
 

@@ -92,6 +92,10 @@ class Results:
         """Expected accuracy of a guess."""
         return self._data["tasks"][task]["chance"]
 
+    def average_of_chance(self, tasks: Sequence[str]) -> float:
+        """What guessing gets on average."""
+        return sum(map(self.chance, tasks)) / len(tasks)
+
     def put_averages(self, tasks: Sequence[str]) -> None:
         """Write the macro average over these tasks to every size that has them all."""
         for size in self._data["sizes"].values():
@@ -99,7 +103,7 @@ class Results:
             if len(scores) == len(tasks):
                 value, stderr = macro_average(scores)
                 size["average"] = {"tasks": list(tasks), "value": value, "stderr": stderr}
-        self._data["average_of_chance"] = {"tasks": list(tasks), "value": sum(map(self.chance, tasks)) / len(tasks)}
+        self._data["average_of_chance"] = {"tasks": list(tasks), "value": self.average_of_chance(tasks)}
         self._save()
 
     def _save(self) -> None:

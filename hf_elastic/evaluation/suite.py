@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import yaml
 
 TASKS = Path(__file__).parent / "tasks"
 DATA_FOLDER = "zeroshot"
+LISTS = ("choices", "context_options", "aliases")  # of texts; "gold" is the place of the right one, all else is text
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,37 @@ def _find_task(name: str, data_dir: Path) -> TaskFile:
     if not data.is_file():
         raise FileNotFoundError(f"data_dir: {name} needs {file_name}, which is not in {folder}")
     metadata = config["metadata"]
-    _check_columns(name, data, metadata["columns"])
+    _check_rows(name, data, metadata["columns"])
     config["dataset_kwargs"]["data_files"]["test"] = str(data)
     digest = hashlib.sha256(text.encode() + data.read_bytes()).hexdigest()[:16]
     return TaskFile(name, config, data, metadata["metric"], digest)
 
 
-def _check_columns(name: str, data: Path, columns: Iterable[str]) -> None:
+def _check_rows(name: str, data: Path, columns: Sequence[str]) -> None:
+    """Raise ValueError, naming the line, unless every item has what the task needs: lm-eval would fail in the middle."""
     try:
         with gzip.open(data, "rt", encoding="utf-8") as lines:
-            row = json.loads(lines.readline())
-    except (OSError, EOFError, ValueError) as error:
+            for number, line in enumerate(lines, 1):
+                problem = _problem(json.loads(line), columns)
+                if problem:
+                    raise ValueError(f"data_dir: {name} cannot use line {number} of {data}: {problem}")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"data_dir: {data} is not gzipped JSON lines: {error}") from error
-    missing = [column for column in columns if not isinstance(row, dict) or column not in row]
-    if missing:
-        raise ValueError(f"data_dir: {name} needs the key {missing[0]}, which the first line of {data} does not have")
+
+
+def _problem(row: object, columns: Sequence[str]) -> str | None:
+    if not isinstance(row, dict):
+        return "it is no JSON object"
+    for column in columns:
+        if column not in row:
+            return f"it lacks the key {column!r}"
+        value = row[column]
+        if column == "gold":
+            is_good = isinstance(value, int) and 0 <= value < min(len(row[name]) for name in columns if name in LISTS)
+        elif column in LISTS:
+            is_good = isinstance(value, list) and value and all(isinstance(text, str) and text for text in value)
+        else:
+            is_good = isinstance(value, str)
+        if not is_good:
+            return f"its {column!r} is {value!r}"
+    return None

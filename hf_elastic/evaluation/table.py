@@ -12,23 +12,36 @@ from .candidates import Candidate
 from .results import Results, macro_average
 from .suite import TaskFile
 
+MOST_TASKS = 5  # side by side in 100 columns
 
-def make_table(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], target: Target | None) -> Table:
-    """One row per size: parameters, latency, macro average and every task, in percent; and a row of what guessing gets."""
+
+def make_tables(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], target: Target | None) -> list[Table]:
+    """One row per size, and one of what guessing gets: parameters, latency and macro average, then the tasks, a few at a time."""
+    blocks = [files[start : start + MOST_TASKS] for start in range(0, len(files), MOST_TASKS)]
+    return [_overview(results, sizes, files, target), *(_tasks(results, sizes, block) for block in blocks)]
+
+
+def _overview(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], target: Target | None) -> Table:
     latencies = target and results.latencies([size.name for size in sizes], asdict(target))
-    items = {file.name: results.score(sizes[0].name, file.name).items for file in files}
-    latency_title = ["latency (95% interval)"] if latencies else []
-    tasks = [f"{file.name}\n{file.metric}, {items[file.name]}" for file in files]
-    table = Table("size", "parameters", *latency_title, "average", *tasks, caption="percent ± standard error; number of items")
+    timed = [f"latency, 1 x {target.sequence_length} tokens\n(95% interval)"] if latencies else []
+    table = Table("size", "parameters", *timed, f"average of {len(files)} tasks\npercent ± standard error")
+    for size in sizes:
+        latency = [str(latencies[size.name])] if latencies else []
+        average = macro_average([results.score(size.name, file.name) for file in files])
+        table.add_row(size.name, f"{size.parameters / 1e6:.2f} M", *latency, percent(*average))
+    table.add_section()
+    table.add_row("chance", "", *([""] if latencies else []), percent(results.average_of_chance([file.name for file in files])))
+    return table
+
+
+def _tasks(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile]) -> Table:
+    items = [results.score(sizes[0].name, file.name).items for file in files]
+    table = Table("size", *(f"{file.name}\n{file.metric}\n{count} items" for file, count in zip(files, items)))
     for size in sizes:
         scores = [results.score(size.name, file.name) for file in files]
-        latency = [str(latencies[size.name])] if latencies else []
-        cells = [percent(score.value, score.stderr) for score in scores]
-        table.add_row(size.name, f"{size.parameters / 1e6:.2f} M", *latency, percent(*macro_average(scores)), *cells)
-    chances = [results.chance(file.name) for file in files]
-    empty = [""] if latencies else []
+        table.add_row(size.name, *(percent(score.value, score.stderr) for score in scores))
     table.add_section()
-    table.add_row("chance", "", *empty, percent(sum(chances) / len(chances)), *map(percent, chances))
+    table.add_row("chance", *(percent(results.chance(file.name)) for file in files))
     return table
 
 
