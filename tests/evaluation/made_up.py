@@ -22,7 +22,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.decoder = decoders.Sequence([decoders.Replace("w", " w")])  # decoding glues tokens together: separate the words again
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special, model_input_names=["input_ids", "attention_mask"])
 
 
 def rigged(word: str) -> torch.nn.Module:

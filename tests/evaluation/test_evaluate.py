@@ -174,9 +174,10 @@ def test_an_interrupted_evaluation_goes_on(elastic, data, tmp_path, monkeypatch,
     assert calls[7:] == ["siqa"] * 3
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on(elastic, data, tmp_path):
     output = tmp_path / "results.json"
-    options = ["--model", elastic, "--data_dir", data, "--output", output, "--latency", "false"]
+    options = ["--model", elastic, "--data_dir", data, "--output", output, "--latency", "false", "--subnets", "largest"]
     command = [sys.executable, "-m", "hf_elastic.cli.main", "evaluate", *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
