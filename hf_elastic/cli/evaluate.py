@@ -100,7 +100,7 @@ def run(args: EvaluateArguments):
     results = evaluate(candidates, load_tokenizer(args.model), files, path, settings, target)
     for table in make_tables(results, candidates.sizes, files, target):
         console.print(table)
-    for line in remarks(results, candidates.sizes, files):
+    for line in remarks(results, candidates.sizes, files, target):
         print(line)
     print(f"written: {path}")
     return results

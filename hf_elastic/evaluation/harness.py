@@ -36,7 +36,7 @@ class Score:
         value: the task's metric, between 0 and 1.
         stderr: its standard error; None for a single item.
         items: how many were asked.
-        truncated: how many requests (an item has one for each choice) lost their beginning, being longer than the model's input.
+        truncated: how many requests (an item has one for each choice) were cut, being longer than the model's input.
         metrics: every metric of the task, and its standard error as `<metric>_stderr`.
     """
 
@@ -63,11 +63,10 @@ class CandidateLM(HFLM):
         self.truncated = 0
 
     def _loglikelihood_tokens(self, requests, *args, **kwargs) -> list[tuple[float, bool]]:
-        for _, context, continuation in requests:
-            if len(continuation) > self.max_length:
-                raise ValueError(f"an answer has {len(continuation)} tokens, and the model takes {self.max_length}")
-            self.truncated += len(context) + len(continuation) > self.max_length + 1
-        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        """As lm-eval, which cuts a context from the left, but an answer longer than the model's input counts by its beginning."""
+        self.truncated += sum(len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests)
+        fitting = [(texts, context, answer[: self.max_length]) for texts, context, answer in requests]
+        return super()._loglikelihood_tokens(fitting, *args, **kwargs)
 
     def generate_until(self, requests: list[Instance], *args, **kwargs) -> list[str]:
         """Greedy text up to a stop; raises ValueError if the model cannot generate, or has no room for an answer."""
@@ -134,12 +133,11 @@ def chance(task: Task, limit: int | None = None) -> float:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back the log of lm-eval, which asks for no action, and its bars where they would fill a file."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hold back the warnings of lm-eval and transformers, none asks for an action, and bars where they would fill a file."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
+from ..search.profile import WIDE
 from ..search.targets import Target
 from .candidates import Candidate
 from .results import Results, macro_average
@@ -50,13 +51,15 @@ def percent(value: float, stderr: float | None = None) -> str:
     return f"{100 * value:.1f}" + ("" if stderr is None else f" ± {100 * stderr:.1f}")
 
 
-def remarks(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile]) -> list[str]:
-    """What did not fit the model's input."""
+def remarks(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], target: Target | None) -> list[str]:
+    """What did not fit the model's input, and whether the machine was busy while timing."""
     found = []
     for file in files:
         truncated = max(results.score(size.name, file.name).truncated for size in sizes)
         if truncated:
-            found.append(
-                f"warning: {file.name}: {truncated} requests were longer than the model's input and lost their beginning"
-            )
+            found.append(f"warning: {file.name}: {truncated} requests were longer than the model's input and were cut")
+    latencies = (target and results.latencies([size.name for size in sizes], asdict(target))) or {}
+    wide = [name for name, latency in latencies.items() if latency.relative_half_width > WIDE]
+    if wide:
+        found.append(f"warning: this machine is busy: the latency of {', '.join(wide)} is uncertain by more than 10%")
     return found

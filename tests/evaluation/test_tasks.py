@@ -151,6 +151,18 @@ def test_what_does_not_fit_is_counted(tmp_path, expects_w1):
     assert score.value == 1 and score.truncated == 2  # 300 words, once for each choice: 256 go in, the answer comes after them
 
 
+def test_an_answer_longer_than_the_input_counts_by_its_beginning(tmp_path, expects_w1):
+    long = " ".join(["w1"] * 256)
+    rows = [
+        {"query": "w2", "choices": [f"{long} w2", "w2"], "gold": 0},
+        {"query": "w2", "choices": [f"w2 {long}", "w1"], "gold": 1},
+    ]
+    write(tmp_path, "copa", rows)
+    (file,) = find_tasks(["copa"], tmp_path)
+    score = run_task(file, load_task(file), expects_w1)
+    assert score.value == 1 and score.truncated == 2
+
+
 def test_macro_average(data, expects_w1):
     scores = [run_task(file, load_task(file), expects_w1) for file in find_tasks(["copa", "piqa"], data)]
     value, stderr = macro_average(scores)
