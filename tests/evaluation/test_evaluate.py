@@ -13,9 +13,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'hf-elastic[evaluate]'")
 
 import torch
-from made_up import ITEMS, tokenizer, write, write_all
-from tiny import config_of, randomize
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from made_up import ITEMS, tokenizer, write_all
 
 from hf_elastic import ElasticForCausalLM
 from hf_elastic.cli.main import main
@@ -29,35 +27,8 @@ DATA_DIR = os.environ.get("HF_ELASTIC_DATA_DIR")
 needs_data = pytest.mark.skipif(
     DATA_DIR is None, reason="HF_ELASTIC_DATA_DIR is not set; it names a folder with zeroshot/*.jsonl.gz"
 )
-SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
-SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 16}
 PER_LAYER = {"intermediate_size": [16, 48, 48, 16]}
 CHOOSING = [name for name in task_names() if name not in ("lambada_openai", "triviaqa")]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_all(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def elastic(tmp_path_factory):
-    """Random weights, large enough that sizes disagree."""
-    folder = tmp_path_factory.mktemp("elastic")
-    torch.manual_seed(0)
-    base = randomize(AutoModelForCausalLM.from_config(config_of("gpt2", n_positions=256)))
-    model = ElasticForCausalLM.from_base(base, space=SPACE, subnets={"small": SMALL}, importance="none")
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(elastic, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "small"
-    options = ["--subnet", "small", "--output_dir", str(folder), "--formats", "safetensors", "onnx"]
-    assert main(["export", "--model", str(elastic), *options]) == 0
-    return folder
 
 
 def run(model, data, output, *options) -> dict:
@@ -83,7 +54,7 @@ def test_all_tasks_on_named_sizes(elastic, data, tmp_path, capsys):
         assert size["latency"]["median_ms"] > 0 and name in printed
     assert results["target"]["sequence_length"] == 16 and {"torch", "lm_eval", "transformers"} <= results["versions"].keys()
     assert results["identity"]["num_fewshot"] == 0 and results["tasks"]["copa"]["chance"] == 0.5
-    assert results["average_of_chance"]["value"] == pytest.approx((7 * 0.25 + 0.2 - 0.25 + 6 * 0.5) / 14, abs=0.03)
+    assert results["average_of_chance"]["value"] == pytest.approx((0.2 + 5 * 0.25 + 6 * 0.5) / 14)
     assert "chance" in printed and all(name in printed for name in task_names()) and "±" in printed
     numbers = [scores_of(results, size) for size in results["sizes"]]
     assert numbers[0] != numbers[1] and numbers[0] != numbers[2]
@@ -180,11 +151,11 @@ def test_a_killed_process_goes_on(elastic, data, tmp_path):
     options = ["--model", elastic, "--data_dir", data, "--output", output, "--latency", "false", "--subnets", "largest"]
     command = [sys.executable, "-m", "hf_elastic.cli.main", "evaluate", *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not output.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130 and "The same command goes on" in error and "Traceback" not in error, error
     done = json.loads(output.read_text())["sizes"]["largest"]["scores"]
     assert 0 < len(done) < 14
@@ -218,76 +189,6 @@ def test_other_data_is_refused(elastic, data, tmp_path, capsys):
     command = ["evaluate", "--model", str(elastic), "--data_dir", str(tmp_path), "--output", str(tmp_path / "results.json")]
     assert main([*command, "--tasks", "copa", "--latency", "false"]) == 2
     assert "holds other results (digest was" in capsys.readouterr().err
-
-
-SHARED = ["--model", "{elastic}", "--data_dir", "{data}", "--latency", "false", "--output", "{out}"]
-BAD = {
-    "unknown task": ([*SHARED, "--tasks", "piqa,glue"], "tasks: 'glue' is unknown; known: arc_challenge, arc_easy, boolq"),
-    "a task twice": ([*SHARED, "--tasks", "piqa", "piqa"], "tasks: piqa is given twice"),
-    "missing data": ([*SHARED, "--data_dir", "{empty}"], "data_dir: arc_challenge needs arc_challenge.jsonl.gz, which is not in"),
-    "data that is no JSON": ([*SHARED, "--data_dir", "{broken}", "--tasks", "copa"], "is not gzipped JSON lines"),
-    "data that breaks off": ([*SHARED, "--data_dir", "{broken}", "--tasks", "siqa"], "siqa.jsonl.gz is not gzipped"),
-    "data without a key": ([*SHARED, "--data_dir", "{broken}", "--tasks", "piqa"], "piqa cannot use line 2 of"),
-    "a right answer that is none": ([*SHARED, "--data_dir", "{broken}", "--tasks", "wsc273"], "its 'gold' is 2"),
-    "too few for a shot": (
-        [*SHARED, "--data_dir", "{broken}", "--tasks", "boolq", "--num_fewshot", "1"],
-        "num_fewshot: boolq has 1 items, too few for 1 shots",
-    ),
-    "elastic, not causal": ([*SHARED, "--model", "{masked}"], "ElasticForMaskedLM is no causal language model"),
-    "stock, not causal": ([*SHARED, "--model", "{encoder}"], "holds a BertForMaskedLM, which is no causal language model"),
-    "no such model": ([*SHARED, "--model", "/no/such/model"], "no checkpoint folder '/no/such/model'"),
-    "unknown size": ([*SHARED, "--subnets", "tiny"], "tiny"),
-    "impossible size": ([*SHARED, "--subnets", '{"intermediate_size": 480}'], "480"),
-    "broken JSON": ([*SHARED, "--subnets", '{"intermediate_size"'], "is not JSON"),
-    "sizes of a stock model": ([*SHARED, "--model", "{exported}", "--subnets", "small"], "is not elastic, so it has one size"),
-    "generation with a graph": ([*SHARED, "--model", "{exported}/onnx", "--tasks", "triviaqa"], "triviaqa: it generates text"),
-    "too long to time": ([*SHARED, "--latency", "true", "--sequence_length", "999"], "sequence_length: the model cannot run 999"),
-    "too long for the graph": (
-        [*SHARED, "--model", "{exported}/onnx", "--latency", "true", "--sequence_length", "999"],
-        "sequence_length: the graph cannot run 999",
-    ),
-    "no items": ([*SHARED, "--limit", "0"], "limit must be at least 1, got 0"),
-    "a folder as output": ([*SHARED, "--output", "{empty}"], "is a folder; give a file"),
-    "another file as output": ([*SHARED, "--output", "{exported}/config.json"], "config.json is there and holds no evaluation"),
-}
-
-
-@pytest.fixture(scope="module")
-def places(elastic, exported, data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    for name in ("empty", "broken"):
-        (folder / name).mkdir()
-    (folder / "broken" / "copa.jsonl.gz").write_text("not gzipped")
-    write(folder / "broken", "piqa", [{"query": "w1", "choices": ["w1", "w2"], "gold": 0}, {"query": "w1", "gold": 0}])
-    write(folder / "broken", "winograd_wsc", [{"context_options": ["w1", "w2"], "continuation": "w3", "gold": 2}])
-    write(folder / "broken", "boolq", [{"query": "w1", "choices": ["no", "yes"], "gold": 0}])
-    whole = (data / "siqa.jsonl.gz").read_bytes()
-    (folder / "broken" / "siqa.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    encoder = AutoModelForMaskedLM.from_config(config_of("bert"))
-    encoder.save_pretrained(folder / "encoder")
-    from hf_elastic import ElasticForMaskedLM
-
-    ElasticForMaskedLM.from_base(encoder, importance="none").save_pretrained(folder / "masked")
-    names = {"elastic": elastic, "exported": exported, "data": data}
-    return names | {name: folder / name for name in ("empty", "broken", "encoder", "masked")}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_exit_2(name, places, tmp_path, capsys):
-    options, message = BAD[name]
-    filled = [option if option.startswith('{"') else option.format(**places, out=tmp_path / "out.json") for option in options]
-    assert main(["evaluate", *filled]) == 2
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if "error" in line]
-    assert len(lines) == 1 and message in lines[0] and "Traceback" not in error, error
-
-
-def test_without_lm_eval(elastic, data, tmp_path, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith(("lm_eval", "hf_elastic.evaluation."))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert main(["evaluate", "--model", str(elastic), "--data_dir", str(data), "--output", str(tmp_path / "out.json")]) == 2
-    assert "pip install 'hf-elastic[evaluate]'" in capsys.readouterr().err
 
 
 def test_help_and_recipe(data, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'hf-elastic[evaluate]'")
 
-from made_up import ANSWER_TOKENS, ITEMS, rigged, tokenizer, write, write_all
+from made_up import ANSWER_TOKENS, ITEMS, rigged, tokenizer, write
 
 from hf_elastic.evaluation.candidates import Candidate, torch_call
 from hf_elastic.evaluation.harness import SEED, CandidateLM, chance, load_task, run_task
@@ -18,11 +18,6 @@ CHOICES = {
     "arc_challenge": 5, "arc_easy": 4, "boolq": 2, "commonsense_qa": 4, "copa": 2, "hellaswag": 4, "logiqa": 4, "openbookqa": 4,
     "piqa": 2, "siqa": 2, "winogrande": 2, "wsc273": 2,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_all(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
