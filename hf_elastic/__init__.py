@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from . import backbones as backbones
+from . import models
 from .configuration_elastic import ElasticConfig
 from .modeling_elastic import (
     ElasticForCausalLM,
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 register()
+models.register()
 
 
 def __getattr__(name: str):

@@ -104,13 +104,17 @@ class Space(Mapping):
         per_layer: axes whose value is chosen for every kept layer on its own.
         max_group: with both head counts in the space, the most query heads that may share a key-value head. Pairs that do
             not divide or exceed it are not part of the space.
+        head_size: channels per head where the number of heads follows `hidden_size`, as stock configs have it; both are one
+            choice then.
 
     Raises:
         ValueError: no axis, an axis without values, an unknown axis, a value that is no positive integer, no legal pair of
-            head counts, or per-layer axes without a depth.
+            head counts, per-layer axes without a depth, or a hidden size that `head_size` does not divide.
     """
 
-    def __init__(self, values: Mapping, per_layer: Sequence[str] = (), max_group: int | None = None):
+    def __init__(
+        self, values: Mapping, per_layer: Sequence[str] = (), max_group: int | None = None, head_size: int | None = None
+    ):
         if not values:
             raise ValueError(f"the space is empty; give values for at least one of: {', '.join(AXES)}")
         if all(axis in values for axis in DEPTH_AXES):
@@ -129,6 +133,7 @@ class Space(Mapping):
         for axis in AXES:
             if axis in values:
                 self._values[axis] = self._check_values(axis, values[axis])
+        self.head_size = self._check_head_size(head_size)
         self._genes = self._make_genes(max_group)
         if self.per_layer and not any(axis in values for axis in DEPTH_AXES):
             raise ValueError(f"per_layer: {', '.join(self.per_layer)}: the space needs num_hidden_layers or layers as well")
@@ -141,6 +146,17 @@ class Space(Mapping):
         if any(isinstance(value, tuple) for value in checked) and axis != "layers":
             raise ValueError(f"{axis}: {values!r} must be a flat list; name the axis in per_layer to choose for every layer")
         return tuple(sorted(checked, key=lambda value: (len(value), value) if isinstance(value, tuple) else value))
+
+    def _check_head_size(self, head_size: int | None) -> int | None:
+        if head_size is None:
+            return None
+        _index("head_size", head_size, 1)
+        if HEADS in self._values or KEY_VALUE_HEADS in self._values or "hidden_size" not in self._values:
+            raise ValueError(f"head_size: {HEADS} follows hidden_size, which the space must have, and no counts of heads")
+        for hidden in self._values["hidden_size"]:
+            if hidden % head_size:
+                raise ValueError(f"head_size: {head_size} does not divide the hidden_size {hidden}")
+        return head_size
 
     def _make_genes(self, max_group: int | None) -> dict[str, tuple]:
         """Axis -> choices, with the two head counts joined into one gene of legal pairs."""
@@ -171,6 +187,14 @@ class Space(Mapping):
         return iter(self._values)
 
     def __len__(self) -> int:
+        """Number of subnets; Python's `len` cannot count beyond 2^63, `size` can."""
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def size(self) -> int:
         """Number of subnets."""
         shared = prod(len(choices) for axis, choices in self._genes.items() if axis not in (*self.per_layer, *DEPTH_AXES))
         each_layer = prod(len(choices) for axis, choices in self._genes.items() if axis in self.per_layer)
@@ -182,7 +206,7 @@ class Space(Mapping):
         return f"Space({self.to_dict()})"
 
     def __hash__(self) -> int:
-        return hash((tuple(self._values.items()), self.per_layer))
+        return hash((tuple(self._values.items()), self.per_layer, self.head_size))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Space) and self.to_dict() == other.to_dict()
@@ -190,15 +214,15 @@ class Space(Mapping):
     def to_dict(self) -> dict:
         """JSON-able; `Space.from_dict` reads it back."""
         values = {axis: [list(v) if isinstance(v, tuple) else v for v in choices] for axis, choices in self._values.items()}
-        return {**values, "per_layer": list(self.per_layer)}
+        return {**values, "per_layer": list(self.per_layer), **({"head_size": self.head_size} if self.head_size else {})}
 
     @classmethod
     def from_dict(cls, data: Mapping, max_group: int | None = None) -> Space:
-        """Read a space from a recipe or a config: axis -> values, and `per_layer`."""
+        """Read a space from a recipe or a config: axis -> values, `per_layer` and `head_size`."""
         if not isinstance(data, Mapping):
             raise ValueError(f"the space must map axes to lists of values, got {data!r}")
-        values = {axis: choices for axis, choices in data.items() if axis != "per_layer"}
-        return cls(values, per_layer=data.get("per_layer") or (), max_group=max_group)
+        values = {axis: choices for axis, choices in data.items() if axis not in ("per_layer", "head_size")}
+        return cls(values, data.get("per_layer") or (), max_group, data.get("head_size"))
 
     def _depths(self) -> tuple:
         for axis in DEPTH_AXES:
@@ -234,6 +258,8 @@ class Space(Mapping):
                 chosen[HEADS], chosen[KEY_VALUE_HEADS] = (tuple(column) for column in zip(*pairs))
             else:
                 chosen[HEADS], chosen[KEY_VALUE_HEADS] = pairs
+        if self.head_size:
+            chosen[HEADS] = chosen["hidden_size"] // self.head_size
         return Subnet(chosen)
 
     @property

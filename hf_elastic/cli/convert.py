@@ -21,7 +21,8 @@ class ConvertArguments:
         metadata={"help": "Instead of a model: a stock config (mapping, JSON or JSON file), for training from scratch."},
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "Hub id or local folder of the tokenizer; default: the model's."}
+        default=None,
+        metadata={"help": "Hub id or local folder of the tokenizer; default: the model's. none: without one, to search only."},
     )
     tokenizer_dataset: str | None = field(
         default=None, metadata={"help": "Without a tokenizer: train a byte-level BPE on this data set's training text."}
@@ -104,17 +105,19 @@ def run(args: ConvertArguments) -> None:
             **options,
         )
     else:
-        model = from_scratch(elastic_class, args)
+        with torch.device("meta" if args.dry_run else "cpu"):  # shapes are all that a dry run needs
+            model = from_scratch(elastic_class, args)
     if args.dry_run:
         return
     tokenizer = _tokenizer(args, model.config.vocab_size)
     with staged(folder) as staging:
         model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
     sizes = {"largest": model.space.largest, "smallest": model.space.smallest, **model.config.subnets}
     for name, subnet in sizes.items():
         print(f"{name}: {model.num_parameters_of(subnet):,} parameters, {model.subnet(subnet).to_dict()}")
-    print(f"{len(model.space):,} sizes in {folder}")
+    print(f"{model.space.size:,} sizes in {folder}")
 
 
 def calibration(args: ConvertArguments) -> list[dict] | None:
@@ -162,5 +165,7 @@ def _tokenizer(args: ConvertArguments, vocab_size: int):
 
         return train_byte_level_bpe(located(args.tokenizer_dataset, args.data_dir), vocab_size)
     if args.tokenizer is None and args.model is None:
-        raise ValueError("a model from scratch needs tokenizer or tokenizer_dataset")
+        raise ValueError("a model from scratch needs tokenizer (none, to search only) or tokenizer_dataset")
+    if args.tokenizer == "none":
+        return None
     return AutoTokenizer.from_pretrained(args.tokenizer or args.model)

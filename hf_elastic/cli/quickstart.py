@@ -115,7 +115,7 @@ def convert(args: QuickstartArguments, console):
     data = prepare("sequence-classification", args.dataset, tokenizer, config=model.config, max_length=args.max_length)
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in data.splits.items())
     console.print(f"task: which of {len(labels)} classes ({', '.join(labels)}); rows: {sizes}")
-    console.print(f"model: {model.num_parameters_of(None):,} parameters, now {len(model.space)} sizes: {model.space.to_dict()}")
+    console.print(f"model: {model.num_parameters_of(None):,} parameters, now {model.space.size} sizes: {model.space.to_dict()}")
     return model, tokenizer, data
 
 

@@ -18,7 +18,10 @@ class SearchArguments(DataArguments):
     )
     objectives: list[str] = field(
         default_factory=lambda: ["accuracy", "latency"],
-        metadata={"help": "accuracy, loss, perplexity, latency, peak_memory, parameters, flops; the first one is the quality."},
+        metadata={
+            "help": "accuracy, loss, perplexity, latency, peak_memory, parameters, flops, or a proxy that needs no data: "
+            "decoder_parameters, attention_times_ffn, layer_capacity, capacity. The first one is the quality."
+        },
     )
     constraints: list[str] = field(
         default_factory=list, metadata={"help": "Hard limits such as 'latency_ms<=10' or 'parameters<=20e6'."}
@@ -77,12 +80,7 @@ def run(args: SearchArguments):
     if args.dry_run:
         return None
     model = load_elastic(args.model)
-    data = prepare_for(model, load_tokenizer(args.model), args)
-    if args.split not in data.splits:
-        raise ValueError(f"split: {args.split!r} is not in the data; it has: {', '.join(data.splits)}")
-    rows = data.splits[args.split]
-    if args.max_examples is not None:
-        rows = rows.select(range(min(args.max_examples, len(rows))))
+    rows, collator = _rows(model, args)
     frontier = search_subnets(
         model,
         args.objectives,
@@ -94,7 +92,7 @@ def run(args: SearchArguments):
         batch_size=args.batch_size,
         sequence_length=args.sequence_length,
         latency_batch_size=args.latency_batch_size,
-        data_collator=data.collator,
+        data_collator=collator,
         threads=args.threads,
         runtime=args.runtime,
         phase=args.phase,
@@ -113,3 +111,18 @@ def run(args: SearchArguments):
     for warning in frontier.facts.get("warnings", ()):
         print(f"warning: {warning}")
     return frontier
+
+
+def _rows(model, args: SearchArguments):
+    """The rows that quality is measured on and their collator; None, None where nothing is measured on data."""
+    from ..search.objectives import QUALITY, Constraint
+
+    if not {*args.objectives, *(Constraint.parse(text).name for text in args.constraints)} & set(QUALITY):
+        return None, None
+    data = prepare_for(model, load_tokenizer(args.model), args)
+    if args.split not in data.splits:
+        raise ValueError(f"split: {args.split!r} is not in the data; it has: {', '.join(data.splits)}")
+    rows = data.splits[args.split]
+    if args.max_examples is not None:
+        rows = rows.select(range(min(args.max_examples, len(rows))))
+    return rows, data.collator

@@ -13,6 +13,7 @@ from .measure import Latency
 from .memory import measure_memory
 from .objectives import COUNTS, FLOPS, LATENCY, MEMORY, PARAMETERS, Constraint, check_values
 from .predict import CostModel
+from .proxies import CLOSED_FORMS, closed_form
 from .store import Store
 from .targets import Target
 
@@ -156,6 +157,8 @@ class Evaluator:
         subnet = self.model.subnet(subnet)
         shape = (self.latency.batch_size, self.latency.sequence_length)
         counts = {PARAMETERS: self.model.num_parameters_of(subnet), FLOPS: self.model.flops_of(subnet, *shape)}
+        proxies = [name for name in self.rules.wanted if name in CLOSED_FORMS]
+        counts |= {name: float(found[0]) for name, found in closed_form(self.model, [subnet], proxies).items()}
         candidate = Candidate(subnet, counts)
         for name, model in self.predictors.items():
             candidate.predict(name, model.predict(self.model, [subnet])[0])

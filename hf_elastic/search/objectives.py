@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from .frontier import Objective
+from .proxies import CLOSED_FORMS
 
 ACCURACY, LOSS, PERPLEXITY = "accuracy", "loss", "perplexity"
 LATENCY, MEMORY, PARAMETERS, FLOPS = "latency_ms", "peak_memory_mb", "parameters", "flops"
@@ -20,10 +21,11 @@ OBJECTIVES = {
     "peak_memory": Objective(MEMORY, "minimize", "MB"),
     "parameters": Objective(PARAMETERS, "minimize"),
     "flops": Objective(FLOPS, "minimize"),
+    **{name: Objective(name, "maximize") for name in CLOSED_FORMS},
 }
 QUALITY = (ACCURACY, LOSS, PERPLEXITY)
 # Known without running anything.
-COUNTS = (PARAMETERS, FLOPS)
+COUNTS = (PARAMETERS, FLOPS, *CLOSED_FORMS)
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
 
 
@@ -32,7 +34,8 @@ class Constraint:
     """A limit that a subnet must keep.
 
     Attributes:
-        name: key of a value: accuracy, loss, perplexity, latency_ms, peak_memory_mb, parameters, flops, or one of the caller's.
+        name: key of a value: accuracy, loss, perplexity, latency_ms, peak_memory_mb, parameters, flops, a closed-form
+            proxy, or one of the caller's.
         relation: "<=" or ">=".
         limit: in the unit of the value.
     """

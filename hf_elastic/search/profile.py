@@ -187,7 +187,7 @@ def spread_subnets(space: Space, count: int, seed: int = 0) -> list[Subnet]:
     generator, genes = random.Random(seed), space.genes()
     found = dict.fromkeys((space.largest, space.smallest))
     for turn in range(50 * count):
-        if len(found) >= min(count, len(space)):
+        if len(found) >= min(count, space.size):
             break
         heights = defaultdict(generator.random)
         shared = {gene: choices[int(heights[gene.partition(".")[0]] * len(choices))] for gene, choices in genes.items()}

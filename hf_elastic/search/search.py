@@ -54,7 +54,8 @@ def search_subnets(
 
     Args:
         model: the supernet.
-        objectives: any of accuracy, loss, perplexity, latency, peak_memory, parameters, flops; or `Objective`s that
+        objectives: any of accuracy, loss, perplexity, latency, peak_memory, parameters, flops, a closed-form proxy such as
+            decoder_parameters (see docs/search.md); or `Objective`s that
             `compute_quality` computes. `Frontier.best` ranks by the first.
         eval_dataset: tokenized rows with labels, a `datasets.Dataset` or a list of dicts; needed for accuracy, loss and
             perplexity unless `compute_quality` is given.
@@ -123,9 +124,9 @@ def search_subnets(
     try:
         with Bar(progress) as bar:
             evaluator = Evaluator(model, store, rules, quality, latency, predictors, measures=not warnings)
-            bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, len(space)))
+            bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, space.size))
             names = _evaluate_ends(evaluator, bar.advance)
-            if len(space) <= n_trials:
+            if space.size <= n_trials:
                 _evaluate_all(evaluator, space, population_size, bar.advance)
             else:
                 from .evolve import evolve  # importing Optuna takes long

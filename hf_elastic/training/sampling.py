@@ -60,7 +60,7 @@ class Sampler:
     def __post_init__(self):
         if self.sampling not in SAMPLING:
             raise ValueError(f"sampling: {self.sampling!r} is unknown; known: {', '.join(SAMPLING)}")
-        count = len(self.named) or len(self.space)
+        count = len(self.named) or self.space.size
         if self.sampling == "all" and count > MOST_AT_ONCE:
             raise ValueError(
                 f"sampling: 'all' with {count} sizes; at most {MOST_AT_ONCE}: name sizes in subnets, or use 'sandwich'"
@@ -113,7 +113,7 @@ class Sampler:
         if opened not in self._opened:
             full = self.space.to_dict()
             values = {axis: full[axis] if axis in opened else full[axis][-1:] for axis in self.space}
-            self._opened[opened] = Space(values, per_layer=full["per_layer"], max_group=self.max_group)
+            self._opened[opened] = Space.from_dict({**full, **values}, max_group=self.max_group)
         return self._opened[opened]
 
     def draw(self, step: int, max_steps: int) -> Drawn:
@@ -135,7 +135,7 @@ class Sampler:
         if self.sampling == "single_path":
             return [("random", space.sample(generator))]
         sizes = [("largest", space.largest)]
-        if len(space) == 1:
+        if space.size == 1:
             return sizes
         return [*sizes, *(("random", space.sample(generator)) for _ in range(self.num_random)), ("smallest", space.smallest)]
 

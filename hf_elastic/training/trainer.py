@@ -86,7 +86,7 @@ class ElasticTrainer(CheckpointsMixin, Trainer):
         if names is None:
             names = list(self.args.train_subnets or ())
             if not names:
-                names = [*(["smallest"] if len(self.elastic.space) > 1 else []), *self.elastic.config.subnets]
+                names = [*(["smallest"] if self.elastic.space.size > 1 else []), *self.elastic.config.subnets]
         for name in names:
             self.elastic.resolve(name)
         return list(names)

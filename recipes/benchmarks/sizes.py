@@ -90,17 +90,20 @@ def one(args: argparse.Namespace) -> None:
 
 
 def cost(args: argparse.Namespace) -> None:
-    """Time of the elastic training / sum of the times of the sizes trained one by one: 40 steps of each, in turn, twice."""
+    """Time of the elastic training / sum of the times of the sizes trained one by one: 40 steps of each, in turn."""
     torch.set_num_threads(2)
     runs, seed = Runs(args.task, args.data_dir, args.output), args.seeds[0]
-    alone = "plain" if runs.is_language_model else "distilled"
-    names = ["elastic", "plain/largest", *(f"{alone}/{size}" for size in runs.convert["subnets"])]
+    kinds = ("plain",) if runs.is_language_model else ("plain", "distilled")
+    sizes = list(runs.convert["subnets"])
     seconds_of(runs, "plain/largest", seed, 5)
-    for _ in range(2):
-        times = {name: seconds_of(runs, name, seed, 40) for name in names}
-        together, separately = times["elastic"], sum(times.values()) - times["elastic"]
-        detail = ", ".join(f"{name} {value:.1f}" for name, value in times.items())
-        print(f"40 steps, seconds: {detail}; together / one by one: {together / separately:.2f}", flush=True)
+    for _ in range(args.rounds):
+        together, full = (seconds_of(runs, name, seed, 40) for name in ("elastic", "plain/largest"))
+        print(f"40 steps, seconds: elastic {together:.1f}, plain/largest {full:.1f}", flush=True)
+        for kind in kinds:
+            others = {size: seconds_of(runs, f"{kind}/{size}", seed, 40) for size in sizes}
+            detail = ", ".join(f"{size} {value:.1f}" for size, value in others.items())
+            ratio = together / (full + sum(others.values()))
+            print(f"    the others one by one, {kind}: {detail}; together / one by one: {ratio:.2f}", flush=True)
 
 
 def spread(values: list[float], metric: str) -> str:
@@ -169,6 +172,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", help="only these runs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time (processes)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of cost")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     args = parser.parse_args()
     if args.command != "table" and args.data_dir is None:

@@ -117,6 +117,10 @@ def test_enumeration_is_lazy_and_length_is_exact_where_nothing_could_enumerate()
     space = Space({"num_hidden_layers": [6, 12], "intermediate_size": [1, 2, 3, 4, 5]}, ["intermediate_size"])
     assert len(space) == 5**6 + 5**12
     assert next(iter(space.enumerate())) == space.smallest
+    deep = Space({"num_hidden_layers": [16], "intermediate_size": list(range(1, 21))}, ["intermediate_size"])
+    assert deep.size == 20**16 and bool(deep)
+    with pytest.raises(OverflowError):
+        len(deep)
 
 
 def test_subnet():
@@ -138,3 +142,27 @@ def test_numpy_integers_become_ints():
     numpy = pytest.importorskip("numpy")
     subnet = Subnet({"num_hidden_layers": numpy.int64(2), "intermediate_size": [numpy.int32(8), 16]})
     assert json.dumps(subnet.to_dict()) == '{"num_hidden_layers": 2, "intermediate_size": [8, 16]}'
+
+
+def test_heads_that_follow_the_hidden_size():
+    values = {"num_hidden_layers": [1, 2], "hidden_size": [16, 32, 48], "intermediate_size": [7, 9]}
+    space = Space(values, per_layer=["intermediate_size"], head_size=8)
+    assert {subnet["num_attention_heads"] * 8 for subnet in space.enumerate()} == {16, 32, 48}
+    assert all(subnet["num_attention_heads"] * 8 == subnet["hidden_size"] for subnet in space.enumerate())
+    assert len(space) == len(list(space.enumerate())) == 3 * (2 + 4)
+    assert Space.from_dict(space.to_dict()) == space != Space(values, per_layer=["intermediate_size"])
+    assert "num_attention_heads" not in space.genes()
+
+
+@pytest.mark.parametrize(
+    ("values", "head_size", "message"),
+    [
+        ({"hidden_size": [16, 20]}, 8, "head_size: 8 does not divide the hidden_size 20"),
+        ({"num_hidden_layers": [1]}, 8, "follows hidden_size, which the space must have"),
+        ({"hidden_size": [16], "num_attention_heads": [2]}, 8, "and no counts of heads"),
+        ({"hidden_size": [16]}, 0, "head_size: 0 is not allowed"),
+    ],
+)
+def test_bad_head_sizes(values, head_size, message):
+    with pytest.raises(ValueError, match=message):
+        Space(values, head_size=head_size)
