@@ -142,7 +142,7 @@ def graph_candidates(folder: Path, threads: int | None = None) -> Candidates:
 
 def torch_call(model: PreTrainedModel) -> Callable[[Target], Callable[[], object]]:
     """What is timed of a torch model."""
-    return lambda target: model_call(target, model, target.make_input(model))
+    return lambda target: model_call(target, model, random_input(target, model))
 
 
 def graph_call(model: GraphModel) -> Callable[[Target], Callable[[], object]]:
@@ -150,9 +150,7 @@ def graph_call(model: GraphModel) -> Callable[[Target], Callable[[], object]]:
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
     def call(target: Target) -> Callable[[], object]:
-        ids = torch.zeros(target.batch_size, target.sequence_length, dtype=torch.long)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        run = exported_call(replace(target, runtime="onnxruntime"), model.file, inputs)
+        run = exported_call(replace(target, runtime="onnxruntime"), model.file, random_input(target, model))
         try:
             run()
         except (Fail, InvalidArgument, RuntimeException) as error:
@@ -160,6 +158,14 @@ def graph_call(model: GraphModel) -> Callable[[Target], Callable[[], object]]:
         return run
 
     return call
+
+
+def random_input(target: Target, model: PreTrainedModel | GraphModel) -> dict[str, torch.Tensor]:
+    """Random tokens "batch length" without padding, drawn as `Target.make_input` draws those of an elastic model."""
+    generator = torch.Generator().manual_seed(target.seed)
+    shape = (target.batch_size, target.sequence_length)
+    ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def check_causal(name: str, config: PretrainedConfig) -> None:

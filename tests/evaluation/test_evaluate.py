@@ -14,6 +14,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'hf
 
 import torch
 from made_up import ITEMS, tokenizer, write_all
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_elastic import ElasticForCausalLM
 from hf_elastic.cli.main import main
@@ -76,6 +77,16 @@ def test_a_view_scores_as_its_extracted_and_exported_size(elastic, exported, dat
     assert view["scores"] == stock["scores"] == graph["scores"]
     assert view["parameters"] == stock["parameters"] == graph["parameters"]
     assert graph["latency"]["median_ms"] > 0
+
+
+def test_transformer_xl(data, tmp_path):
+    """A stock model of our own, with adaptive embeddings."""
+    shape = {"d_model": 32, "d_embed": 32, "n_layer": 2, "n_head": 2, "d_head": 16, "d_inner": 32, "mem_len": 16, "cutoffs": []}
+    config = AutoConfig.for_model("transformer_xl", vocab_size=99, div_val=1, eos_token_id=2, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    results = run(tmp_path / "model", data, tmp_path / "results.json", "--tasks", "copa,lambada_openai,triviaqa")
+    assert len(results["sizes"]["full"]["scores"]) == 3 and results["sizes"]["full"]["latency"]["median_ms"] > 0
 
 
 def test_likelihoods_of_views(elastic, data):
