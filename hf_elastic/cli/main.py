@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train its sizes together",
     "measure": "measure latency and peak memory of sizes on this machine",
     "search": "find the best sizes on this machine",
+    "evaluate": "score sizes on zero-shot tasks, next to parameters and latency",
     "export": "write a size as a standard checkpoint, ONNX or int8 ONNX",
 }
 # What bad input raises; anything else is a bug and keeps its traceback.
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 RESUME = {
     "train": "The same command with --resume_from_checkpoint true goes on from the last checkpoint.",
     "search": "The same command goes on where it was.",
+    "evaluate": "The same command goes on where it was.",
 }
 
 if __name__ == "__main__":

@@ -26,5 +26,10 @@ def train_byte_level_bpe(dataset: str, vocab_size: int) -> PreTrainedTokenizerFa
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(rows["train"][columns[0]], vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+        tokenizer_object=bpe._tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        # transformers 4.57 would add token_type_ids, to which GPT-2 gives the embedding of word 0.
+        model_input_names=["input_ids", "attention_mask"],
     )

@@ -1,0 +1,3 @@
+from .suite import task_names
+
+__all__ = ["task_names"]

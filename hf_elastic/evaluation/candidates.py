@@ -1,0 +1,195 @@
+"""What is evaluated: sizes of an elastic model as views, a stock checkpoint, or an exported graph."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
+from ..search.store import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
+from ..search.targets import Target, exported_call, model_call
+
+GRAPH = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One size.
+
+    Attributes:
+        name: for the table; the same for the same size in every run.
+        subnet: its axes; None where there is no elastic model.
+        parameters: how many it has (count).
+        model: what lm-eval calls: `model(ids).logits`, with `config` and `device`.
+        generates: whether it can generate text.
+        call: given a target, what is timed.
+    """
+
+    name: str
+    subnet: dict | None
+    parameters: int
+    model: PreTrainedModel | GraphModel
+    generates: bool
+    call: Callable[[Target], Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Sizes of one model.
+
+    Attributes:
+        sizes: each once.
+        digest: short hash of the architecture and the weights.
+    """
+
+    sizes: list[Candidate]
+    digest: str
+
+
+class GraphModel:
+    """An exported graph that is called like a causal language model, without a cache.
+
+    Args:
+        folder: what `hf-elastic export --formats onnx` or `onnx-int8` wrote.
+        threads: CPU threads; None takes the runtime's default.
+
+    Raises:
+        ImportError: onnxruntime is not installed; it names the extra.
+        ValueError: it is no causal language model.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, threads: int | None = None):
+        from ..export.onnx import OnnxRunner
+
+        written = AutoConfig.from_pretrained(folder)
+        check_causal(str(folder), written)
+        self.file = Path(folder) / GRAPH
+        self.config = stock_config(written)
+        self.num_parameters = build_empty(written).num_parameters()
+        self._run = OnnxRunner(self.file, threads)
+
+    def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        """The logits `float[batch, sequence, vocabulary]` of `int64[batch, sequence]`; padding on the right changes no others."""
+        output = self._run({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+        return SimpleNamespace(logits=torch.from_numpy(output["logits"]))
+
+
+def elastic_candidates(model: ElasticPreTrainedModel, names: Sequence[str | Mapping] | None = None) -> Candidates:
+    """Sizes of an elastic model, all on its one copy of the weights.
+
+    Args:
+        model: the supernet.
+        names: named sizes and subnets; None for the largest, the smallest and every named one.
+
+    Raises:
+        ValueError: it is no causal language model, or an unknown name or impossible size.
+    """
+    if not isinstance(model, ElasticForCausalLM):
+        raise ValueError(f"model: {type(model).__name__} is no causal language model, which the tasks need")
+    names = ["largest", "smallest", *model.config.subnets] if names is None else names
+    subnets = {}
+    for name in names:
+        subnets.setdefault(model.subnet(name), name if isinstance(name, str) else json.dumps(dict(name)))
+    sizes = []
+    for subnet, name in subnets.items():
+        view = model.view(subnet)
+        sizes.append(Candidate(name, subnet.to_dict(), model.num_parameters_of(subnet), view, True, torch_call(view)))
+    return Candidates(sizes, model_digest(model))
+
+
+def stock_candidates(name: str, device: str) -> Candidates:
+    """A stock checkpoint.
+
+    Raises:
+        ValueError: it is no causal language model.
+        OSError: no such checkpoint.
+    """
+    check_causal(name, AutoConfig.from_pretrained(name))
+    model = AutoModelForCausalLM.from_pretrained(name).to(device).eval()
+    digest = hashlib.sha256(_config_text(model.config).encode())
+    for parameter_name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLES_PER_TENSOR)].to("cpu", torch.float64)
+        digest.update(f"{parameter_name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    size = Candidate("full", None, model.num_parameters(), model, True, torch_call(model))
+    return Candidates([size], digest.hexdigest()[:16])
+
+
+def graph_candidates(folder: Path, threads: int | None = None) -> Candidates:
+    """An exported graph.
+
+    Raises:
+        ImportError, ValueError: as for `GraphModel`.
+    """
+    from ..export._onnx_backend import weight_file
+
+    model = GraphModel(folder, threads)
+    size = Candidate(folder.name, None, model.num_parameters, model, False, graph_call(model))
+    digest = hashlib.sha256(_config_text(model.config).encode())
+    for path in filter(Path.exists, (model.file, weight_file(model.file))):
+        digest.update(path.read_bytes())
+    return Candidates([size], digest.hexdigest()[:16])
+
+
+def torch_call(model: PreTrainedModel) -> Callable[[Target], Callable[[], object]]:
+    """What is timed of a torch model."""
+    return lambda target: model_call(target, model, random_input(target, model))
+
+
+def graph_call(model: GraphModel) -> Callable[[Target], Callable[[], object]]:
+    """What is timed of a graph; raises ValueError if it cannot run the target's input."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+
+    def call(target: Target) -> Callable[[], object]:
+        run = exported_call(replace(target, runtime="onnxruntime"), model.file, random_input(target, model))
+        try:
+            run()
+        except (Fail, InvalidArgument, RuntimeException) as error:
+            raise ValueError(f"sequence_length: the graph cannot run {target.sequence_length} tokens: {error}") from error
+        return run
+
+    return call
+
+
+def random_input(target: Target, model: PreTrainedModel | GraphModel) -> dict[str, torch.Tensor]:
+    """Random tokens "batch length" without padding, drawn as `Target.make_input` draws those of an elastic model."""
+    generator = torch.Generator().manual_seed(target.seed)
+    shape = (target.batch_size, target.sequence_length)
+    ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def check_causal(name: str, config: PretrainedConfig) -> None:
+    """Raise ValueError unless a checkpoint was saved with a causal language model's head."""
+    saved = (config.architectures or ["nothing"])[0]
+    mapping = AutoModelForCausalLM._model_mapping
+    classes = mapping.get(type(config), ())
+    causal = [found.__name__ for found in (classes if isinstance(classes, (list, tuple)) else [classes])]
+    if saved not in causal:
+        raise ValueError(f"model: {name} holds a {saved}, which is no causal language model; the tasks need one")
+
+
+def stock_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The architecture's own config, which says how long an input may be."""
+    return config.base_config if config.model_type == "elastic" else config
+
+
+def build_empty(config: PretrainedConfig) -> PreTrainedModel:
+    """A model with no storage behind its weights, to count them."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _config_text(config: PretrainedConfig) -> str:
+    return json.dumps(
+        {key: value for key, value in config.to_dict().items() if key not in INCIDENTAL}, sort_keys=True, default=str
+    )
