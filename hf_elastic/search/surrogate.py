@@ -14,7 +14,7 @@ START = 16  # rows evaluated before the first regression
 POPULATION = 200  # rows of the inner evolution
 GENERATIONS = 30
 MUTATIONS = 1.5  # genes of a child that change, on average
-DARTS = 4096  # points at which hypervolume is counted
+DARTS = 16384  # points at which hypervolume is counted
 STRANGERS = 0.1  # share of a batch that is random, lest a wrong regression never meets what would correct it
 
 
