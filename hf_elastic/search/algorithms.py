@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -11,6 +10,7 @@ import numpy as np
 import optuna
 from optuna.trial import Trial, TrialState
 
+from .genes import Genes
 from .surrogate import Surrogate
 from .task import Task
 
@@ -82,6 +82,32 @@ class OptunaAlgorithm:
         return row
 
 
+class Exhaustive:
+    """Every size once.
+
+    Args:
+        task: what is searched; sizes that are not allowed are left out.
+    """
+
+    def __init__(self, task: Task):
+        self._rows = (row for row in _all_rows(task.genes) if task.is_allowed(row))
+
+    def ask(self, count: int) -> np.ndarray:
+        """See `Algorithm`; nothing when there is no more."""
+        return np.array(list(itertools.islice(self._rows, count)))
+
+    def tell(self, row: np.ndarray, values: Mapping[str, float], problems: float) -> None:
+        """Changes nothing."""
+
+
+def _all_rows(genes: Genes) -> Iterator[np.ndarray]:
+    for places in itertools.product(*map(range, genes.counts)):
+        row = np.array(places)
+        # Genes of dropped layers are at 0 in one of the rows that stand for the same size.
+        if np.array_equal(genes.canonical(row[None])[0], row):
+            yield row
+
+
 def _broken(trial: optuna.trial.FrozenTrial) -> tuple[float]:
     return (trial.user_attrs[PROBLEMS],)
 
@@ -110,24 +136,16 @@ def _random(task: Task, population_size: int, seed: int) -> Algorithm:
     return OptunaAlgorithm(task, optuna.samplers.RandomSampler(seed=seed), task.genes.diagonal(0))
 
 
+def _exhaustive(task: Task, population_size: int, seed: int) -> Algorithm:
+    return Exhaustive(task)
+
+
+# Name -> what makes one of a task, the number of sizes per batch and a seed.
 ALGORITHMS: dict[str, Callable[[Task, int, int], Algorithm]] = {
     "surrogate": _surrogate,
     "nsga2": _nsga2,
     "nsga3": _nsga3,
     "tpe": _tpe,
     "random": _random,
+    "exhaustive": _exhaustive,
 }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No log line per trial, and no warning that one of Optuna's two interfaces for constraints is new, or old."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)

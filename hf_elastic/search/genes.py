@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 DEPTH_GENES = ("num_hidden_layers", "layers")
-FEW_CHOICES = 8  # a gene of the whole model with at most so many gets a column for each
+HEADS = ("num_attention_heads", "num_key_value_heads")  # one gene if a space has both
 
 
 class Genes:
@@ -70,6 +69,25 @@ class Genes:
         """A canonical row `[G]` from places by name."""
         return self.canonical(np.array([[places[gene] for gene in self.choices]]))[0]
 
+    def row_of(self, subnet: Mapping, layers: Sequence[int]) -> np.ndarray | None:
+        """The canonical row `[G]` of a subnet; None if it is not in the space.
+
+        Args:
+            subnet: every axis, but the depth, by name: an int, or one int per kept layer.
+            layers: the kept layers.
+        """
+        depths = {"num_hidden_layers": len(layers), "layers": tuple(layers)}
+        row = np.zeros(len(self), dtype=int)
+        for place, (gene, options) in enumerate(self.choices.items()):
+            axis, _, layer = gene.partition(".")
+            if layer and int(layer) >= len(layers):
+                continue
+            wanted = depths[axis] if axis in depths else _value(subnet, axis, layer, is_pair=isinstance(options[0], tuple))
+            if wanted not in options:
+                return None
+            row[place] = options.index(wanted)
+        return row
+
     def chosen(self, row: Sequence[int]) -> dict:
         """Gene -> choice, as `Space.from_genes` takes it."""
         return {gene: options[place] for (gene, options), place in zip(self.choices.items(), row)}
@@ -94,14 +112,20 @@ class Genes:
         return [np.where(kept[:, [gene]], numbers[places[:, gene]], 0.0) for gene, numbers in enumerate(self._numbers)]
 
 
+def _value(subnet: Mapping, axis: str, layer: str, is_pair: bool) -> int | tuple[int, ...]:
+    values = [subnet[name] for name in (HEADS if is_pair else (axis,))]
+    values = [value[int(layer or 0)] if isinstance(value, tuple) else value for value in values]
+    return tuple(values) if is_pair else values[0]
+
+
 def _depth(choice: int | tuple[int, ...]) -> int:
     return len(choice) if isinstance(choice, tuple) else choice
 
 
 def _numbers(options: Sequence) -> np.ndarray:
     """The choices of a gene as rows of numbers in 0..1; of lists of different lengths, the length."""
-    lengths = {len(option) if isinstance(option, tuple) else 1 for option in options}
-    rows = np.array([option if isinstance(option, tuple) else (option,) for option in options], dtype=float) if len(
-        lengths
-    ) == 1 else np.array([[len(option)] for option in options], dtype=float)
+    lists = [option if isinstance(option, tuple) else (option,) for option in options]
+    if len({len(one) for one in lists}) > 1:
+        lists = [(len(one),) for one in lists]
+    rows = np.array(lists, dtype=float)
     return rows / np.maximum(rows.max(axis=0), 1)

@@ -90,7 +90,7 @@ class Answers:
         return self.costs(np.concatenate([self._places, self.genes.diagonal(2)]), latency).max(axis=0)
 
     def _features(self, places: np.ndarray) -> np.ndarray:
-        """The numbers of every gene, 0 in layers that are not there; sums over layers; the products that parameters are made of."""
+        """The numbers of every gene, 0 in layers that are not there; sums over layers; products that parameters are made of."""
         kept = self.genes.kept(places)
         numbers = [np.array(options)[places[:, gene]] for gene, options in enumerate(self.genes.choices.values())]
         numbers = np.stack(numbers, axis=1) * kept
