@@ -29,6 +29,23 @@ class SearchArguments(DataArguments):
     portability: str = field(default="any", metadata={"help": "any, or standard: only sizes that load without hf_elastic."})
     n_trials: int = field(default=64, metadata={"help": "Sizes to evaluate at most (count)."})
     population_size: int = field(default=16, metadata={"help": "Sizes per generation (count)."})
+    algorithm: str | None = field(
+        default=None,
+        metadata={
+            "help": "surrogate, nsga2, nsga3, tpe, random, exhaustive; default: exhaustive if n_trials allow it, else surrogate."
+        },
+    )
+    storage: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where trials are kept and shared: a folder, a .db file or postgresql://...; default: OUTPUT_DIR/trials."
+        },
+    )
+    study_name: str = field(default="search", metadata={"help": "Name of the study in the storage."})
+    stale_after: int = field(
+        default=60,
+        metadata={"help": "After so long without a sign of it, the sizes of a process are evaluated by others (seconds)."},
+    )
     split: str = field(default="validation", metadata={"help": "Split that the quality is measured on."})
     max_examples: int | None = field(default=None, metadata={"help": "Use only the first examples of the split (count)."})
     batch_size: int = field(default=32, metadata={"help": "Examples per batch of the quality measurement (count)."})
@@ -68,12 +85,15 @@ def run(args: SearchArguments):
 
     from ..search import search_subnets
     from ..search.objectives import OBJECTIVES, Constraint
+    from ..search.search import ALGORITHMS
 
     for name in args.objectives:
         if name not in OBJECTIVES:
             raise ValueError(f"objectives: {name!r} is unknown; known: {', '.join(OBJECTIVES)}")
     for text in args.constraints:
         Constraint.parse(text)
+    if args.algorithm not in (None, *ALGORITHMS):
+        raise ValueError(f"algorithm {args.algorithm!r} is unknown; allowed: {', '.join(ALGORITHMS)}")
     trials = check_output(args.output_dir, overwrite=True) / "trials"
     if not trials.exists():  # a folder with trials is an earlier, perhaps interrupted, run of this search
         check_output(args.output_dir, overwrite=args.overwrite)
@@ -89,6 +109,7 @@ def run(args: SearchArguments):
         portability=args.portability,
         n_trials=args.n_trials,
         population_size=args.population_size,
+        algorithm=args.algorithm,
         batch_size=args.batch_size,
         sequence_length=args.sequence_length,
         latency_batch_size=args.latency_batch_size,
@@ -99,7 +120,9 @@ def run(args: SearchArguments):
         latency_profile=args.latency_profile,
         force=args.force,
         seed=args.seed,
-        storage=trials,
+        storage=args.storage or trials,
+        study_name=args.study_name,
+        stale_after=args.stale_after,
     )
     folder = trials.parent
     frontier.save(folder / "frontier.json")

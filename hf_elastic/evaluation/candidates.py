@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
-from ..search.store import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
+from ..search.digests import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
 from ..search.targets import Target, exported_call, model_call
 
 GRAPH = "model.onnx"

@@ -1,93 +1,29 @@
 """Obtains the values of subnets, each once: counts, quality and latency."""
 
+import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from ..layout import Cut
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Subnet
+from .candidate import Candidate, Rules
+from .ledger import Ledger
 from .measure import Latency
 from .memory import measure_memory
-from .objectives import COUNTS, FLOPS, LATENCY, MEMORY, PARAMETERS, Constraint, check_values
+from .objectives import COUNTS, FLOPS, LATENCY, MEMORY, PARAMETERS, Objective, QualityError, check_values
 from .predict import CostModel
 from .proxies import CLOSED_FORMS, closed_form
-from .store import Store
 from .targets import Target
 
-MEASURED, PREDICTED = "measured", "predicted"
+PAUSE_SECONDS = 0.2  # between two looks at what other processes have done
 
-
-@dataclass
-class Candidate:
-    """A subnet that the search has looked at.
-
-    Attributes:
-        subnet: with every axis spelled out.
-        values: what is known of it, by name.
-        details: intervals of values, see `Point`; and under NAME_is whether a cost is "measured" or "predicted".
-        why_elastic: why it is not standard where it has to be, or None.
-        is_evaluated: whether every kind of value was asked for; one that is no finite number is still missing.
-    """
-
-    subnet: Subnet
-    values: dict[str, float] = field(default_factory=dict)
-    details: dict = field(default_factory=dict)
-    why_elastic: str | None = None
-    is_evaluated: bool = False
-
-    def set_latency(self, latency: Latency) -> None:
-        """Take over a measurement."""
-        self.values[LATENCY] = latency.median_ms
-        self.details[LATENCY] = [latency.low_ms, latency.high_ms]
-        self.details[f"{LATENCY}_is"] = MEASURED
-
-    def scale_latency(self, factor: float) -> None:
-        """Multiply the latency and its interval."""
-        self.values[LATENCY] *= factor
-        if LATENCY in self.details:
-            self.details[LATENCY] = [end * factor for end in self.details[LATENCY]]
-
-    def set_memory(self, memory: Mapping) -> None:
-        """Take over a measurement, the fields of a `PeakMemory`."""
-        self.values[MEMORY] = memory["peak_mb"]
-        self.details[f"{MEMORY}_is"] = MEASURED
-
-    def predict(self, name: str, value: float) -> None:
-        """Take over a value that was not measured."""
-        self.values[name] = float(value)
-        self.details[f"{name}_is"] = PREDICTED
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a subnet must be.
-
-    Attributes:
-        wanted: names of the values that it must have.
-        constraints: limits on values.
-        is_standard: whether it must be an instance of the stock class.
-    """
-
-    wanted: tuple[str, ...]
-    constraints: tuple[Constraint, ...]
-    is_standard: bool
-
-    def problems(self, candidate: Candidate) -> dict[str, float]:
-        """What is known to be wrong with a candidate, in words, and how much, relative to the limit."""
-        found = {}
-        for constraint in self.constraints:
-            value = candidate.values.get(constraint.name)
-            if value is not None and constraint.excess(value) > 0:
-                words = f"{constraint.name}={value:g} breaks {constraint} by {constraint.excess(value):g}"
-                found[words] = constraint.violation(value)
-        if candidate.why_elastic is not None:
-            found[f"not standard: {candidate.why_elastic}"] = 1.0
-        if candidate.is_evaluated:
-            found.update({f"{name} is not a finite number": 1.0 for name in self.wanted if name not in candidate.values})
-        return found
+logger = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -95,7 +31,8 @@ class Evaluator:
 
     Args:
         model: the supernet.
-        store: keeps every value as soon as it is known.
+        ledger: keeps every value as soon as it is known, and says who evaluates what.
+        goals: the objectives.
         rules: what is wanted.
         compute_quality: model -> values by name; None if no quality is wanted.
         latency: what is timed; its batch and length also count the FLOPs.
@@ -106,7 +43,8 @@ class Evaluator:
     def __init__(
         self,
         model: ElasticPreTrainedModel,
-        store: Store,
+        ledger: Ledger,
+        goals: Sequence[Objective],
         rules: Rules,
         compute_quality: Callable[[PreTrainedModel], dict[str, float]] | None,
         latency: Target,
@@ -114,7 +52,8 @@ class Evaluator:
         measures: bool = True,
     ):
         self.model = model
-        self.store = store
+        self.ledger = ledger
+        self.goals = list(goals)
         self.rules = rules
         self.compute_quality = compute_quality
         self.latency = latency
@@ -122,10 +61,7 @@ class Evaluator:
         self.is_timed = LATENCY in rules.wanted and measures
         self.is_weighed = MEMORY in rules.wanted and measures
         self.candidates: dict[Cut, Candidate] = {}
-        kinds = [] if compute_quality is None else ["quality"]
-        kinds += ["latency"] if self.is_timed and LATENCY not in self.predictors else []
-        kinds += ["memory"] if self.is_weighed and MEMORY not in self.predictors else []
-        self.evaluate([self.look_up(subnet) for subnet in store.subnets(kinds)])
+        self.refresh()
 
     @property
     def evaluated(self) -> list[Candidate]:
@@ -167,34 +103,115 @@ class Evaluator:
             candidate.why_elastic = self.model.why_elastic(subnet) if cut.is_uniform else "its layers have different sizes"
         return candidate
 
-    def evaluate(self, candidates: Sequence[Candidate], on_each: Callable[[], object] = lambda: None) -> None:
-        """Obtain everything about the candidates; their latencies are measured side by side.
+    def known(self, subnets: Sequence[Subnet]) -> dict[str, np.ndarray]:
+        """The wanted values that need no evaluation, `[N]` by name: counts, and what cost models predict."""
+        values = {name: cost.predict(self.model, subnets) for name, cost in self.predictors.items() if name in self.rules.wanted}
+        counts = self.model.counts
+        if PARAMETERS in self.rules.wanted:
+            values[PARAMETERS] = counts.parameters_of(subnets)
+        if FLOPS in self.rules.wanted:
+            values[FLOPS] = counts.flops_of(subnets, self.latency.batch_size, self.latency.sequence_length)
+        return values
+
+    def refresh(self) -> None:
+        """Take in what the ledger has of subnets that this process has not evaluated."""
+        self.ledger.refresh()
+        for subnet, why in self.ledger.finished():
+            candidate = self.look_up(subnet)
+            if not candidate.is_evaluated:
+                self._take_in(candidate, why)
+
+    def _take_in(self, candidate: Candidate, why: str | None) -> None:
+        quality, latency, memory = (self.ledger.get(candidate.subnet, kind) for kind in ("quality", "latency", "memory"))
+        candidate.values.update(self._finite(quality or {}))
+        if latency is not None:
+            candidate.set_latency(Latency.from_dict(latency))
+        if memory is not None:
+            candidate.set_memory(memory)
+        lacks = any(name not in candidate.values for name in self.rules.wanted)
+        candidate.why_failed = why if lacks and not quality else None
+        candidate.is_evaluated = True
+
+    def obtain(self, candidates: Sequence[Candidate], on_each: Callable[[], object]) -> None:
+        """Evaluate what nobody else evaluates, and wait for the others."""
+        while missing := [candidate for candidate in candidates if not candidate.is_evaluated]:
+            if not self.evaluate(missing, on_each):
+                time.sleep(PAUSE_SECONDS)
+                self.refresh()
+
+    def complete(self, most: int, on_each: Callable[[], object]) -> None:
+        """Wait until everything is evaluated that was begun, and evaluate what a process that was killed has left.
+
+        Args:
+            most: subnets of the study.
+            on_each: called after each that this process evaluates.
+        """
+        while True:
+            self.refresh()
+            if self.ledger.is_complete(most):
+                return
+            if not self.take_over(most, on_each):
+                time.sleep(PAUSE_SECONDS)
+
+    def take_over(self, most: int, on_each: Callable[[], object]) -> list[Candidate]:
+        """Evaluate what was begun and left; see `evaluate`."""
+        return self.evaluate([self.look_up(subnet) for subnet in self.ledger.free(most)], on_each, most)
+
+    def evaluate(
+        self, candidates: Sequence[Candidate], on_each: Callable[[], object], most: int | None = None
+    ) -> list[Candidate]:
+        """Obtain everything about the candidates that nobody else evaluates; their latencies are measured side by side.
 
         Args:
             candidates: each at most once.
             on_each: called after the quality of each.
+            most: subnets that the whole study may have; None is no limit.
+
+        Returns:
+            those that were evaluated here.
 
         Raises:
             ValueError: `compute_quality` does not return the wanted values, or the model cannot run the latency input.
         """
-        for candidate in candidates:
-            candidate.values.update(self._finite(self._quality(candidate.subnet)))
+        claimed = set(self.ledger.claim([candidate.subnet for candidate in candidates], most)) if candidates else set()
+        mine = [candidate for candidate in candidates if candidate.subnet in claimed]
+        for candidate in mine:
+            self._add_quality(candidate)
             on_each()
-        if self.is_timed and LATENCY not in self.predictors:
-            self._add_latencies(candidates)
-        if self.is_weighed and MEMORY not in self.predictors:
-            self.add_memories(candidates)
-        for candidate in candidates:
-            candidate.is_evaluated = True
+        sound = [candidate for candidate in mine if candidate.why_failed is None]
+        if self.is_timed and LATENCY not in self.predictors and sound:
+            self._add_latencies(sound)
+        if self.is_weighed and MEMORY not in self.predictors and sound:
+            self.add_memories(sound)
+        for candidate in mine:
+            self._finish(candidate)
+        return mine
+
+    def _finish(self, candidate: Candidate) -> None:
+        candidate.is_evaluated = True
+        if all(name in candidate.values for name in self.rules.wanted):
+            self.ledger.finish(candidate.subnet, [candidate.values[goal.name] for goal in self.goals])
+        else:
+            self.ledger.finish(candidate.subnet, None, "; ".join(self.rules.problems(candidate)))
+
+    def _add_quality(self, candidate: Candidate) -> None:
+        """What goes wrong with one size is no reason to end the search; what goes wrong with the largest would with all."""
+        try:
+            candidate.values.update(self._finite(self._quality(candidate.subnet)))
+        except Exception as error:
+            if candidate is self.largest or isinstance(error, QualityError):
+                raise
+            logger.warning("the evaluation of %s failed", candidate.subnet, exc_info=True)
+            candidate.why_failed = f"its evaluation failed: {type(error).__name__}: {error}"
 
     def _quality(self, subnet: Subnet) -> dict[str, float]:
         if self.compute_quality is None:
             return {}
-        values = self.store.get(subnet, "quality")
+        values = self.ledger.get(subnet, "quality")
         if values is None:
             wanted = [name for name in self.rules.wanted if name not in (LATENCY, MEMORY, *COUNTS)]
             values = check_values(self.compute_quality(self.model.view(subnet)), wanted)
-            self.store.put("quality", {subnet: values})
+            self.ledger.put("quality", {subnet: values})
         return values
 
     @staticmethod
@@ -204,19 +221,19 @@ class Evaluator:
 
     def add_memories(self, candidates: Sequence[Candidate]) -> None:
         """Measure the peak memory of candidates, each once."""
-        missing = [c.subnet for c in candidates if self.store.get(c.subnet, "memory") is None]
+        missing = [c.subnet for c in candidates if self.ledger.get(c.subnet, "memory") is None]
         if missing:
             found = measure_memory(self.model, missing, self.latency)
-            self.store.put("memory", {subnet: asdict(memory) for subnet, memory in found.items()})
+            self.ledger.put("memory", {subnet: asdict(memory) for subnet, memory in found.items()})
         for candidate in candidates:
-            candidate.set_memory(self.store.get(candidate.subnet, "memory"))
+            candidate.set_memory(self.ledger.get(candidate.subnet, "memory"))
 
     def _add_latencies(self, candidates: Sequence[Candidate]) -> None:
-        missing = [candidate.subnet for candidate in candidates if self.store.get(candidate.subnet, "latency") is None]
+        missing = [candidate.subnet for candidate in candidates if self.ledger.get(candidate.subnet, "latency") is None]
         if missing:
             self._measure_batch(missing)
         for candidate in candidates:
-            candidate.set_latency(Latency.from_dict(self.store.get(candidate.subnet, "latency")))
+            candidate.set_latency(Latency.from_dict(self.ledger.get(candidate.subnet, "latency")))
 
     def _measure_batch(self, subnets: list[Subnet]) -> None:
         """Measure together with the largest subnet, and scale by its first latency over its present one.
@@ -224,11 +241,11 @@ class Evaluator:
         The ratio of two subnets in one run is far more stable than one number over hours, in which a machine gets hot or busy.
         """
         largest = self.largest.subnet
-        first = self.store.get(largest, "latency")
+        first = self.ledger.get(largest, "latency")
         measured = self.latency.measure(self.model, list(dict.fromkeys([largest, *subnets])))
         factor = first["median_ms"] / measured[largest].median_ms if first else 1.0
         scaled = {subnet: [factor * sample for sample in measured[subnet].samples_ms] for subnet in subnets}
-        self.store.put("latency", {subnet: Latency.from_samples(samples).to_dict() for subnet, samples in scaled.items()})
+        self.ledger.put("latency", {subnet: Latency.from_samples(samples).to_dict() for subnet, samples in scaled.items()})
 
     def measure_together(self, candidates: Sequence[Candidate], progress: Callable[[int, int], object]) -> None:
         """Replace the latencies of candidates by those of one run, and scale those of all others to that run."""

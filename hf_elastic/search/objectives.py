@@ -29,6 +29,10 @@ COUNTS = (PARAMETERS, FLOPS, *CLOSED_FORMS)
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
 
 
+class QualityError(ValueError):
+    """What computes the quality returns something else than it must: an error of the caller's, whatever the subnet."""
+
+
 @dataclass(frozen=True)
 class Constraint:
     """A limit that a subnet must keep.
@@ -123,10 +127,10 @@ def check_values(values: object, wanted: Sequence[str]) -> dict[str, float]:
     """The numbers that `compute_quality` returned, as floats.
 
     Raises:
-        ValueError: no dict of numbers, or a wanted value is missing.
+        QualityError: no dict of numbers, or a wanted value is missing.
     """
     if not isinstance(values, dict) or not all(isinstance(value, Real) for value in values.values()):
-        raise ValueError(f"compute_quality must return a dict of numbers, got {values!r}")
+        raise QualityError(f"compute_quality must return a dict of numbers, got {values!r}")
     if missing := [name for name in wanted if name not in values]:
-        raise ValueError(f"compute_quality returned no {', '.join(missing)}; it returned: {', '.join(values) or 'nothing'}")
+        raise QualityError(f"compute_quality returned no {', '.join(missing)}; it returned: {', '.join(values) or 'nothing'}")
     return {name: float(value) for name, value in values.items()}

@@ -13,9 +13,9 @@ from sklearn.model_selection import KFold
 
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Subnet
+from .digests import architecture_digest
 from .objectives import LATENCY, MEMORY
 from .profile import DeviceProfile
-from .store import architecture_digest
 
 FEWEST = 8  # measured sizes from which on folds are worth fitting
 FOLDS = 5

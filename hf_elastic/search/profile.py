@@ -15,10 +15,10 @@ import torch
 from ..files import write_atomically
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Space, Subnet
+from .digests import architecture_digest
 from .measure import Latency, machine_facts
 from .memory import PeakMemory, measure_memory
 from .progress import Bar
-from .store import architecture_digest
 from .targets import Target, use_threads
 
 # Facts of a machine that a latency depends on; the rest of `machine_facts` is only recorded.

@@ -8,18 +8,19 @@ from transformers import PreTrainedModel
 
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Space
-from .evaluate import Candidate, Evaluator, Rules
-from .frontier import Frontier, Objective, Point
+from .candidate import Rules
+from .digests import batches_digest, model_digest
+from .frontier import Frontier, Objective
 from .measure import machine_facts
 from .objectives import LATENCY, MEMORY, QUALITY, read_constraints, read_objectives
 from .predict import cost_models
 from .profile import DeviceProfile, check_machine
 from .progress import Bar
 from .quality import QualityPass, median_length
-from .store import Store, batches_digest, model_digest
 from .targets import Target, use_threads
 
 PORTABILITY = ("any", "standard")
+ALGORITHMS = ("surrogate", "nsga2", "nsga3", "tpe", "random", "exhaustive")
 DEFAULT_LENGTH = 128
 
 
@@ -32,6 +33,7 @@ def search_subnets(
     portability: str = "any",
     n_trials: int = 64,
     population_size: int = 16,
+    algorithm: str | None = None,
     batch_size: int = 32,
     sequence_length: int | None = None,
     latency_batch_size: int = 1,
@@ -42,15 +44,17 @@ def search_subnets(
     phase: str = "forward",
     seed: int = 0,
     storage: str | os.PathLike | None = None,
+    study_name: str = "search",
+    stale_after: int = 60,
     latency_profile: str | os.PathLike | DeviceProfile | None = None,
     force: bool = False,
     progress: bool = True,
 ) -> Frontier:
     """Evaluate subnets and return the best trade-offs between the objectives.
 
-    The largest and the smallest subnet are always evaluated. If the space has at most `n_trials` subnets, all are; else
-    NSGA-II chooses. Latency is measured side by side with the largest subnet on this machine, on the model's device, and at the
-    end once more for everything on the frontier in one run; the other latencies are scaled to that run.
+    The largest and the smallest subnet are always evaluated; `algorithm` chooses the others. Latency is measured side by side
+    with the largest subnet on this machine, on the model's device, and at the end once more for everything on the frontier in
+    one run; the other latencies are scaled to that run.
 
     Args:
         model: the supernet.
@@ -64,6 +68,10 @@ def search_subnets(
         portability: "standard" for only subnets that load without this package, or "any".
         n_trials: most subnets to evaluate, those found in `storage` included.
         population_size: subnets per generation, and per run of latency measurements.
+        algorithm: "surrogate" (ours: regress, evolve on the predictions, evaluate what should add the most hypervolume),
+            "nsga2" (Deb et al., IEEE TEC 6(2), 2002), "nsga3" (Deb and Jain, IEEE TEC 18(4), 2014), "tpe" (multi-objective,
+            Ozaki et al., GECCO 2020), "random" or "exhaustive". None is "exhaustive" if the space has at most `n_trials`
+            subnets, else "surrogate".
         batch_size: rows per batch of the evaluation set.
         sequence_length: tokens per sequence for latency and FLOPs; the median length in `eval_dataset` by default, else 128.
         latency_batch_size: sequences per call for latency and FLOPs.
@@ -73,8 +81,12 @@ def search_subnets(
         runtime: what latency is measured with: torch, torch.compile, onnxruntime or openvino.
         phase: what is timed: "forward"; for causal models also "prefill", or "token" after a prompt of `sequence_length`.
         seed: of the search, the latency input and a random collator.
-        storage: a folder or a .db file that keeps each result as it comes. The same call goes on where it was interrupted, and
-            may raise `n_trials`. With `compute_quality` the caller sees to it that this function stays the same.
+        storage: an Optuna storage that keeps each result as it comes: a folder or a .db file (SQLite), or a URL
+            (sqlite:///FILE, postgresql://USER@HOST/DATABASE). The same call goes on where it was interrupted, and may raise
+            `n_trials`. Processes, also on several machines, that make the same call at the same time share the work. With
+            `compute_quality` the caller sees to it that this function stays the same.
+        study_name: of the study in the storage.
+        stale_after: seconds (at least 2) after which the subnets of a process that is not heard of are evaluated by another.
         latency_profile: measurements of this model (`hf-elastic measure`) from which latency and, if the profile has it, peak
             memory are predicted; only what ends up on the frontier is measured. Its target replaces `latency_batch_size`,
             `sequence_length`, `threads`, `runtime` and `phase`.
@@ -86,8 +98,9 @@ def search_subnets(
         The frontier. Points are named "full" (or "largest") and "smallest". `facts` has "machine" and "settings".
 
     Raises:
-        ValueError: an argument outside what is allowed above, a `storage` of another search, or no subnet that keeps the
-            constraints; the message then names the closest and what it breaks.
+        ValueError: an argument outside what is allowed above, a `storage` that cannot be used or is of another search, or no
+            subnet that keeps the constraints; the message then names the constraint that excludes all and the nearest value.
+        ImportError: the driver of a storage is not installed.
     """
     custom = compute_quality is not None
     goals = read_objectives(objectives, custom=custom)
@@ -97,7 +110,7 @@ def search_subnets(
     sizes = {"n_trials": n_trials, "batch_size": batch_size, "latency_batch_size": latency_batch_size}
     optional = {"sequence_length": sequence_length, "threads": threads}
     _check_integers(1, **sizes, **{name: value for name, value in optional.items() if value is not None})
-    _check_integers(2, population_size=population_size)
+    _check_integers(2, population_size=population_size, stale_after=stale_after)
     _check_integers(0, seed=seed)
 
     wanted = tuple(dict.fromkeys([goal.name for goal in goals] + [limit.name for limit in limits]))
@@ -119,25 +132,24 @@ def search_subnets(
         quality = QualityPass(model, rows, metrics, batch_size, data_collator, seed)
 
     space = _searched_space(model, portability)
+    algorithm = _choose_algorithm(algorithm, space, n_trials)
     predicted = {name: fitted.weights.tolist() for name, fitted in predictors.items()}
-    store = Store(storage, {} if storage is None else _identity(model, goals, rules, latency, quality, predicted))
-    try:
-        with Bar(progress) as bar:
-            evaluator = Evaluator(model, store, rules, quality, latency, predictors, measures=not warnings)
-            bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, space.size))
-            names = _evaluate_ends(evaluator, bar.advance)
-            if space.size <= n_trials:
-                _evaluate_all(evaluator, space, population_size, bar.advance)
-            else:
-                from .evolve import evolve  # importing Optuna takes long
+    from .evaluate import Evaluator  # importing Optuna takes long
+    from .explore import explore
+    from .ledger import Ledger
+    from .settle import evaluate_ends, settle
+    from .storage import quiet
 
-                options = {"n_trials": n_trials, "population_size": population_size, "seed": seed}
-                evolve(evaluator, space, goals, **options, on_each=bar.advance)
-            settings = {**sizes, "population_size": population_size, **_settings(evaluator, portability)}
-            facts = {"settings": settings, **({"warnings": warnings} if warnings else {})}
-            return _settle(evaluator, goals, names, facts, bar)
-    finally:
-        store.close()
+    identity = {} if storage is None else _identity(model, goals, rules, latency, quality, predicted)
+    with quiet(), Bar(progress) as bar, Ledger(storage, study_name, identity, goals, stale_after) as ledger:
+        evaluator = Evaluator(model, ledger, goals, rules, quality, latency, predictors, measures=not warnings)
+        bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, space.size))
+        names = evaluate_ends(evaluator, bar.advance)
+        options = {"n_trials": n_trials, "population_size": population_size, "seed": seed}
+        explore(evaluator, space, goals, algorithm=algorithm, **options, on_each=bar.advance)
+        evaluator.complete(n_trials, bar.advance)
+        settings = {**sizes, "population_size": population_size, "algorithm": algorithm, "portability": portability}
+        return settle(evaluator, goals, names, settings, warnings, bar)
 
 
 def _check_model(model: object, portability: object) -> None:
@@ -145,6 +157,16 @@ def _check_model(model: object, portability: object) -> None:
         raise ValueError(f"model must be an elastic model, got {type(model).__name__}; make one with Elastic*.from_base")
     if portability not in PORTABILITY:
         raise ValueError(f"portability {portability!r} is unknown; allowed: {', '.join(PORTABILITY)}")
+
+
+def _choose_algorithm(algorithm: str | None, space: Space, n_trials: int) -> str:
+    if algorithm is None:
+        return "exhaustive" if space.size <= n_trials else "surrogate"
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm {algorithm!r} is unknown; allowed: {', '.join(ALGORITHMS)}")
+    if algorithm == "exhaustive" and space.size > n_trials:
+        raise ValueError(f"algorithm 'exhaustive': the space has {space.size} subnets, and n_trials is {n_trials}")
+    return algorithm
 
 
 def _check_callables(**arguments: object) -> None:
@@ -197,76 +219,3 @@ def _identity(
         "latency": timed,
         "data": batches_digest(quality.batches) if isinstance(quality, QualityPass) else "compute_quality" if quality else None,
     }
-
-
-def _settings(evaluator: Evaluator, portability: str) -> dict[str, object]:
-    """What the numbers depend on besides the machine."""
-    return {
-        **{name: value for name, value in asdict(evaluator.latency).items() if name != "batch_size"},
-        "portability": portability,
-        "constraints": [str(limit) for limit in evaluator.rules.constraints],
-        "n_evaluated": len(evaluator.evaluated),
-        "device": str(evaluator.model.device),
-        "dtype": str(evaluator.model.dtype).removeprefix("torch."),
-    }
-
-
-def _evaluate_ends(evaluator: Evaluator, on_each: Callable[[], object]) -> dict[str, Candidate]:
-    """Evaluate the largest and the smallest subnet, allowed or not: they show what the others are compared with."""
-    space = evaluator.model.space
-    is_full = evaluator.model.resolve(space.largest) == evaluator.model.resolve(None)
-    names = {"smallest": evaluator.look_up(space.smallest), "full" if is_full else "largest": evaluator.largest}
-    ends = {id(candidate): candidate for candidate in reversed(names.values()) if not candidate.is_evaluated}
-    evaluator.evaluate(list(ends.values()), on_each)
-    return names
-
-
-def _evaluate_all(evaluator: Evaluator, space: Space, population_size: int, on_each: Callable[[], object]) -> None:
-    candidates = {id(c): c for c in map(evaluator.look_up, space.enumerate())}.values()
-    allowed = [c for c in candidates if not c.is_evaluated and not evaluator.rules.problems(c)]
-    for start in range(0, len(allowed), population_size):
-        evaluator.evaluate(allowed[start : start + population_size], on_each)
-
-
-def _settle(
-    evaluator: Evaluator, goals: Sequence[Objective], names: Mapping[str, Candidate], facts: Mapping, bar: Bar
-) -> Frontier:
-    """The frontier, all of whose latencies are from one run, and all of whose costs are measured if this machine can.
-
-    Measuring again may bring other subnets onto the frontier; they join the next run, until all have been in it.
-    """
-    with use_threads(evaluator.latency.threads):
-        facts = {"machine": machine_facts(), **facts}
-    together: list[Candidate] = []
-    while True:
-        pairs = [(candidate, _point(candidate, evaluator.rules, names)) for candidate in evaluator.decided]
-        frontier = Frontier(goals, [point for _, point in pairs], facts)
-        if not frontier.points:
-            raise ValueError(_why_none(evaluator))
-        on_frontier = {id(point) for point in frontier.points}
-        new = [c for c, point in pairs if id(point) in on_frontier and all(c is not other for other in together)]
-        if not new or not (evaluator.is_timed or evaluator.is_weighed):
-            return frontier
-        together += new
-        bar.start("measuring the frontier", 0, None)
-        if evaluator.is_timed:
-            evaluator.measure_together(together, bar.update)
-        if evaluator.is_weighed:
-            evaluator.add_memories(new)
-
-
-def _point(candidate: Candidate, rules: Rules, names: Mapping[str, Candidate]) -> Point:
-    problems = list(rules.problems(candidate))
-    return Point(
-        subnet=candidate.subnet.to_dict(),
-        values=dict(candidate.values),
-        details={**candidate.details, **({"infeasible": problems} if problems else {})},
-        name=next((name for name, named in reversed(names.items()) if named is candidate), None),
-        feasible=candidate.is_evaluated and not problems,
-    )
-
-
-def _why_none(evaluator: Evaluator) -> str:
-    problems = [(evaluator.rules.problems(candidate), candidate) for candidate in evaluator.decided]
-    closest, candidate = min(problems, key=lambda item: sum(item[0].values()))
-    return f"none of the {len(problems)} subnets tried is allowed; the closest: {'; '.join(closest)} ({candidate.subnet})"

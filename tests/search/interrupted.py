@@ -1,5 +1,6 @@
-"""A search for tests to kill: python interrupted.py STORAGE LOG [evaluation at which to hang]."""
+"""A search for tests to kill: python interrupted.py STORAGE LOG [evaluation at which to hang] [seconds per evaluation]."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ from transformers import BertForSequenceClassification
 from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.search import Objective, search_subnets
 
-storage, log, hang_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None
+storage, log = sys.argv[1], Path(sys.argv[2])
+hang_at, seconds = (int(sys.argv[3]) if len(sys.argv) > 3 else 0), (float(sys.argv[4]) if len(sys.argv) > 4 else 0)
 torch.manual_seed(0)
 torch.set_num_threads(1)
 base = tiny.randomize(BertForSequenceClassification(tiny.config_of("bert", num_labels=3)))
@@ -29,6 +31,7 @@ def compute_quality(view):
     if len(started) == hang_at:
         print("hanging", flush=True)
         time.sleep(600)
+    time.sleep(seconds)
     return {"score": float(weights % 1000)}
 
 
@@ -38,7 +41,9 @@ frontier = search_subnets(
     compute_quality=compute_quality,
     n_trials=12,
     population_size=4,
+    algorithm="nsga2",
     sequence_length=4,
     storage=storage,
+    stale_after=6,
 )
-frontier.save(Path(storage).with_name("frontier.json"))
+frontier.save(log.with_name(f"frontier-{os.getpid()}.json"))

@@ -12,10 +12,10 @@ from transformers import BertForSequenceClassification, GPT2LMHeadModel
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
 from hf_elastic.cli.main import main
 from hf_elastic.search import Latency, search_subnets
+from hf_elastic.search.digests import architecture_digest
 from hf_elastic.search.memory import PeakMemory, measure_memory
 from hf_elastic.search.predict import CostModel, features
 from hf_elastic.search.profile import DeviceProfile, Measured, measure_profile, spread_subnets
-from hf_elastic.search.store import architecture_digest
 from hf_elastic.search.targets import Target
 
 SPACE = {"num_hidden_layers": [1, 2, 3, 4], "intermediate_size": [16, 48], "num_attention_heads": [2, 4]}

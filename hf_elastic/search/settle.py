@@ -1,0 +1,98 @@
+"""The first and the last step of a search: what everything is compared with, and the frontier of what was found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from .candidate import Candidate, Rules
+from .evaluate import Evaluator
+from .frontier import Frontier, Objective, Point
+from .measure import machine_facts
+from .progress import Bar
+from .targets import use_threads
+
+
+def evaluate_ends(evaluator: Evaluator, on_each: Callable[[], object]) -> dict[str, Candidate]:
+    """Evaluate the largest and the smallest subnet, allowed or not: they show what the others are compared with."""
+    space = evaluator.model.space
+    is_full = evaluator.model.resolve(space.largest) == evaluator.model.resolve(None)
+    names = {"smallest": evaluator.look_up(space.smallest), "full" if is_full else "largest": evaluator.largest}
+    ends = {id(candidate): candidate for candidate in reversed(names.values()) if not candidate.is_evaluated}
+    evaluator.obtain(list(ends.values()), on_each)
+    return names
+
+
+def settle(
+    evaluator: Evaluator,
+    goals: Sequence[Objective],
+    names: Mapping[str, Candidate],
+    settings: Mapping,
+    warnings: list[str],
+    bar: Bar,
+) -> Frontier:
+    """The frontier, all of whose latencies are from one run, and all of whose costs are measured if this machine can.
+
+    Measuring again may bring other subnets onto the frontier; they join the next run, until all have been in it.
+    """
+    with use_threads(evaluator.latency.threads):
+        facts = {"machine": machine_facts(), "settings": {**settings, **_settings(evaluator)}}
+    if warnings:
+        facts["warnings"] = warnings
+    together: list[Candidate] = []
+    while True:
+        pairs = [(candidate, _point(candidate, evaluator.rules, names)) for candidate in evaluator.decided]
+        frontier = Frontier(goals, [point for _, point in pairs], facts)
+        if not frontier.points:
+            raise ValueError(_why_none(evaluator))
+        on_frontier = {id(point) for point in frontier.points}
+        new = [c for c, point in pairs if id(point) in on_frontier and all(c is not other for other in together)]
+        if not new or not (evaluator.is_timed or evaluator.is_weighed):
+            return frontier
+        together += new
+        bar.start("measuring the frontier", 0, None)
+        if evaluator.is_timed:
+            evaluator.measure_together(together, bar.update)
+        if evaluator.is_weighed:
+            evaluator.add_memories(new)
+
+
+def _settings(evaluator: Evaluator) -> dict[str, object]:
+    """What the numbers depend on besides the machine."""
+    return {
+        **{name: value for name, value in asdict(evaluator.latency).items() if name != "batch_size"},
+        "constraints": [str(limit) for limit in evaluator.rules.constraints],
+        "n_evaluated": len(evaluator.evaluated),
+        "device": str(evaluator.model.device),
+        "dtype": str(evaluator.model.dtype).removeprefix("torch."),
+    }
+
+
+def _point(candidate: Candidate, rules: Rules, names: Mapping[str, Candidate]) -> Point:
+    problems = list(rules.problems(candidate))
+    return Point(
+        subnet=candidate.subnet.to_dict(),
+        values=dict(candidate.values),
+        details={**candidate.details, **({"infeasible": problems} if problems else {})},
+        name=next((name for name, named in reversed(names.items()) if named is candidate), None),
+        feasible=candidate.is_evaluated and not problems,
+    )
+
+
+def _why_none(evaluator: Evaluator) -> str:
+    problems = [(evaluator.rules.problems(candidate), candidate) for candidate in evaluator.decided]
+    closest, candidate = min(problems, key=lambda item: sum(item[0].values()))
+    return (
+        f"none of the {len(problems)} subnets tried is allowed: {_what_excludes(evaluator)}; "
+        f"the closest: {'; '.join(closest)} ({candidate.subnet})"
+    )
+
+
+def _what_excludes(evaluator: Evaluator) -> str:
+    """Which constraints each exclude everything that was tried, and the nearest value to their limits."""
+    found = []
+    for constraint in evaluator.rules.constraints:
+        values = [c.values[constraint.name] for c in evaluator.decided if constraint.name in c.values]
+        if values and all(constraint.excess(value) > 0 for value in values):
+            found.append(
+                f"no subnet keeps {constraint}, the nearest has {constraint.name}={min(values, key=constraint.excess):g}"
+            )
+    return "; ".join(found) or "each constraint can be kept, but not all of them"
