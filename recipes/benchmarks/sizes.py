@@ -1,7 +1,7 @@
 """Every size of one elastic model against the same sizes trained on their own.
 
     python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR      trains what is missing, then prints the tables
-    python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR --part ablation
+    python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR --part ablation --max-train-rows 6000 --output runs/ablation
     python recipes/benchmarks/sizes.py cost sst2 --data-dir DATA_DIR     time of one elastic training / of one training per size
     python recipes/benchmarks/sizes.py table sst2 --output recipes/benchmarks/results    prints what is recorded
 
@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from sizes_runs import METRIC, RECIPES, VARIANTS, Runs, seconds_of, train_run
+from sizes_runs import EXTRA_VARIANTS, METRIC, RECIPES, VARIANTS, Runs, seconds_of, train_run
 
 from hf_elastic.data.task import TASKS
 from hf_elastic.files import write_atomically
@@ -40,7 +40,7 @@ def names_of(runs: Runs, part: str) -> list[str]:
     """Names of the runs of a part, in the order to train them."""
     first = [] if runs.is_language_model else ["finetuned"]
     if part == "ablation":
-        return [*first, *(name for name in VARIANTS if name != "elastic")]
+        return [*first, *(name for name in VARIANTS if name not in EXTRA_VARIANTS)]
     kinds = ("plain",) if runs.is_language_model else ("plain", "distilled")
     sizes = [f"{kind}/{size}" for size in runs.convert["subnets"] for kind in kinds]
     return [*first, "elastic", "plain/largest", *sizes]
@@ -48,7 +48,7 @@ def names_of(runs: Runs, part: str) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Train the missing runs, `workers` at a time, each in a process of its own with `threads` threads."""
-    runs = Runs(args.task, args.data_dir, args.output)
+    runs = Runs(args.task, args.data_dir, args.output, args.max_train_rows)
     names = args.names or names_of(runs, args.part)
     waiting = [(name, seed) for seed in args.seeds for name in names if not runs.result(name, seed).exists()]
     running: dict = {}
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
                     continue
                 waiting.remove((name, seed))
                 command = [sys.executable, __file__, "one", args.task, "--data-dir", args.data_dir, "--output", args.output]
+                if args.max_train_rows:
+                    command += ["--max-train-rows", str(args.max_train_rows)]
                 log = runs.result(name, seed).with_suffix(".log")
                 with log.open("w") as file:
                     running[name, seed] = subprocess.Popen(
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 def one(args: argparse.Namespace) -> None:
     """Train a single run in this process."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    runs = Runs(args.task, args.data_dir, args.output)
+    runs = Runs(args.task, args.data_dir, args.output, args.max_train_rows)
     for name in args.names:
         for seed in args.seeds:
             write_atomically(runs.result(name, seed), json.dumps(train_run(runs, name, seed), indent=2) + "\n")
@@ -92,7 +94,7 @@ def one(args: argparse.Namespace) -> None:
 def cost(args: argparse.Namespace) -> None:
     """Time of the elastic training / sum of the times of the sizes trained one by one: 40 steps of each, in turn."""
     torch.set_num_threads(2)
-    runs, seed = Runs(args.task, args.data_dir, args.output), args.seeds[0]
+    runs, seed = Runs(args.task, args.data_dir, args.output, args.max_train_rows), args.seeds[0]
     kinds = ("plain",) if runs.is_language_model else ("plain", "distilled")
     sizes = list(runs.convert["subnets"])
     seconds_of(runs, "plain/largest", seed, 5)
@@ -117,7 +119,7 @@ def spread(values: list[float], metric: str) -> str:
 
 def table(args: argparse.Namespace) -> None:
     """Print the results that there are."""
-    runs = Runs(args.task, args.data_dir, args.output)
+    runs = Runs(args.task, args.data_dir, args.output, args.max_train_rows)
     metric = METRIC.get(args.task, "accuracy")
     names = ["largest", *runs.convert["subnets"]]
     console = Console(width=130)
@@ -169,6 +171,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder that holds glue/TASK and wikitext2; to train")
     parser.add_argument("--output", default="runs/sizes", help="folder for the results")
     parser.add_argument("--part", choices=("sizes", "ablation"), default="sizes")
+    parser.add_argument("--max-train-rows", type=int, help="training rows, if not the recipe's number; needs its own --output")
     parser.add_argument("--names", nargs="+", help="only these runs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time (processes)")

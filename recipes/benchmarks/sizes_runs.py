@@ -18,21 +18,21 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {task: ROOT / "minilm" / task for task in ("sst2", "mrpc", "qnli", "cola")} | {"wikitext2": ROOT / "gpt2/wikitext2"}
 METRIC = {"cola": "matthews_correlation", "wikitext2": "perplexity"}
 CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
-# What each variant of the elastic training changes in the recipe.
+# What each variant of the elastic training changes in the recipe, which has sandwich sampling and logits.
 VARIANTS = {
     "elastic": {},
     "fixed teacher": {"teacher": "finetuned"},
     "no distillation": {"distillation": {}, "task_weight": 1.0},
-    "logits": {"distillation": {"logits": 0.5}},
-    "logits + hidden": {"distillation": {"logits": 0.5, "hidden": 0.5}},
+    "logits + hidden": {"distillation": {"logits": 0.5, "hidden": 0.1}},
     "logits + relation": {"distillation": {"logits": 0.5, "relation": 0.5}},
-    "logits + hidden + relation": {"distillation": {"logits": 0.5, "hidden": 0.5, "relation": 0.5}},
+    "logits + hidden + relation": {"distillation": {"logits": 0.5, "hidden": 0.1, "relation": 0.5}},
     "logits + pkd": {"distillation": {"logits": 0.5, "pkd": 0.5}},
     "dist": {"distillation": {"dist": 0.5}},
     "all": {"sampling": "all"},
     "single path": {"sampling": "single_path"},
     "pcgrad": {"gradient_surgery": "pcgrad"},
 }
+EXTRA_VARIANTS = ("fixed teacher", "logits + relation", "logits + pkd", "dist", "pcgrad")  # only by --names
 
 
 def recipe(task: str, stage: str) -> dict:
@@ -47,11 +47,13 @@ class Runs:
         task: one of `RECIPES`.
         data_dir: folder that holds glue/TASK and wikitext2.
         output: folder for the results.
+        max_train_rows: of the training set; None for the recipe's number.
     """
 
-    def __init__(self, task: str, data_dir: str, output: str):
+    def __init__(self, task: str, data_dir: str, output: str, max_train_rows: int | None = None):
         self.task = task
         self.data_dir = data_dir
+        self.rows = {"max_train_rows": max_train_rows} if max_train_rows else {}
         self.folder = Path(output) / task
         self.is_language_model = METRIC.get(task) == "perplexity"
         self.convert = recipe(task, "convert")
@@ -96,7 +98,7 @@ class Runs:
         from hf_elastic.cli.data import DataArguments, prepare_for
 
         options = known_to(DataArguments, recipe(self.task, "train"))
-        return prepare_for(model, tokenizer, DataArguments(**{**options, "data_dir": self.data_dir}))
+        return prepare_for(model, tokenizer, DataArguments(**{**options, **self.rows, "data_dir": self.data_dir}))
 
     def arguments(self, kind: type, stage: str, seed: int, output_dir: str, changes: dict):
         """Training arguments of a recipe, for a plain or an elastic Trainer."""
