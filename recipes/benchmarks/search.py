@@ -6,9 +6,9 @@ DATA_DIR has nas/hwgpt_bench: tables of random sizes of a GPT-2 supernet with th
 They are samples of a huge space, so each column is regressed once and frozen, and every algorithm searches that. An evaluation
 is one size that an algorithm has not evaluated before. Printed is the number of them until 99% of the best known
 hypervolume (of everything that any run found, and a long run), the median over the seeds and the range; the reference point is
-the worst perplexity and latency of the table. Plain NSGA-II is pymoo's with the operators that its documentation has for integers, at
-the best of three population sizes for each column. Ours starts on the diagonal from the largest to the smallest size, which is worth
-something by itself: a second row has the same NSGA-II with those sizes in its first population.
+the worst perplexity and latency of the table. Plain NSGA-II is pymoo's with the operators that its documentation has for
+integers, at the best of three population sizes for each column. Ours starts on the diagonal from the largest to the smallest
+size, which is worth something by itself: a second row has the same NSGA-II with those sizes in its first population.
 With --output each latency writes a JSON file, and one that is there is printed and not searched again.
 """
 
