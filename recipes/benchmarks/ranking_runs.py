@@ -20,6 +20,7 @@ from hf_elastic.files import staged, write_atomically
 
 SUPERNET, DATA, SAMPLE = "supernet", "data", "sample.json"
 SEARCHES = ("capacity", "decoder_parameters")  # quality of each of the two frontiers; the cost is FLOPs
+POPULATION = 50  # sizes that a search looks at in a round
 FILLING = "random"
 
 
@@ -71,9 +72,9 @@ PRESETS = {
         },
         architectures=20,
         batch_size=8,
-        tokens=400 * 8 * 128,
+        tokens=300 * 8 * 128,
         learning_rate=3e-3,
-        validation_blocks=768,
+        validation_blocks=512,
         n_trials=400,
         on_cpu=True,
     ),
@@ -182,14 +183,8 @@ def sample_architectures(model, preset: Preset, seed: int) -> list[dict]:
 
     found: dict = {}
     for quality in SEARCHES:
-        options = {
-            "n_trials": preset.n_trials,
-            "population_size": 50,
-            "sequence_length": preset.length,
-            "seed": seed,
-            "progress": False,
-        }
-        points = search_subnets(model, [quality, "flops"], algorithm="surrogate", **options).points
+        options = {"n_trials": preset.n_trials, "population_size": POPULATION, "algorithm": "surrogate", "progress": False}
+        points = search_subnets(model, [quality, "flops"], sequence_length=preset.length, seed=seed, **options).points
         points = sorted(points, key=lambda point: point.values["flops"])
         fresh = [subnet for subnet in (model.subnet(point.subnet) for point in points) if subnet not in found]
         for place in spread([model.flops_of(one, sequence_length=preset.length) for one in fresh], preset.architectures // 4):
