@@ -115,13 +115,11 @@ def set_up(preset: Preset, data_dir: str, folder: Path, seed: int) -> list[dict]
         if changed:
             before = ", ".join(f"{name} {sample['settings'].get(name)}" for name in changed)
             raise ValueError(f"output: {folder} has results with {before}; give another folder")
-    if not (folder / SUPERNET).exists():
-        convert(preset, data_dir, folder / SUPERNET, seed)
-    if not (folder / DATA).exists():
-        tokenize(preset, data_dir, folder)
-    if not (folder / SAMPLE).exists():
+    else:  # it is written last: what is there without it is of a run that was interrupted, perhaps with other settings
         from hf_elastic.cli.data import load_elastic
 
+        convert(preset, data_dir, folder / SUPERNET, seed)
+        tokenize(preset, data_dir, folder)
         found = sample_architectures(load_elastic(str(folder / SUPERNET)), preset, seed)
         write_atomically(folder / SAMPLE, json.dumps({"settings": settings, "architectures": found}, indent=2) + "\n")
     return json.loads((folder / SAMPLE).read_text())["architectures"]
@@ -154,6 +152,7 @@ def convert(preset: Preset, data_dir: str, folder: Path, seed: int) -> None:
         importance="none",
         space={**preset.space, "per_layer": ["intermediate_size"], "head_size": preset.head_size},
         seed=seed,
+        overwrite=True,
     )
     with contextlib.redirect_stdout(io.StringIO()):
         command.run(options)

@@ -221,7 +221,7 @@ def main() -> int:
     try:
         import pymoo  # noqa: F401
     except ImportError:
-        print("search.py: pymoo is needed to compare with: pip install pymoo", file=sys.stderr)
+        print("search.py: pymoo is needed to compare with: pip install 'hf-elastic[benchmarks]'", file=sys.stderr)
         return 2
     try:
         for name in arguments.tables:
