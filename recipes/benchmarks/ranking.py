@@ -28,6 +28,7 @@ from workers import Job, run_jobs
 
 from hf_elastic.files import write_atomically
 
+TOGETHER = 5  # architectures that a process trains: starting one takes as long as a third of a small training
 FEW = 4  # architectures: with fewer, no rank correlation is printed
 
 
@@ -38,25 +39,30 @@ def record_of(folder: Path, place: int) -> Path:
 
 def run(args: argparse.Namespace, preset: Preset, folder: Path) -> None:
     """Train what is missing, `workers` at a time."""
+    torch.set_num_threads(args.threads)
     architectures = set_up(preset, args.data_dir, folder, args.seed)
     missing = [place for place in range(len(architectures)) if not record_of(folder, place).exists()]
-    jobs = [job_of(args, folder, place) for place in missing]
-    run_jobs(jobs, args.workers, args.threads, f"ranking, {args.size}: {len(architectures)} architectures")
+    count = -(-len(missing) // TOGETHER)
+    # Every so manieth, so that what an interrupted benchmark has is of every origin.
+    jobs = [job_of(args, folder, missing[first::count]) for first in range(count)]
+    run_jobs(jobs, args.workers, args.threads, f"ranking, {args.size}: {len(missing)} of {len(architectures)} architectures")
 
 
-def job_of(args: argparse.Namespace, folder: Path, place: int) -> Job:
-    """The process that trains one architecture."""
-    command = (sys.executable, __file__, "one", "--size", args.size, "--output", args.output, "--place", str(place))
-    return Job(f"architecture {place}", command, record_of(folder, place).with_suffix(".log"))
+def job_of(args: argparse.Namespace, folder: Path, places: list[int]) -> Job:
+    """The process that trains some architectures, one after the other."""
+    names = tuple(map(str, places))
+    command = (sys.executable, __file__, "some", "--size", args.size, "--output", args.output, "--places", *names)
+    return Job(f"architectures {', '.join(names)}", command, folder / f"from-{places[0]:03d}.log")
 
 
-def one(args: argparse.Namespace, folder: Path) -> None:
-    """Train one architecture in this process, with the settings of the sample."""
+def some(args: argparse.Namespace, folder: Path) -> None:
+    """Train architectures in this process, with the settings of the sample."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     sample = json.loads((folder / SAMPLE).read_text())
     seed = sample["settings"].pop("seed")
-    record = train_one(Preset(**sample["settings"]), folder, sample["architectures"][args.place], seed)
-    write_atomically(record_of(folder, args.place), json.dumps(record, indent=2) + "\n")
+    for place in args.places:
+        record = train_one(Preset(**sample["settings"]), folder, sample["architectures"][place], seed)
+        write_atomically(record_of(folder, place), json.dumps(record, indent=2) + "\n")
 
 
 def table(folder: Path) -> None:
@@ -96,7 +102,7 @@ def sizes_of(record: dict) -> list[str]:
 def main() -> int:
     """Parse and run; 2 on bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "one", "table"))
+    parser.add_argument("command", choices=("run", "some", "table"))
     parser.add_argument("--data-dir", help="folder that holds wikitext2; to run")
     parser.add_argument("--size", choices=tuple(PRESETS), default="small", help="small: on a CPU; large: on a GPU")
     parser.add_argument("--output", default="runs/ranking", help="folder for the results, one per size in it")
@@ -104,7 +110,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample, the new weights and the order of the text")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time (processes)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each training")
-    parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--places", type=int, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.command == "run" and args.data_dir is None:
         parser.error("--data-dir is needed: the folder that holds wikitext2")
@@ -119,12 +125,12 @@ def main() -> int:
     try:
         if args.command == "run":
             run(args, preset, folder)
-        if args.command == "one":
-            one(args, folder)
+        if args.command == "some":
+            some(args, folder)
         else:
             table(folder)
     except (FileNotFoundError, ValueError) as error:
-        if args.command == "one":
+        if args.command == "some":
             raise
         print(f"ranking.py: {error}", file=sys.stderr)
         return 2
