@@ -109,17 +109,21 @@ def set_up(preset: Preset, data_dir: str, folder: Path, seed: int) -> list[dict]
         ValueError: the folder has a sample of other settings.
     """
     settings = json.loads(json.dumps({**asdict(preset), "seed": seed}))
-    if (folder / SAMPLE).exists():
+    is_new = not (folder / SAMPLE).exists()
+    if not is_new:
         sample = json.loads((folder / SAMPLE).read_text())
         changed = [name for name, value in settings.items() if sample["settings"].get(name) != value]
         if changed:
             before = ", ".join(f"{name} {sample['settings'].get(name)}" for name in changed)
             raise ValueError(f"output: {folder} has results with {before}; give another folder")
-    else:  # it is written last: what is there without it is of a run that was interrupted, perhaps with other settings
+    # The sample is written last: what is there without it is of a run that was interrupted, perhaps with other settings.
+    if is_new or not (folder / SUPERNET).exists():
+        convert(preset, data_dir, folder / SUPERNET, seed)
+    if is_new or not (folder / DATA).exists():
+        tokenize(preset, data_dir, folder)
+    if is_new:
         from hf_elastic.cli.data import load_elastic
 
-        convert(preset, data_dir, folder / SUPERNET, seed)
-        tokenize(preset, data_dir, folder)
         found = sample_architectures(load_elastic(str(folder / SUPERNET)), preset, seed)
         write_atomically(folder / SAMPLE, json.dumps({"settings": settings, "architectures": found}, indent=2) + "\n")
     return json.loads((folder / SAMPLE).read_text())["architectures"]

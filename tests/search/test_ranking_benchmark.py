@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -91,6 +92,10 @@ def test_sample_and_training(runs, ranking, preset, data_dir, tmp_path, capsys):
     origins = [one["origin"] for one in sample]
     assert origins.count("random") == 4 and {"frontier of capacity", "frontier of decoder_parameters"} < set(origins)
     assert runs.set_up(preset, "nowhere", folder, 0) == sample  # nothing is made again
+    weights = (folder / "supernet" / "model.safetensors").read_bytes()
+    shutil.rmtree(folder / "supernet")  # of published results only the records are there
+    assert runs.set_up(preset, str(data_dir), folder, 0) == sample
+    assert (folder / "supernet" / "model.safetensors").read_bytes() == weights
     with pytest.raises(ValueError, match="has results with tokens 96; give another folder"):
         runs.set_up(dataclasses.replace(preset, tokens=192), str(data_dir), folder, 0)
 
