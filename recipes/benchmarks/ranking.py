@@ -61,6 +61,8 @@ def some(args: argparse.Namespace, folder: Path) -> None:
     sample = json.loads((folder / SAMPLE).read_text())
     seed = sample["settings"].pop("seed")
     for place in args.places:
+        if record_of(folder, place).exists():  # another process was faster
+            continue
         record = train_one(Preset(**sample["settings"]), folder, sample["architectures"][place], seed)
         write_atomically(record_of(folder, place), json.dumps(record, indent=2) + "\n")
 
