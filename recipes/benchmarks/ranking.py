@@ -109,6 +109,8 @@ def main() -> int:
     parser.add_argument("--size", choices=tuple(PRESETS), default="small", help="small: on a CPU; large: on a GPU")
     parser.add_argument("--output", default="runs/ranking", help="folder for the results, one per size in it")
     parser.add_argument("--architectures", type=int, help="how many to train, at least 4 (count; default: of the size)")
+    parser.add_argument("--tokens", type=int, help="that each architecture sees (count; default: of the size)")
+    parser.add_argument("--learning-rate", type=float, help="largest learning rate (default: of the size)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample, the new weights and the order of the text")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time (processes)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each training")
@@ -116,14 +118,15 @@ def main() -> int:
     args = parser.parse_args()
     if args.command == "run" and args.data_dir is None:
         parser.error("--data-dir is needed: the folder that holds wikitext2")
-    for name, least in (("architectures", FEW), ("workers", 1), ("threads", 1)):
+    for name, least in (("architectures", FEW), ("tokens", 1), ("workers", 1), ("threads", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             parser.error(f"--{name} is {value}; at least {least} is needed")
+    if args.learning_rate is not None and not 0 < args.learning_rate < 1:
+        parser.error(f"--learning-rate is {args.learning_rate}; it must be between 0 and 1")
     folder = Path(args.output) / args.size
-    preset = PRESETS[args.size]
-    if args.architectures:
-        preset = dataclasses.replace(preset, architectures=args.architectures)
+    changes = {name: vars(args)[name] for name in ("architectures", "tokens", "learning_rate") if vars(args)[name] is not None}
+    preset = dataclasses.replace(PRESETS[args.size], **changes)
     try:
         if args.command == "run":
             run(args, preset, folder)
