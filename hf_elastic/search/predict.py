@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold
 
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Subnet
+from ..spec import CONTEXT
 from .digests import architecture_digest
 from .objectives import LATENCY, MEMORY
 from .profile import DeviceProfile
@@ -38,6 +39,8 @@ def features(model: ElasticPreTrainedModel, subnets: Sequence[Subnet]) -> np.nda
     columns += [depth * column for column in across.values()]
     columns += [inner * outer for inner, outer in itertools.product(within.values(), across.values())]
     columns += [(table[one] * table[two] * kept).sum(1) for one, two in itertools.combinations(within, 2)]
+    # Attention whose width follows the hidden size has matrices of one by the other; within no layer axis is in them.
+    columns += [depth * table[axis] * table[other] for axis in model.layout.followers for other in across if axis == CONTEXT]
     rows = np.stack(columns, axis=1).astype(float)
     return rows[:-1] / rows[-1]
 

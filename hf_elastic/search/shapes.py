@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..counts import Counts
 from ..layout import Entry, Layout
 from ..modeling_elastic import ElasticPreTrainedModel
-from ..spec import axes_in, spec_for
+from ..spec import CONTEXT, axes_in, spec_for
 
 PARTS = ATTENTION, FFN, OTHER = ("attention", "ffn", "other")
 
@@ -89,7 +89,7 @@ def parts_of(layout: Layout) -> dict[str, str]:
 
 def _part(entry: Entry) -> str:
     axes = axes_in(entry.dims)
-    return FFN if "ffn" in axes else ATTENTION if "head" in axes else OTHER
+    return FFN if "ffn" in axes else ATTENTION if axes & {"head", CONTEXT} else OTHER
 
 
 def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = (None,)) -> Shapes:

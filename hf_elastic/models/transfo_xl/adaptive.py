@@ -20,6 +20,7 @@ class AdaptiveEmbedding(nn.Module):
     def __init__(self, config: TransformerXLConfig):
         super().__init__()
         self.clusters = config.clusters
+        self.num_embeddings = config.vocab_size
         self.scale = config.d_model**0.5
         self.emb_layers = nn.ModuleList()
         self.emb_projs = nn.ParameterList()
