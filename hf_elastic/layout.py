@@ -153,7 +153,7 @@ class Layout:
                     rest=inside[2] if inside else name,
                     tied_to=tied.get(name),
                     use=use if is_matrix else "",
-                    rows=None if plain_name(name) != name else parse_stored(self.spec.shape_of(name))[1],
+                    rows=None if tensor.dim() == len(dims) else parse_stored(self.spec.shape_of(owner))[1],
                 )
             )
         return tuple(entries)

@@ -42,7 +42,7 @@ TRANSFORMER_XL = register_spec(
         attributes={
             "*dec_attn": {"n_head": "heads"},
             "*pos_emb": {"d_model": "hidden"},
-            "*word_emb": {"scale": "hidden^0.5"},
+            "*word_emb": {"scale": "hidden^0.5", "embedding_dim": "hidden"},
         },
         head_attributes={"*dec_attn": {"d_head": "head"}},
         aliases={"embed0": ("hidden", "*_projs.0")},

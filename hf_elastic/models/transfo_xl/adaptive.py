@@ -20,7 +20,7 @@ class AdaptiveEmbedding(nn.Module):
     def __init__(self, config: TransformerXLConfig):
         super().__init__()
         self.clusters = config.clusters
-        self.num_embeddings = config.vocab_size
+        self.num_embeddings, self.embedding_dim = config.vocab_size, config.d_model
         self.scale = config.d_model**0.5
         self.emb_layers = nn.ModuleList()
         self.emb_projs = nn.ParameterList()
