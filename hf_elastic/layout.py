@@ -324,6 +324,10 @@ class Layout:
         differing = [field for field in self.config if len({row[field] for row in values}) > 1]
         return [field for field in differing if field not in self.spec.layered_config]
 
+    def says_layers(self, axis: str) -> bool:
+        """Whether a stock config can say an axis of this Hugging Face name layer by layer."""
+        return all(field in self.spec.layered_config for field, value in self.spec.config.items() if value == self.axes[axis])
+
     def config_values(self, cut: Cut, position: int) -> dict[str, int]:
         """What each config field of the Spec becomes in the kept layer at `position`."""
         sizes = self.sizes(cut, position)

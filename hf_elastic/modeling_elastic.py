@@ -311,6 +311,25 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             raise ValueError("the weights are sharded over processes (FSDP): select() a size, or save the model and load it")
         return super().view(subnet)
 
+    def standalone(self, subnet: str | Mapping | None = None) -> tuple[type[PreTrainedModel], PretrainedConfig]:
+        """Class and config of a subnet on its own: what `extract` gives, without its weights.
+
+        Raises:
+            ValueError: adapters are not merged yet.
+        """
+        check_merged(self.base)
+        if self.portability_of(subnet) == "elastic":
+            config = copy.deepcopy(self.config)
+            config.frozen = self.subnet(subnet).to_dict()
+            config.space, config.subnets, config.subnet = None, {}, None
+            return type(self), config
+        view = self.view(subnet)
+        stock_config = view.config.from_dict(view.config.to_dict())
+        stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict
+        if "use_cache" in vars(stock_config):  # Trainer turns it off for good
+            stock_config.use_cache = True
+        return type(self.base), stock_config
+
     def extract(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
         """A standalone copy of a subnet, in evaluation mode: the stock class where it is standard, else an elastic model
         frozen at it.
@@ -318,22 +337,10 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         Raises:
             ValueError: adapters are not merged yet.
         """
-        check_merged(self.base)
-        view = self.view(subnet)
-        weights = {name: tensor.detach().clone() for name, tensor in view.state_dict().items()}
-        if self.portability_of(subnet) == "standard":
-            stock_config = view.config.from_dict(view.config.to_dict())
-            stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict
-            if "use_cache" in vars(stock_config):  # Trainer turns it off for good
-                stock_config.use_cache = True
-            with no_init_weights():
-                model = type(self.base)(stock_config)
-        else:
-            config = copy.deepcopy(self.config)
-            config.frozen = self.subnet(subnet).to_dict()
-            config.space, config.subnets, config.subnet = None, {}, None
-            with no_init_weights():
-                model = type(self)(config)
+        kind, config = self.standalone(subnet)
+        weights = {name: tensor.detach().clone() for name, tensor in self.view(subnet).state_dict().items()}
+        with no_init_weights():
+            model = kind(config)
         model.to(device=self.device, dtype=self.dtype)
         model.load_state_dict(weights)
         model.tie_weights()

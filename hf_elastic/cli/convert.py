@@ -161,6 +161,10 @@ def from_scratch(elastic_class, args: ConvertArguments):
     fields = dict(args.model_config)
     if "model_type" not in fields:
         raise ValueError("model_config: model_type is missing")
+    if fields["model_type"] == ElasticConfig.model_type:  # one size of an architecture, such as a search has written
+        if args.space is not None or args.subnets is not None or args.head_partition:
+            raise ValueError("model_config: an elastic config says its sizes itself; give no space, subnets or head_partition")
+        return elastic_class(ElasticConfig(**fields))
     base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     order = named_layer_order(args.layer_order, base_config.num_hidden_layers)
     spec = partition_heads(spec_for(base_config.model_type)).to_dict() if args.head_partition else None
