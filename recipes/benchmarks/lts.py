@@ -6,7 +6,7 @@
 LTS (Javaheripi et al. 2022, arXiv 2203.02094): the number of decoder parameters stands for quality, so nothing is trained; the
 costs are latency and peak memory on the device (batch 1, 192 tokens, one thread); 30 rounds of 80 candidates after a first 100.
 Ours: a few dozen sizes are measured, the costs of candidates are predicted from them, and what the result is about is measured
-at the end, in one interleaved run with homogeneous models of 1 to 16 layers: for each of these the candidate of the predicted
+at the end, in one interleaved run with homogeneous models of 1 to 16 layers: for eight of these the candidate of the predicted
 frontier that should be fastest, and the one that should need the least memory, at no fewer decoder parameters. A call computes
 the scores of the whole vocabulary at all positions.
 
@@ -49,6 +49,8 @@ from hf_elastic.search.targets import Target, use_threads
 
 RECIPES = Path(__file__).parents[1] / "lts"
 QUALITY = "decoder_parameters"
+# Depths of homogeneous models whose decoder parameters are what found ones are picked for; they are compared with all depths.
+PICKED = (1, 2, 3, 4, 6, 8, 12, 16)
 # The homogeneous models: every layer alike.
 BASELINES = {
     "gpt2": {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8},
@@ -57,18 +59,19 @@ BASELINES = {
 
 
 class Stopwatch:
-    """Seconds of each step, by name."""
+    """Seconds of each step, by name, and how much of them this process was computing."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
+        self.busy: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time what happens within, and say so when it is done."""
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), sum(os.times()[:4])
         yield
-        self.seconds[name] = time.perf_counter() - start
-        print(f"{name}: {self.seconds[name]:.1f} s", flush=True)
+        self.seconds[name], self.busy[name] = time.perf_counter() - start, sum(os.times()[:4]) - busy
+        print(f"{name}: {self.seconds[name]:.1f} s, {self.busy[name]:.1f} s of a core", flush=True)
 
 
 def supernet(recipe: Path) -> ElasticForCausalLM:
@@ -96,9 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     parser.add_argument("--recipes", type=Path, help="folder of convert.yaml and search.yaml (default recipes/lts/BACKBONE)")
     parser.add_argument("--baseline", type=json.loads, help="sizes of the homogeneous models, JSON (default: see the source)")
-    parser.add_argument("--profile-sizes", type=int, default=32, help="sizes measured before the search (default %(default)s)")
-    parser.add_argument("--profile-seconds", type=float, default=60, help="most seconds to time them (default %(default)s)")
-    parser.add_argument("--compare-seconds", type=float, default=100, help="most seconds to time the result (%(default)s)")
+    parser.add_argument("--profile-sizes", type=int, default=28, help="sizes measured before the search (default %(default)s)")
+    parser.add_argument("--profile-seconds", type=float, default=50, help="most seconds to time them (default %(default)s)")
+    parser.add_argument("--compare-seconds", type=float, default=75, help="most seconds to time the result (%(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="most samples of each size (default %(default)s)")
     parser.add_argument("--memory-workers", type=int, default=os.cpu_count(), help="peak memories at a time (default: cores)")
     arguments = parser.parse_args(argv)
@@ -135,7 +138,7 @@ def run(arguments: argparse.Namespace) -> dict:
             model, options.objectives, n_trials=options.n_trials, population_size=options.population_size, seed=options.seed,
             latency_profile=profile, measure_at_most=0, progress=False,
         )  # fmt: skip
-    found = pick(model, predicted, baselines)
+    found = pick(model, predicted, [one for one, depth in zip(baselines, depths) if depth in PICKED])
     everything = list(dict.fromkeys([*baselines, *found]))
     with watch.step("latency of the result and of the homogeneous models"):
         latencies = target.measure(model, everything, budget_seconds=arguments.compare_seconds, **timing)
@@ -170,6 +173,7 @@ def run(arguments: argparse.Namespace) -> dict:
         "settings": {**{k: str(v) for k, v in vars(arguments).items()}, "target": asdict(target), "n_trials": options.n_trials},
         "space_size": str(model.space.size),
         "seconds": watch.seconds,
+        "core_seconds": watch.busy,
         "predictors": predictors,
         "predicted_frontier": len(predicted.points),
         "measured": measured,

@@ -91,10 +91,8 @@ def print_report(record: Mapping) -> None:
     for name in dict.fromkeys(used):
         one = by_name[name]
         latency, memory = one["latency"]["median_ms"], one["memory"]["peak_mb"]
-        print(
-            f"{name} ({one['portability']}, {one['decoder_parameters'] / 1e6:.1f} M, {latency:.0f} ms, {memory:.0f} MB):", end=" "
-        )
-        print(one["subnet"])
+        costs = f"{one['decoder_parameters'] / 1e6:.1f} M, {latency:.0f} ms, {memory:.0f} MB"
+        print(f"{name} ({one['portability']}, {costs}): {one['subnet']}")
     for name, text in record["predictors"].items():
         after = deviation(record).get(name)
         print(f"{name}, held out: {text}" + ("" if after is None else f"; of what was then measured: {100 * after:.1f}%"))
@@ -105,7 +103,5 @@ def print_report(record: Mapping) -> None:
             f"largest ratio of {cost} at equal or more decoder parameters: {row[cost]['ratio']:.2f}x{low}, {row['baseline']} "
             f"against {row[cost]['found']}; the paper reports up to {paper}x"
         )
-    seconds = record["seconds"]
-    print(
-        f"{record['predicted_frontier']} points on the predicted frontier; {sum(seconds.values()):.0f} s in all, measuring included"
-    )
+    seconds = sum(record["seconds"].values())
+    print(f"{record['predicted_frontier']} points on the predicted frontier; {seconds:.0f} s in all, measuring included")
