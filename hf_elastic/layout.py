@@ -118,7 +118,8 @@ class Layout:
         self.config = {field: substitute(parse(f"({value})"), names)[0] for field, value in spec.config.items()}
         self.axes = spec.axes()
         self.full = self._solve(model.config, parameters)
-        self.shared_axes = axes_in(d for e in self.entries if e.layer is None for d in e.dims)
+        outside = [entry for entry in self.entries if entry.layer is None]
+        self.shared_axes = axes_in(dim for entry in outside for dim in entry.dims) | {e.rows for e in outside if e.rows}
         self.layer_order = self._check_order(layer_order)
         elastic = {axis for value in self.axes.values() for axis in value.split()}
         self.layer_axes = tuple(sorted(elastic - self.shared_axes))
@@ -240,6 +241,9 @@ class Layout:
         for position in range(len(layers)):
             row = {axis: value[position] if isinstance(value, tuple) else value for axis, value in values.items()}
             rows.append(self._axis_sizes(row))
+        for axis in self.model_axes:
+            if len(differing := {row[axis] for row in rows}) > 1:
+                raise ValueError(f"{axis}: {sorted(differing)} differ, but this model has one value for all its layers")
         per_layer = tuple(tuple((axis, row[axis]) for axis in self.layer_axes) for row in rows)
         return Cut(layers, tuple((axis, rows[0][axis]) for axis in (*self.model_axes, *self.followers)), per_layer)
 

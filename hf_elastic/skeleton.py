@@ -165,7 +165,7 @@ class Skeleton:
         for owner, source_key, module, key, steps in self._targets:
             source = owner._parameters[source_key]
             # The outermost size of a cut is enough to tell two uses of one tied tensor apart.
-            identity = (id(source), tuple(s if isinstance(s, int) else id(s) for _, s in steps))
+            identity = (id(source), tuple(id(s) if isinstance(s, torch.Tensor) else s for _, s in steps))
             if identity not in tied:
                 version = source._version
                 tied[identity] = _slice(source, steps, differentiable)
