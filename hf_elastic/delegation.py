@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from .adapters import check_merged
+from .portable import IS_OLD
 
 
 class DelegationMixin:
@@ -39,6 +40,17 @@ class DelegationMixin:
         embeddings = self.base.resize_token_embeddings(*args, **kwargs)
         self._rebuild()
         return embeddings
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Tied parameter -> the one it is tied to, as the base says (transformers 5)."""
+        return self.base.get_expanded_tied_weights_keys(all_submodels=all_submodels)
+
+    def tie_weights(self, *args, **kwargs):
+        """Tie what the base ties. transformers 4.57 asks every module that it finds, and does not find the base."""
+        result = super().tie_weights(*args, **kwargs)
+        if IS_OLD:
+            self.base.tie_weights()
+        return result
 
     def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
         """Recompute activations in the backward pass, in every size."""
