@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 ON_TRANSFORMERS_5 = Version(transformers.__version__).major >= 5
 EXTRA = "hf-elastic[onnx]" if ON_TRANSFORMERS_5 else "hf-elastic[optimum]"
+PACKAGES = ("onnx", "onnxruntime", "onnxscript" if ON_TRANSFORMERS_5 else "optimum.exporters.onnx")
 # The oldest opset both exporters target natively: every onnxruntime, TensorRT and OpenVINO of the last years reads it.
 OPSET = 18
 # A protobuf message holds at most 2 GiB; the margin is for the graph around the weights.
