@@ -31,6 +31,14 @@ class ExportArguments:
         default_factory=lambda: ["safetensors"],
         metadata={"help": "; ".join(f"{one.name}: {one.description}" for one in FORMATS.values()) + "."},
     )
+    opset: int | None = field(default=None, metadata={"help": "For ONNX: version of its operators; default: 18."})
+    optimize: str | None = field(
+        default=None,
+        metadata={
+            "help": "For ONNX: O1 basic rewrites, O2 and fused attention (onnxruntime only), O3 and approximate GELU, "
+            "O4 and half precision (GPU); default: the plain graph, which any runtime reads."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
 
