@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,8 +91,12 @@ def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return Inputs(tensors, {name: list(tensor.shape) for name, tensor in tensors.items()})
     longest = min(128, model.config.max_position_embeddings)
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-    accepted = {name: tensor for name, tensor in batch.items() if name in ("input_ids", "attention_mask", "token_type_ids")}
+    # On the right, where padding moves no token: a causal model called without positions counts it in.
+    settings = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
+    batch = tokenizer(list(texts), return_tensors="pt", **settings)
+    taken = inspect.signature(model.base.forward).parameters
+    known = ("input_ids", "attention_mask", "token_type_ids")
+    accepted = {name: tensor for name, tensor in batch.items() if name in known and name in taken}
     return Inputs(accepted, list(texts))
 
 

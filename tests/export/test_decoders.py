@@ -136,7 +136,7 @@ def initializers(path):
 
 
 def test_decoding_stops_at_the_end_token(exported):
-    model, folder, _ = exported("llama")
+    _, folder, _ = exported("llama")
     runner = OnnxRunner(folder / "onnx" / "model.onnx", threads=1)
     inputs = batch(6, 1, seed=3)
     ids, mask = inputs["input_ids"].numpy(), inputs["attention_mask"].numpy()

@@ -91,7 +91,7 @@ def flat(results: list) -> list:
     return [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in results]
 
 
-@pytest.mark.parametrize("selected", [None, "small", "frozen"])
+@pytest.mark.parametrize("selected", ["small", *(pytest.param(name, marks=pytest.mark.slow) for name in (None, "frozen"))])
 def test_optimum_cli_exports_an_elastic_checkpoint(tmp_path, selected):
     """A real process, which learns the model type from the namespace package; the size is the one that is selected."""
     sizes = {"num_attention_heads": [4, 2], "num_key_value_heads": [2, 1], **PER_LAYER}
@@ -118,6 +118,7 @@ def test_optimum_cli_exports_an_elastic_checkpoint(tmp_path, selected):
     assert torch.equal(generated, model.view(subnet).generate(**inputs, max_new_tokens=8, do_sample=False))
 
 
+@pytest.mark.slow
 def test_optimum_cli_exports_an_elastic_classifier(tmp_path):
     model = elastic("bert", "SequenceClassification", subnets={"small": PER_LAYER})
     model.select("small")
