@@ -3,7 +3,7 @@
     python recipes/benchmarks/onnx.py                    # in transformers 5 and in 4.57 (Optimum): one table each
     python recipes/benchmarks/onnx.py --speed 200        # MiniLM, plain and optimized graph, interleaved runs
 
-The backbones are the tiny random models of tests/tiny.py, at the full size, a standard size and one that no stock config describes.
+The backbones are the tiny random models of tests/tiny.py: the full size, a standard one, and one that no stock config describes.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ import onnxruntime
 import pytest
 import torch
 from tiny import batch, config_of, randomize, space_of
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, export_subnet
 from hf_elastic.cli.main import main
@@ -100,6 +102,8 @@ def test_optimum_names_what_it_cannot_optimize(tmp_path):
 
 def test_the_command_takes_the_options(bert, tmp_path, capsys):
     bert.save_pretrained(tmp_path / "in")
+    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path / "in")
     arguments = ["export", "--model", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"), "--formats", "onnx"]
     assert main([*arguments, "--optimize", "O7"]) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].endswith("optimize: 'O7' is unknown; known: O1, O2, O3, O4")
