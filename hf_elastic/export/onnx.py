@@ -77,6 +77,8 @@ def export_onnx(
             sample, axes = _cached_sample(model, inputs) if cache else _plain_sample(inputs)
             write_graph(model, sample, axes, staged, opset=opset, fuse=fuses(optimize))
             if optimize is not None:
+                if weight_file(staged).exists():
+                    raise ValueError(f"optimize: {optimize} takes models of at most 2 GB in one file; leave it out")
                 optimize_graph(staged, optimize, model.config)
             if cache:
                 heads = model.config.num_attention_heads
