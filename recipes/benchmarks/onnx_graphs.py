@@ -1,7 +1,7 @@
 """Every backbone as ONNX in this environment: how far from torch, and whether decoders generate what torch generates.
 
-    python recipes/benchmarks/onnx.py                    # in transformers 5 and in 4.57 (Optimum): one table each
-    python recipes/benchmarks/onnx.py --speed 200        # MiniLM, plain and optimized graph, interleaved runs
+    python recipes/benchmarks/onnx_graphs.py                    # in transformers 5 and in 4.57 (Optimum): one table each
+    python recipes/benchmarks/onnx_graphs.py --speed 200        # MiniLM, plain and optimized graph, interleaved runs
 
 The backbones are the tiny random models of tests/tiny.py: the full size, a standard one, and one that no stock config describes.
 """
