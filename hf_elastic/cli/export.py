@@ -1,11 +1,14 @@
-"""`hf-elastic export`: write a size as a standard checkpoint, ONNX or int8 ONNX."""
+"""`hf-elastic export`: write a size as a standard checkpoint, ONNX, or another of the formats."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..export import FORMATS, export_subnet
+from ..export.formats import select
 from ..files import read_mapping
 from .common import parse
 from .data import load_elastic, load_tokenizer
@@ -25,7 +28,16 @@ class ExportArguments:
     )
     limits: str | None = field(default=None, metadata={"help": 'For frontier: value -> bound, such as {"latency_ms": 10}.'})
     formats: list[str] = field(
-        default_factory=lambda: ["safetensors"], metadata={"help": "Some of: safetensors, onnx, onnx-int8."}
+        default_factory=lambda: ["safetensors"],
+        metadata={"help": "; ".join(f"{one.name}: {one.description}" for one in FORMATS.values()) + "."},
+    )
+    opset: int | None = field(default=None, metadata={"help": "For ONNX: version of its operators; default: 18."})
+    optimize: str | None = field(
+        default=None,
+        metadata={
+            "help": "For ONNX: O1 basic rewrites, O2 and fused attention (onnxruntime only), O3 and approximate GELU, "
+            "O4 and half precision (GPU); default: the plain graph, which any runtime reads."
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
@@ -45,19 +57,23 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def format_options(args: ExportArguments) -> dict:
+    """The options of formats that are set; each is a field of the same name."""
+    known = frozenset().union(*(one.options for one in FORMATS.values()))
+    return {name: value for name, value in dataclasses.asdict(args).items() if name in known and value is not None}
+
+
 def run(args: ExportArguments) -> dict | None:
     """Export.
 
     Returns:
         format -> its parity record; None on a dry run.
     """
-    from ..export import FORMATS, export_subnet
     from ..files import check_output
     from ..search import Frontier
 
-    for name in args.formats:
-        if name not in FORMATS:
-            raise ValueError(f"formats: {name!r} is unknown; known: {', '.join(FORMATS)}")
+    options = format_options(args)
+    select(args.formats, options)
     check_output(args.output_dir, overwrite=args.overwrite)
     if args.dry_run:
         return None
@@ -66,7 +82,7 @@ def run(args: ExportArguments) -> dict | None:
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
     model = load_elastic(args.model)
     records = export_subnet(
-        model, subnet, args.output_dir, args.formats, tokenizer=load_tokenizer(args.model), overwrite=args.overwrite
+        model, subnet, args.output_dir, args.formats, tokenizer=load_tokenizer(args.model), overwrite=args.overwrite, **options
     )
     kind = model.portability_of(subnet)
     print(f"{json.dumps(model.subnet(subnet).to_dict())} is {kind}")
@@ -74,7 +90,7 @@ def run(args: ExportArguments) -> dict | None:
         print(f"it needs hf_elastic or trust_remote_code to load: {model.why_elastic(subnet)}")
         print(f"nearest standard size: {json.dumps(model.nearest_standard(subnet).to_dict())}")
     for name, record in records.items():
-        where = Path(args.output_dir) / (name if name != "safetensors" else "")
+        where = FORMATS[name].folder(Path(args.output_dir))
         difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
         print(f"{name}: {where}, largest difference {difference:.2g}, same decision {agreement:.1%}")
     return records

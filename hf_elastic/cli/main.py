@@ -13,7 +13,7 @@ COMMANDS = {
     "measure": "measure latency and peak memory of sizes on this machine",
     "search": "find the best sizes on this machine",
     "evaluate": "score sizes on zero-shot tasks, next to parameters and latency",
-    "export": "write a size as a standard checkpoint, ONNX or int8 ONNX",
+    "export": "write a size as a standard checkpoint, ONNX or another format",
 }
 # What bad input raises; anything else is a bug and keeps its traceback.
 BAD_INPUT = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError, FloatingPointError, OSError)

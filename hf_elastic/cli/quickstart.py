@@ -211,10 +211,11 @@ def search(model, data, args: QuickstartArguments, folder: Path, console):
 
 def export(model, tokenizer, data, chosen, folder: Path, console) -> None:
     """Write the chosen size as a checkpoint, ONNX and int8 ONNX."""
-    from ..export import FORMATS, export_subnet
+    from ..export import export_subnet
 
     texts = [" ".join(str(row[c]) for c in data.text_columns) for row in data.raw["validation"].select(range(32))]
-    records = export_subnet(model, chosen.subnet, folder / "export", FORMATS, tokenizer=tokenizer, texts=texts, overwrite=True)
+    formats = ("safetensors", "onnx", "onnx-int8")
+    records = export_subnet(model, chosen.subnet, folder / "export", formats, tokenizer=tokenizer, texts=texts, overwrite=True)
     for name, record in records.items():
         where = folder / "export" / (name if name != "safetensors" else "")
         console.print(

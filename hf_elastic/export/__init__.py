@@ -1,5 +1,9 @@
 """Subnets as files that other programs run."""
 
-from .subnet import FORMATS, export_subnet
+from .formats import FORMATS
+from .subnet import export_subnet
+
+# Each registers its formats, in the order in which they are written.
+from . import outputs, onnx_formats  # isort: skip  # noqa: F401
 
 __all__ = ["FORMATS", "export_subnet"]

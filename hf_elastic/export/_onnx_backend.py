@@ -4,18 +4,23 @@ transformers 5 ships its own exporter (`transformers.exporters`, built on `torch
 exporter does the same job. Both get the model object itself, so its weights may have any shape and any strides.
 """
 
+import contextlib
+import copy
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import transformers
 from packaging.version import Version
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .cache import PAST, CachedDecoder, cache_axes, flatten
 
 ON_TRANSFORMERS_5 = Version(transformers.__version__).major >= 5
 EXTRA = "hf-elastic[onnx]" if ON_TRANSFORMERS_5 else "hf-elastic[optimum]"
+PACKAGES = ("onnx", "onnxruntime", "onnxscript" if ON_TRANSFORMERS_5 else "optimum.exporters.onnx")
 # The oldest opset both exporters target natively: every onnxruntime, TensorRT and OpenVINO of the last years reads it.
 OPSET = 18
 # A protobuf message holds at most 2 GiB; the margin is for the graph around the weights.
@@ -34,13 +39,28 @@ def weight_file(path: Path) -> Path:
     return path.with_name(f"{path.name}_data")
 
 
-def write_graph(model: PreTrainedModel, inputs: dict[str, torch.Tensor], axes: Axes, path: Path) -> None:
-    """Trace `model` on `inputs` and write the graph to `path`, with the named `axes` of each input left open."""
-    writer: Callable = _write_with_transformers if ON_TRANSFORMERS_5 else _write_with_optimum
-    writer(model, inputs, axes, path)
+def write_graph(model: PreTrainedModel, inputs: dict, axes: Axes, path: Path, *, opset: int = OPSET, fuse: bool = False) -> None:
+    """Trace `model` on `inputs` and write the graph to `path`, with the named `axes` of each input left open.
+
+    Inputs with a cache, as `sample_step` gives them, make the graph one that takes and returns it. `fuse` fuses it into
+    onnxruntime's own operators, where the exporter does that (transformers 5); Optimum does it afterwards.
+
+    Raises:
+        ValueError: an operator of the model is not in this opset.
+    """
+    if ON_TRANSFORMERS_5:
+        _write_with_transformers(model, inputs, axes, path, opset, fuse)
+    else:
+        _write_with_optimum(model, inputs, axes, path, opset)
 
 
-def _write_with_transformers(model: PreTrainedModel, inputs: dict[str, torch.Tensor], axes: Axes, path: Path) -> None:
+def too_old(opset: int, model: PreTrainedModel, why: object) -> ValueError:
+    """The error for an operator that an opset does not have."""
+    reason = str(why).strip().splitlines()[0] if str(why).strip() else type(why).__name__
+    return ValueError(f"opset: {opset} is too old for {type(model).__name__}: {reason}; the default is {OPSET}")
+
+
+def _write_with_transformers(model: PreTrainedModel, inputs: dict, axes: Axes, path: Path, opset: int, fuse: bool) -> None:
     try:
         import onnx_ir
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
@@ -49,13 +69,43 @@ def _write_with_transformers(model: PreTrainedModel, inputs: dict[str, torch.Ten
     except ImportError as error:
         raise missing_extra(error) from error
     # DYNAMIC, unlike AUTO, refuses to fix an axis silently; unlike a named Dim it learns the longest sequence by itself.
-    shapes = {name: dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC) for name, open_axes in axes.items()}
-    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
-    program = exporter.export(model, {**inputs, "use_cache": False}, config).program
+    shapes = _nested({name: dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC) for name, open_axes in axes.items()}, inputs)
+    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=opset, ort_fusions="cpu" if fuse else None)
+    sample = copy.deepcopy(inputs)  # the exporter casts and drops in place
+    with eager_attention(model) if fuse else contextlib.nullcontext():
+        if PAST in inputs:
+            program = exporter.export(CachedDecoder(model).eval(), sample, config).program
+        else:
+            program = exporter.export(model, {**sample, "use_cache": False}, config).program
+    if program.opset_imports[""] != opset:
+        raise too_old(opset, model, f"the exporter has written opset {program.opset_imports['']}")
     _name_axes(program.graph, axes)
     weight_bytes = sum(value.const_value.nbytes for value in program.graph.initializers.values())
     external_data = weight_file(path).name if weight_bytes > LARGEST_SINGLE_FILE else None
     onnx_ir.save(program, path, external_data=external_data)
+
+
+@contextlib.contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention written out as its products: the exporter's fusions know it, and miss what becomes of the fused kernel."""
+    held = (vars(module).get("config") for module in model.modules())
+    configs = {id(config): config for config in held if isinstance(config, PretrainedConfig)}.values()
+    before = [(config, config._attn_implementation) for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+def _nested(flat: dict, inputs: dict, prefix: str = "") -> dict:
+    """Values by flat name in the nesting of `inputs`."""
+    return {
+        name: _nested(flat, value, f"{prefix}{name}.") if isinstance(value, dict) else flat[prefix + name]
+        for name, value in inputs.items()
+    }
 
 
 def _name_axes(graph, axes: Axes) -> None:
@@ -76,16 +126,20 @@ def _name_axes(graph, axes: Axes) -> None:
                 value.shape = None
 
 
-def _write_with_optimum(model: PreTrainedModel, inputs: dict[str, torch.Tensor], axes: Axes, path: Path) -> None:
+def _write_with_optimum(model: PreTrainedModel, inputs: dict, axes: Axes, path: Path, opset: int) -> None:
     try:
         from optimum.exporters.onnx import export
     except ImportError as error:
         raise missing_extra(error) from error
+    from torch.onnx.errors import OnnxExporterError
+
     config = _optimum_config(model, inputs, axes)
     settings = vars(model.config)
     before = dict(settings)
     try:
-        export(model, config, path, opset=OPSET, device=inputs["input_ids"].device.type)
+        export(model, config, path, opset=opset, device=inputs["input_ids"].device.type)
+    except OnnxExporterError as error:
+        raise too_old(opset, model, error) from error
     finally:
         # Optimum turns `use_cache` off on the model it is given.
         settings.clear()
@@ -94,33 +148,49 @@ def _write_with_optimum(model: PreTrainedModel, inputs: dict[str, torch.Tensor],
     config.post_process_exported_models(path.parent, {"model": (model, config)}, [path.name])
 
 
-def _optimum_config(model: PreTrainedModel, inputs: dict[str, torch.Tensor], axes: Axes):
+def _optimum_config(model: PreTrainedModel, inputs: dict, axes: Axes):
     """Optimum's description of `model`'s graph, with exactly the given inputs.
 
     Optimum's own list differs from what a tokenizer returns (it adds `position_ids` to decoders), and one export contract
-    for both majors is worth more here than its default.
+    for both majors is worth more here than its default. It also takes the sizes of the cache from the config, which has one
+    number for all layers.
     """
     from optimum.exporters.tasks import TasksManager
 
+    cached = PAST in inputs
     try:
-        task = TasksManager.infer_task_from_model(model)
+        task = TasksManager.infer_task_from_model(model) + ("-with-past" if cached else "")
         constructor = TasksManager.get_exporter_config_constructor("onnx", model=model, task=task, library_name="transformers")
     except (KeyError, ValueError) as error:
         raise ValueError(f"Optimum cannot export {type(model).__name__} ({model.config.model_type}): {error}") from error
 
-    class GivenInputs(constructor.func):
+    past = {"use_past": True, "use_past_in_inputs": True} if cached else {}
+    return functools.partial(given_inputs(constructor.func, inputs, axes), **constructor.keywords)(model.config, **past)
+
+
+def given_inputs(config_class: type, inputs: dict, axes: Axes) -> type:
+    """Optimum's config class for an architecture, restricted to these inputs with these open axes."""
+    cached = PAST in inputs
+
+    class GivenInputs(config_class):
         """Optimum's config class for this architecture, restricted to the caller's inputs."""
 
         @property
         def inputs(self) -> Axes:
             return axes
 
+        @property
+        def outputs(self) -> Axes:
+            return cache_axes(inputs)[1] if cached else super().outputs
+
         def generate_dummy_inputs(self, framework: str = "pt", **shapes: int) -> dict:
             if framework == "np":
-                return {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
-            return dict(inputs)
+                return {name: tensor.numpy(force=True) for name, tensor in flatten(inputs).items()}
+            if not cached:
+                return dict(inputs)
+            return {**inputs, PAST: [tuple(layer.values()) for layer in inputs[PAST].values()]}
 
-    return functools.partial(GivenInputs, **constructor.keywords)(model.config)
+    return GivenInputs
 
 
 def move_export(source: Path, target: Path) -> None:

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ._onnx_backend import missing_extra, move_export, weight_file, write_graph
+from ._onnx_backend import OPSET, Axes, missing_extra, move_export, weight_file, write_graph
+from .cache import cache_axes, open_head_axes, sample_step
+from .decoding import first_inputs
+from .optimize import check_level, fuses, optimize_graph
 
 try:
     import onnx
@@ -29,42 +32,71 @@ AXIS_NAMES = {2: ("batch_size", "sequence_length"), 3: ("batch_size", "num_choic
 NUMPY_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_, "tensor(float)": np.float32}
 
 
-def export_onnx(model: PreTrainedModel, inputs: dict[str, torch.Tensor], path: Path) -> Path:
+def export_onnx(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    path: Path,
+    *,
+    cache: bool = False,
+    opset: int = OPSET,
+    optimize: str | None = None,
+) -> Path:
     """Write `model` as an ONNX graph in float32, with open batch and sequence axes.
 
     The graph takes exactly the given inputs, in any batch size and length the model itself takes, and returns what the
-    model returns without its cache (`logits` where there is one). It is traced in eval mode; the model is left as it was.
+    model returns without its cache (`logits` where there is one); with `cache`, see `hf_elastic/export/cache.py`. It is traced
+    in eval mode; the model is left as it was.
 
     Args:
         model: a transformers model with float32 parameters of any shape and strides.
         inputs: one real batch, as a tokenizer returns it: `int64[batch, sequence]` each
             (`[batch, choices, sequence]` for multiple choice), on the model's device. Only its names and shapes matter.
         path: the file to write. Weights above 2 GB go to `<path>_data` beside it, as the format demands.
+        cache: for a causal model: take and return the key-value cache, and take `position_ids` where the model does.
+        opset: version of ONNX's operators.
+        optimize: "O1" to "O4", see `hf_elastic/export/optimize.py`; None for the plain graph, which any runtime reads.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: for an input the model does not take, weights that are no real float32 parameters, or an architecture which
-            the installed exporter does not know.
+        ValueError: for an input the model does not take, weights that are no real float32 parameters, an architecture which
+            the installed exporter does not know, an unknown `optimize`, or an opset that is too old for the model.
         ImportError: if the exporter is not installed; it names the extra.
     """
     path = Path(path)
     _check_inputs(model, inputs)
     _check_weights(model)
-    sample = {name: _at_least_two(tensor) for name, tensor in inputs.items()}
-    axes = {name: dict(enumerate(AXIS_NAMES[tensor.dim()])) for name, tensor in sample.items()}
+    check_level(optimize, model.config.model_type)
     path.parent.mkdir(parents=True, exist_ok=True)
     training = model.training
     model.eval()
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as staging, _quiet():
             staged = Path(staging) / path.name
-            write_graph(model, sample, axes, staged)
+            sample, axes = _cached_sample(model, inputs) if cache else _plain_sample(inputs)
+            write_graph(model, sample, axes, staged, opset=opset, fuse=fuses(optimize))
+            if optimize is not None:
+                if weight_file(staged).exists():
+                    raise ValueError(f"optimize: {optimize} takes models of at most 2 GB in one file; leave it out")
+                optimize_graph(staged, optimize, model.config)
+            if cache:
+                heads = model.config.num_attention_heads
+                open_head_axes(staged, sample, heads, model.config.hidden_size // heads)
             move_export(staged, path)
     finally:
         model.train(training)
     return path
+
+
+def _plain_sample(inputs: Mapping[str, torch.Tensor]) -> tuple[dict, Axes]:
+    sample = {name: _at_least_two(tensor) for name, tensor in inputs.items()}
+    return sample, {name: dict(enumerate(AXIS_NAMES[tensor.dim()])) for name, tensor in sample.items()}
+
+
+def _cached_sample(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> tuple[dict, Axes]:
+    sample = sample_step(model, inputs)
+    return sample, cache_axes(sample)[0]
 
 
 def _check_inputs(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> None:
@@ -175,12 +207,14 @@ class OnnxRunner:
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {node.name: NUMPY_TYPES[node.type] for node in self.session.get_inputs()}
         self.outputs = [node.name for node in self.session.get_outputs()]
+        self.shapes = {node.name: node.shape for node in [*self.session.get_inputs(), *self.session.get_outputs()]}
 
     def __call__(self, inputs: Mapping[str, torch.Tensor | np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph.
 
         Args:
-            inputs: tensors or arrays by name; those which the graph does not take are dropped.
+            inputs: tensors or arrays by name; those which the graph does not take are dropped. A cache that is not given is
+                empty, and `position_ids` are counted from the attention mask.
 
         Returns:
             The outputs by name, e.g. `logits` as `float32[batch, classes]`.
@@ -188,8 +222,11 @@ class OnnxRunner:
         Raises:
             ValueError: if an input of the graph is missing.
         """
-        missing = [name for name in self.inputs if name not in inputs]
+        arrays = {name: torch.as_tensor(value).numpy(force=True) for name, value in inputs.items()}
+        if "input_ids" in arrays and "attention_mask" in arrays:
+            arrays.update(first_inputs(self.inputs, self.shapes, arrays))
+        missing = [name for name in self.inputs if name not in arrays]
         if missing:
             raise ValueError(f"the graph needs the inputs {missing}; got {list(inputs)}")
-        feed = {name: np.asarray(torch.as_tensor(inputs[name]).numpy(force=True), dtype) for name, dtype in self.inputs.items()}
+        feed = {name: np.asarray(arrays[name], dtype) for name, dtype in self.inputs.items()}
         return dict(zip(self.outputs, self.session.run(self.outputs, feed)))

@@ -1,0 +1,187 @@
+"""ONNX and int8 ONNX as formats of `export_subnet`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
+from ._onnx_backend import EXTRA, OPSET, PACKAGES
+from .decoding import Decoded, decode_greedily, pad_left
+from .formats import Export, Format, register
+from .outputs import main_output
+from .parity import FLOAT32, ParityError
+
+GRAPH = "model.onnx"
+OPTIONS = frozenset({"opset", "optimize"})
+# How many tokens a graph with a cache has to generate like torch.
+GENERATED = 32
+OLDEST_OPSET = 7
+
+
+def is_cached(export: Export) -> bool:
+    """Whether the graph is one with a key-value cache: every causal language model's is."""
+    return isinstance(export.model, ElasticForCausalLM)
+
+
+def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that cannot be had, before any work is done."""
+    from .optimize import check_level
+
+    check_level(options.get("optimize"), model.config.base_config.model_type)
+    opset = options.get("opset", OPSET)
+    if isinstance(opset, bool) or not isinstance(opset, int) or opset < OLDEST_OPSET:
+        raise ValueError(f"opset must be an integer of at least {OLDEST_OPSET}, got {opset!r}; the default is {OPSET}")
+
+
+def run_graph(export: Export, folder: Path) -> np.ndarray:
+    """The main output of `model.onnx` in onnxruntime."""
+    from .onnx import OnnxRunner
+
+    return main_output(OnnxRunner(folder / GRAPH)(export.inputs.tensors))
+
+
+def write_float(export: Export, path: Path) -> Path:
+    """Write the float32 graph with the options of the export to a file."""
+    from .onnx import export_onnx
+
+    settings = {name: export.options[name] for name in OPTIONS if name in export.options}
+    return export_onnx(export.view, export.inputs.tensors, path, cache=is_cached(export), **settings)
+
+
+def describe(export: Export, folder: Path) -> None:
+    """Write what other libraries read beside the graph: a manifest, and the code of an elastic checkpoint."""
+    from .manifest import write_manifest
+    from .onnx import OnnxRunner
+
+    outputs = OnnxRunner(folder / GRAPH).outputs
+    write_manifest(folder, GRAPH, export.view, export.inputs.tensors, outputs, is_cached(export))
+    for path in export.staging.glob("*.py"):
+        shutil.copy(path, folder / path.name)
+
+
+def write_onnx(export: Export, folder: Path) -> None:
+    """Write the float32 graph and its description."""
+    write_float(export, folder / GRAPH)
+    describe(export, folder)
+
+
+def write_int8(export: Export, folder: Path) -> None:
+    """Quantize the float32 graph, which is written first where it is not there."""
+    from .onnx import quantize_onnx
+
+    if "onnx" in export.written:
+        quantize_onnx(export.written["onnx"] / GRAPH, folder / GRAPH)
+    else:
+        source = write_float(export, folder / "float.onnx")
+        quantize_onnx(source, folder / GRAPH)
+        source.unlink()
+    describe(export, folder)
+
+
+def generation_evidence(export: Export, folder: Path, *, enforce: bool = True) -> dict[str, Any]:
+    """Greedy generation of the graph, token by token with its cache, against the view's.
+
+    Args:
+        export: the export.
+        folder: where its graph is.
+        enforce: whether a difference is an error.
+
+    Returns:
+        `generated_tokens`, how many of them are the same, and the largest difference of the logits up to the first that is not;
+        nothing for models that do not generate.
+
+    Raises:
+        ParityError: a token differs that was no tie within the tolerance of float32.
+    """
+    if not is_cached(export):
+        return {}
+    from .onnx import OnnxRunner
+
+    batch = {name: tensor.numpy() for name, tensor in export.inputs.tensors.items()}
+    count = min(GENERATED, export.model.config.max_position_embeddings // 2)
+    longest = export.model.config.max_position_embeddings - count
+    ids, mask = pad_left(batch["input_ids"], batch["attention_mask"], longest)
+    expected = decode_with_torch(export.view, ids, mask, count)
+    actual = decode_greedily(OnnxRunner(folder / GRAPH), ids, mask, count)
+    record = compare_decoded(expected, actual)
+    if enforce and record.pop("largest_lost_margin") > FLOAT32.max_relative_difference:
+        raise ParityError(
+            f"{folder.name}: only {record['generated_tokens_identical']} of {record['generated_tokens']} generated tokens are "
+            "those of the model it came from"
+        )
+    record.pop("largest_lost_margin", None)
+    return record
+
+
+def decode_with_torch(model: PreTrainedModel, ids: np.ndarray, mask: np.ndarray, count: int) -> Decoded:
+    """`count` tokens of greedy `generate`, which does not stop early."""
+    settings = GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0, use_cache=True)
+    settings.output_logits = settings.return_dict_in_generate = True
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), generation_config=settings, eos_token_id=-1
+        )
+    logits = torch.stack(output.logits, 1).float().numpy()
+    return Decoded(output.sequences[:, ids.shape[1] :].numpy(), logits)
+
+
+def compare_decoded(expected: Decoded, actual: Decoded) -> dict[str, Any]:
+    """How alike two greedy generations are; after its first difference a row is on another text and is not compared."""
+    same = np.cumprod(expected.tokens == actual.tokens, axis=1).astype(bool)
+    # A token is chosen from logits that both have before it, so the step of the first difference still counts.
+    shared = np.concatenate([np.ones_like(same[:, :1]), same[:, :-1]], axis=1)
+    difference = np.abs(expected.logits - actual.logits).max(-1)
+    lost = np.take_along_axis(expected.logits, actual.tokens[..., None], -1)[..., 0]
+    margin = (expected.logits.max(-1) - lost) / np.abs(expected.logits).max()
+    return {
+        "generated_tokens": int(same.size),
+        "generated_tokens_identical": int(same.sum()),
+        "max_generation_difference": float(difference[shared].max()),
+        "largest_lost_margin": float(margin[shared].max()),
+    }
+
+
+def _int8_evidence(export: Export, folder: Path) -> dict[str, Any]:
+    return generation_evidence(export, folder, enforce=False)
+
+
+def _tolerance(options: Mapping[str, Any]):
+    from .optimize import tolerance_of
+
+    return tolerance_of(options)
+
+
+ONNX = register(
+    Format(
+        "onnx",
+        "an ONNX graph in float32",
+        write=write_onnx,
+        run=run_graph,
+        packages=PACKAGES,
+        extra=EXTRA,
+        options=OPTIONS,
+        tolerance=_tolerance,
+        evidence=generation_evidence,
+        check=check,
+    )
+)
+ONNX_INT8 = register(
+    Format(
+        "onnx-int8",
+        "the same in int8",
+        write=write_int8,
+        run=run_graph,
+        packages=PACKAGES,
+        extra=EXTRA,
+        options=OPTIONS,
+        evidence=_int8_evidence,
+        check=check,
+    )
+)
