@@ -98,31 +98,34 @@ def run(args: PushArguments) -> list:
     """
     from huggingface_hub.utils import validate_repo_id
 
-    from ..export.hub import push_folder, push_model
+    from ..export.hub import check_push, push_folder, push_model
     from ..export.shells import folder_config, shell_of
+    from ..upload import connect
 
     validate_repo_id(args.repo_id)
     folder = checked_folder(args.model)
     common = {"private": args.private, "overwrite": args.overwrite, "dry_run": args.dry_run, "message": args.commit_message}
     config = folder_config(folder)
+    model = shell_of(config)
+    facts = card_facts(model, folder, args)
     if config.model_type != "elastic" or config.frozen is not None:
         if args.subnets or args.exports:
             raise ValueError(f"model: {folder} is one size and has no other; subnets and exports are for an elastic checkpoint")
-        model = shell_of(config)
-        return push_folder(folder, model, args.repo_id, facts=card_facts(model, folder, args), **common)
-    if not args.supernet and not args.subnets and args.exports:
-        model = shell_of(config)  # all that is uploaded is written already
-    else:
-        model = load_elastic(str(folder))
+        return push_folder(folder, model, args.repo_id, facts=facts, **common)
+    exports = {name: Path(path) for name, path in (args.exports or {}).items()}
+    check_push(model, [*args.subnets, *exports], exports, args.supernet, args.layout, args.formats)
+    if not args.dry_run:
+        connect()  # without a token nothing needs to be loaded
+    cut_here = set(args.subnets) - set(exports)
     return push_model(
-        model,
+        load_elastic(str(folder)) if cut_here else model,
         args.repo_id,
         folder=folder,
-        tokenizer=load_tokenizer(str(folder)) if args.subnets else None,
-        facts=card_facts(model, folder, args),
+        tokenizer=load_tokenizer(str(folder)) if cut_here else None,
+        facts=facts,
         supernet=args.supernet,
         subnets=args.subnets,
-        exports=args.exports,
+        exports=exports,
         layout=args.layout,
         formats=args.formats,
         **common,

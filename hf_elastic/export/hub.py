@@ -70,7 +70,7 @@ def push_model(
     """Upload an elastic model, sizes of it by themselves, or both, each with a model card.
 
     Args:
-        model: the supernet.
+        model: the supernet; without weights (`shells.shell_of`) if there is a `folder` and every size is in `exports`.
         repo_id: `owner/name`, or `name` for the user of the token.
         folder: the checkpoint that `model` was loaded from, uploaded as it is; None to save the model.
         tokenizer: saved with what is written here.
@@ -95,7 +95,7 @@ def push_model(
     """
     exports = {name: Path(path) for name, path in (exports or {}).items()}
     names = [*dict.fromkeys([*subnets, *exports])]
-    _check(model, names, exports, supernet, layout, formats)
+    check_push(model, names, exports, supernet, layout, formats)
     api = None if dry_run else client.connect(token)
     repo_id = repo_id if api is None else client.full_name(api, repo_id)
     with tempfile.TemporaryDirectory() as temporary:
@@ -187,7 +187,15 @@ def parity_records(folder: Path) -> dict[str, dict]:
     return {"" if name == "." else name: json.loads(path.read_text(encoding="utf-8")) for name, path in zip(folders, paths)}
 
 
-def _check(model, names: Sequence[str], exports: Mapping[str, Path], supernet: bool, layout: str, formats: Sequence[str]) -> None:
+def check_push(
+    model: ElasticPreTrainedModel,
+    names: Sequence[str],
+    exports: Mapping[str, Path],
+    supernet: bool,
+    layout: str,
+    formats: Sequence[str],
+) -> None:
+    """Raise ValueError for what cannot be pushed like this; arguments as for `push_model`, the model with or without weights."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout: {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
     if unknown := [name for name in formats if name not in FORMATS]:

@@ -28,16 +28,14 @@ def shell_of(config: PretrainedConfig) -> ElasticPreTrainedModel:
     """A model of a config, stock or elastic, with shapes and no weights.
 
     Raises:
-        ValueError: the config does not say with which head it was saved, or there is no elastic class with this head.
+        ValueError: the config does not say with which head it was saved, there is no elastic class with this head, or no Spec.
     """
     architecture = (config.architectures or ["none"])[0]
-    fitting = [cls for cls in ELASTIC_CLASSES if architecture.endswith(_head(cls))]
-    elastic_class = max(fitting, key=lambda cls: len(_head(cls)), default=None)
-    if elastic_class is None or (not _head(elastic_class) and "For" in architecture):
-        known = ", ".join(_head(cls) for cls in ELASTIC_CLASSES if _head(cls))
-        raise ValueError(f"architectures: {architecture} has no head that is known here; known: {known}")
+    fitting = [cls for cls in ELASTIC_CLASSES if _class_name(cls, config) == architecture]
+    if not fitting:
+        raise ValueError(f"architectures: {config.model_type} as {architecture} is not known here")
     with torch.device("meta"):
-        return elastic_class(config if isinstance(config, ElasticConfig) else ElasticConfig(config))
+        return fitting[0](config if isinstance(config, ElasticConfig) else ElasticConfig(config))
 
 
 def check_size(model: ElasticPreTrainedModel, name: str, folder: Path) -> None:
@@ -48,6 +46,11 @@ def check_size(model: ElasticPreTrainedModel, name: str, folder: Path) -> None:
         raise ValueError(f"exports: {folder} is not {name}: it has {theirs:,} parameters, {name} has {ours:,}")
 
 
-def _head(elastic_class: type[ElasticPreTrainedModel]) -> str:
-    """ "ForSequenceClassification"; "" of the model without a head. GPT-2 calls its causal head differently."""
-    return elastic_class.__name__.removeprefix("ElasticModel").removeprefix("Elastic")
+def _class_name(elastic_class: type[ElasticPreTrainedModel], config: PretrainedConfig) -> str | None:
+    """What a checkpoint of this config with this head calls its class; None if there is no such head."""
+    if isinstance(config, ElasticConfig):
+        return elastic_class.__name__
+    try:
+        return elastic_class.stock_class(config).__name__
+    except ValueError:
+        return None
