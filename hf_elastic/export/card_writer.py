@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from huggingface_hub import ModelCard
+
 from ..modeling_elastic import ElasticPreTrainedModel
 from .card import CardFacts, elastic_card, size_card, write_card
 from .hub import parity_records
@@ -36,7 +38,8 @@ def write_model_card(
         **facts: as for `CardFacts`.
     """
     measurements = [] if metrics is None else from_metrics(model, metrics)
-    given = CardFacts(**{"base_model": base_model_of(model), "measurements": measurements, **facts})
+    tags = [*facts.pop("tags", ()), *tags_in(folder / "README.md")]
+    given = CardFacts(**{"base_model": base_model_of(model), "measurements": measurements, "tags": tags, **facts})
     place = Place(repo_id, revision)
     card = (
         elastic_card(model, place, given)
@@ -44,6 +47,11 @@ def write_model_card(
         else size_card(model, "full", place, given, parity_records(folder))
     )
     write_card(folder, card)
+
+
+def tags_in(path: Path) -> list[str]:
+    """Tags of a card that transformers has just written, which are those that were asked for, or of an older one of ours."""
+    return list(ModelCard.load(path).data.tags or ()) if path.exists() else []
 
 
 def base_model_of(model: ElasticPreTrainedModel) -> str | None:
