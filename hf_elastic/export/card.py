@@ -97,9 +97,9 @@ def elastic_card(
     loading = [loading_code(model, place, subnet=names[-1] if len(names) > 1 else None)] if place is not None else []
     loading += [loading_code(model, where, portability=model.portability_of(one)) for one, where in sizes.items()]
     name = name or (place or next(iter(sizes.values()))).name
-    return _render(
+    return render(
         "elastic.md",
-        _metadata(model, name, facts, names),
+        metadata(model, name, facts, names),
         name=name,
         has_supernet=place is not None,
         sizes=names,
@@ -107,9 +107,9 @@ def elastic_card(
         size_table=size_table(model, names, facts, sizes),
         loading=loading,
         architecture=model.config.base_config.model_type,
-        limits=_limits(model, names, facts),
+        limits=limits_of(model, names, facts),
         frontier_table=facts.frontier and frontier_table(model, facts.frontier),
-        **_common(facts),
+        **common_values(facts),
     )
 
 
@@ -135,9 +135,9 @@ def size_card(
     portability = model.portability_of(subnet)
     loading = [loading_code(model, place, portability=portability)]
     loading += [loading_code(model, place, onnx=folder) for folder in records if folder.startswith("onnx")]
-    return _render(
+    return render(
         "size.md",
-        _metadata(model, place.name, facts, [size], parent),
+        metadata(model, place.name, facts, [size], parent),
         name=place.name,
         size=size,
         parent=parent,
@@ -148,9 +148,9 @@ def size_card(
         loading=loading,
         parity_table=parity_table(records),
         architecture=model.config.base_config.model_type,
-        limits=_limits(model, [size], facts),
+        limits=limits_of(model, [size], facts),
         frontier_table=None,
-        **_common(facts),
+        **common_values(facts),
     )
 
 
@@ -178,7 +178,8 @@ def published(recipe: Mapping) -> dict:
     return {key: value for key, value in recipe.items() if key not in LOCAL_OPTIONS and not SECRET.search(key)}
 
 
-def _common(facts: CardFacts) -> dict:
+def common_values(facts: CardFacts) -> dict:
+    """What every template may ask for."""
     recipe = published(facts.recipe)
     return {
         "base_model": facts.base_model,
@@ -190,7 +191,13 @@ def _common(facts: CardFacts) -> dict:
     }
 
 
-def _render(template: str, data: ModelCardData, **values) -> ModelCard:
+def render(template: str, data: ModelCardData, **values) -> ModelCard:
+    """Fill in a template of `hf_elastic/model_cards`.
+
+    Raises:
+        ValueError: the metadata are not valid; see `check_card`.
+        jinja2.UndefinedError: the template asks for a value that is not given.
+    """
     environment = Environment(
         loader=PackageLoader("hf_elastic", "model_cards"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -201,12 +208,13 @@ def _render(template: str, data: ModelCardData, **values) -> ModelCard:
     return card
 
 
-def _metadata(
+def metadata(
     model: ElasticPreTrainedModel, name: str, facts: CardFacts, sizes: Sequence[str], parent: str | None = None
 ) -> ModelCardData:
+    """The metadata of a card of these sizes; arguments as for `size_card`."""
     pipeline_tag = PIPELINE_TAGS[task_of(type(model).__name__)]
     cuts = {model.resolve(None if size in FULL_NAMES else size): size for size in reversed(sizes)}
-    quality = [one for one in facts.measurements if one.is_quality and one.cut in cuts]
+    quality = [one for one in facts.measurements if one.is_quality and one.setting is None and one.cut in cuts]
     results = _eval_results(quality, cuts, facts.datasets, pipeline_tag)
     base = parent or facts.base_model
     optional = {
@@ -247,7 +255,8 @@ def _eval_results(quality: Sequence[Measurement], cuts: Mapping, datasets: Seque
     return found
 
 
-def _limits(model: ElasticPreTrainedModel, sizes: Sequence[str], facts: CardFacts) -> list[str]:
+def limits_of(model: ElasticPreTrainedModel, sizes: Sequence[str], facts: CardFacts) -> list[str]:
+    """What a card has to warn of, each a sentence or more."""
     cuts = {model.resolve(None if size in FULL_NAMES else size) for size in sizes}
     measured = [one for one in facts.measurements if one.cut in cuts]
     limits = ["What limits the base model, its languages and its biases included, limits every size of it."]

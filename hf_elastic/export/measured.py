@@ -30,6 +30,7 @@ class Measurement:
         value: it.
         text: it for people, with its interval if one is known.
         dataset: what it was measured on, if the file says so.
+        setting: of a value for comparison, how that other model was made; None of this one.
     """
 
     cut: Cut
@@ -37,6 +38,7 @@ class Measurement:
     value: float
     text: str
     dataset: str | None = None
+    setting: str | None = None
 
     @property
     def is_quality(self) -> bool:
@@ -46,7 +48,8 @@ class Measurement:
     @property
     def column(self) -> str:
         """Heading of a table."""
-        return self.metric if self.dataset is None else f"{self.dataset}: {self.metric}"
+        metric = self.metric if self.dataset is None else f"{self.dataset}: {self.metric}"
+        return metric if self.setting is None else f"{metric}, {self.setting}"
 
 
 def size_named(model: ElasticPreTrainedModel, name: str) -> str | None:
