@@ -74,7 +74,7 @@ def patiently(call: Callable[[], Result], *, sleep: Callable[[float], None] = ti
     while True:
         try:
             return call()
-        except HfHubHTTPError as error:
+        except CLIENT_ERRORS as error:
             if status_of(error) not in TRANSIENT:
                 raise
             wanted = retry_after(error)
@@ -85,20 +85,25 @@ def patiently(call: Callable[[], Result], *, sleep: Callable[[float], None] = ti
         waited, pause = waited + wait, min(2 * pause, 8.0)
 
 
+def _answer_behind(error: BaseException | None) -> HfHubHTTPError | None:
+    """The error that holds the server's answer: itself, or what an upload in a thread was wrapped around."""
+    while error is not None and not (isinstance(error, HfHubHTTPError) and error.response is not None):
+        error = error.__cause__
+    return error
+
+
 def status_of(error: BaseException) -> int | None:
     """HTTP status of an error of the client, or of the one behind it; None without one."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            return error.response.status_code
-        error = error.__cause__
-    return None
+    answer = _answer_behind(error)
+    return None if answer is None else answer.response.status_code
 
 
-def retry_after(error: HfHubHTTPError) -> float | None:
+def retry_after(error: BaseException) -> float | None:
     """Seconds that the server asks to wait: `Retry-After` (seconds or a date), or the `t` of a used-up `RateLimit`."""
-    if error.response is None:
+    answer = _answer_behind(error)
+    if answer is None:
         return None
-    value = (error.response.headers.get("Retry-After") or "").strip()
+    value = (answer.response.headers.get("Retry-After") or "").strip()
     if value.isdigit():
         return float(value)
     if value:
@@ -106,7 +111,7 @@ def retry_after(error: HfHubHTTPError) -> float | None:
             return max(0.0, (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds())
         except (TypeError, ValueError):
             return None
-    limit = re.search(r"\br=0;\s*t=(\d+)", error.response.headers.get("RateLimit") or "")
+    limit = re.search(r"\br=0;\s*t=(\d+)", answer.response.headers.get("RateLimit") or "")
     return float(limit[1]) if limit else None
 
 
@@ -116,7 +121,7 @@ def meaning(error: BaseException, where: str) -> str:
     if status in MEANINGS:
         return MEANINGS[status].format(where=where)
     if status == 429:
-        wait = retry_after(error) if isinstance(error, HfHubHTTPError) else None
+        wait = retry_after(error)
         return f"the Hub has had too many requests (429) for {where}; {f'in {wait:.0f} seconds, ' if wait else ''}{AGAIN}"
     if status is not None and status >= 500:
         return f"the Hub fails ({status}) for {where}: {AGAIN}"
@@ -132,4 +137,6 @@ def meaning(error: BaseException, where: str) -> str:
 
 
 def _without(token: str | None, text: str) -> str:
+    """A text without the token, and without the signatures that addresses of the storage carry."""
+    text = re.sub(r"\?[^\s'\")]+", "?...", text)
     return text.replace(token, "***") if token else text

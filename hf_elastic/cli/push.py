@@ -121,7 +121,7 @@ def run(args: PushArguments) -> list:
         load_elastic(str(folder)) if cut_here else model,
         args.repo_id,
         folder=folder,
-        tokenizer=load_tokenizer(str(folder)) if cut_here else None,
+        tokenizer=load_tokenizer(str(folder)) if cut_here and (folder / "tokenizer_config.json").exists() else None,
         facts=facts,
         supernet=args.supernet,
         subnets=args.subnets,

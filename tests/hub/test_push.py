@@ -47,6 +47,19 @@ def test_the_supernet(hub, checkpoint, capsys):
     assert hub.repositories["user/model"].branches["main"].oid in printed
 
 
+def test_a_model_without_a_folder(hub, model, tokenizer):
+    [pushed] = push_model(model, "model", tokenizer=tokenizer)
+    files = hub.files("user/model")
+    assert pushed.sizes == {path: len(content) for path, content in files.items()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+
+
+def test_a_model_without_a_tokenizer(hub, model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    assert push(tmp_path / "model", "--subnets", "small") == 0
+    assert "tokenizer.json" not in hub.files("user/model-small")
+
+
 def test_layout_repos(hub, checkpoint):
     assert push(checkpoint, "--subnets", "small", "odd") == 0
     assert set(hub.repositories) == {"user/model", "user/model-small", "user/model-odd"}

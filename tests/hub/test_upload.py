@@ -1,6 +1,7 @@
 """Uploading with the real client: what is sent, what is refused, and what happens when the Hub or the network fails."""
 
 import time
+from pathlib import Path
 
 import pytest
 from hub_server import Fault, forget_connections
@@ -177,7 +178,9 @@ def test_changed_at_the_same_time(hub, api, status, says):
     assert len(hub.lines("PUT /storage")) == 1
 
 
-@pytest.mark.parametrize("step", ["GET /api/models/user/model$", "tree", "repos/create", "preupload", "batch", "/commit/"])
+@pytest.mark.parametrize(
+    "step", ["GET /api/models/user/model$", "tree", "repos/create", "preupload", "batch", "PUT /storage", "/commit/"]
+)
 def test_too_many_requests_waits_as_long_as_the_server_says(hub, api, naps, step):
     if step == "tree":
         hub.create("user/model")
@@ -246,6 +249,27 @@ def test_the_answer_to_a_commit_is_lost(hub, api):
     push([Upload("user/model", FILES)], api)
     assert hub.files("user/model") == FILES
     assert len(hub.lines("PUT /storage")) == 1
+
+
+def test_several_large_files_and_too_many_requests(hub, api, naps):
+    """The client sends them in threads, and wraps what went wrong there."""
+    hub.faults = [Fault("PUT /storage", 2, 429, {"Retry-After": "7"})]
+    files = {**FILES, "onnx/model.onnx": WEIGHTS[:3000]}
+    push([Upload("user/model", files)], api)
+    assert hub.files("user/model") == files
+    assert naps
+    assert all(7 <= nap <= 8 for nap in naps)
+
+
+def test_signatures_of_the_storage_are_not_shown():
+    with pytest.raises(HubError) as caught, hub_errors.explained("user/model", "hf_right"):
+        raise ConnectionError("Max retries exceeded with url: /repos/x?X-Amz-Signature=abc&y=1 (Caused by hf_right)")
+    assert "url: /repos/x?... (Caused by ***)" in str(caught.value)
+
+
+def test_a_local_file_that_cannot_be_read_is_no_matter_of_the_hub():
+    with pytest.raises(FileNotFoundError, match="nowhere"), hub_errors.explained("user/model", None):
+        Path("nowhere").read_bytes()
 
 
 def test_unreachable(make_hub, tmp_path, monkeypatch):
