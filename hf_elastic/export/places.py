@@ -50,7 +50,8 @@ def loading_code(
     if onnx is not None:
         suffix = auto_class.removeprefix("AutoModel") or "ForFeatureExtraction"
         runtime_class = f"ORTModel{suffix}"
-        folder = "/".join(part for part in (place.subfolder, onnx) if part)
+        # Optimum takes a subfolder for the beginning of a path: without the slash, "onnx" loads "onnx-int8", which sorts first.
+        folder = "/".join(part for part in (place.subfolder, onnx, "") if part is not None)
         lines = [f"from optimum.onnxruntime import {runtime_class}", "from transformers import AutoTokenizer", ""]
         lines.append(f"model = {_call(runtime_class, place.repo_id, {**options, 'subfolder': folder})}")
     else:

@@ -140,7 +140,7 @@ def test_the_card_of_a_size(model):
     assert [result.metric_value for result in card.data.eval_results] == [0.8125, 0.5]
     assert '.from_pretrained("user/model", revision="small")' in card.text
     assert "import hf_elastic" not in card.text
-    assert 'ORTModelForSequenceClassification.from_pretrained("user/model", revision="small", subfolder="onnx")' in card.text
+    assert 'ORTModelForSequenceClassification.from_pretrained("user/model", revision="small", subfolder="onnx/")' in card.text
     assert "| the checkpoint | safetensors | 1.5e-08 | 100.0% of 4 | x 0.0001 |" in card.text
     assert "| `onnx/` | onnx | 2e-07 |" in card.text
     elastic = size_card(model, "odd", Place("user/model", subfolder="odd"), facts, {})

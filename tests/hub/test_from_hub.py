@@ -1,5 +1,6 @@
 """From the command line to the Hub and back, in processes of their own that know the Hub by HF_ENDPOINT only."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,8 +16,9 @@ from tiny import batch
 ROOT = Path(__file__).parents[2]
 
 READ_BACK = """
-import json, sys
+import json, re, sys
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.modules["hf_elastic"] = None  # as if it were not installed
@@ -43,6 +45,15 @@ try:
     AutoModelForSequenceClassification.from_pretrained("user/branches", subnet="tiny")
 except ValueError as error:
     unknown = str(error)
+if len(sys.argv) > 2:  # with Optimum: what the card says
+    card = open(hf_hub_download("user/model-small", "README.md")).read()
+    for code in re.findall("```python\\n(.*?)```", card, re.DOTALL):
+        if "optimum" in code:
+            names = {}
+            exec(code, names)
+            mask = torch.ones_like(inputs["input_ids"])
+            folder = re.search('subfolder="(.*?)"', code)[1]
+            logits[folder] = names["model"](**inputs, attention_mask=mask, token_type_ids=0 * mask).logits.tolist()
 print(json.dumps({"logits": logits, "tokens": tokens, "unknown": unknown}))
 """
 
@@ -57,6 +68,8 @@ for repo_id, *options in (
     ["user/model", "--subnets", "small", "odd", "--layout", "repos"],
     ["user/folders", "--subnets", "small", "odd", "--layout", "subfolders"],
 ):
+    if repo_id == "user/model":
+        options += ["--formats", "safetensors", *sys.argv[2:]]
     assert main(["push", "--model", sys.argv[1], "--repo_id", repo_id, *options]) == 0, repo_id
 """
 
@@ -98,14 +111,19 @@ def test_there_and_back(checkpoint, model, tokenizer, tmp_path):
         kill_while_uploading(hub, writer, checkpoint)
         assert hub.files("user/killed") == {}
         hub.faults = [Fault("PUT /storage", 1, after=1000), Fault("/commit/", 1, 503)]  # which no user notices
-        run(writer, "-c", PUSH, checkpoint)
+        graphs = ["onnx", "onnx-int8"] if importlib.util.find_spec("optimum") else []
+        run(writer, "-c", PUSH, checkpoint, *graphs)
         assert all(fault.times == 0 for fault in hub.faults)
         assert hub.files("user/killed")["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
         assert not (tmp_path / "home" / "token").exists()
-        found = json.loads(run(environment, "-c", READ_BACK, json.dumps(batch()["input_ids"].tolist())).splitlines()[-1])
+        found = json.loads(run(environment, "-c", READ_BACK, json.dumps(batch()["input_ids"].tolist()), *graphs).splitlines()[-1])
     assert (tmp_path / "home" / "hub" / "models--user--branches").is_dir()
     small = ("revision", "repository", "subfolder", "remote code", "subnet")
     sizes = dict.fromkeys(small, "small") | {"subnet of a revision": "odd", "elastic size": "odd", "full": None}
+    if graphs:
+        sizes["onnx/"] = "small"
+        difference = (torch.tensor(found["logits"]["onnx-int8/"]) - torch.tensor(found["logits"]["onnx/"])).abs().max()
+        assert 1e-5 < difference < 0.1  # not the same graph
     for name, size in sizes.items():
         with torch.no_grad():
             expected = model.view(size)(input_ids=batch()["input_ids"]).logits

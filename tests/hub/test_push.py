@@ -108,7 +108,7 @@ def test_exports_that_are_there_already(hub, checkpoint, model, tokenizer, tmp_p
     assert files["onnx/model.onnx"] == b"graph"
     assert files["model.safetensors"] == (tmp_path / "small" / "model.safetensors").read_bytes()
     assert "| `onnx/` |" in files["README.md"].decode()
-    assert 'subfolder="onnx"' in files["README.md"].decode()
+    assert 'subfolder="onnx/"' in files["README.md"].decode()
 
 
 def test_an_exported_folder_by_itself(hub, model, tokenizer, tmp_path):
