@@ -31,6 +31,25 @@ class ExportArguments:
         default_factory=lambda: ["safetensors"],
         metadata={"help": "; ".join(f"{one.name}: {one.description}" for one in FORMATS.values()) + "."},
     )
+    precision: str | None = field(
+        default=None, metadata={"help": "tensorrt: fp16 (default), bf16, int8 or fp32; the types are written into the graph."}
+    )
+    min_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: fewest rows (count); default 1."})
+    opt_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: rows that it is tuned for; default 8."})
+    max_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: most rows; the same as min: static."})
+    min_sequence_length: int | None = field(default=None, metadata={"help": "tensorrt: fewest tokens (count); default 1."})
+    opt_sequence_length: int | None = field(
+        default=None, metadata={"help": "tensorrt: tokens that it is tuned for; default 128."}
+    )
+    max_sequence_length: int | None = field(
+        default=None, metadata={"help": "tensorrt: most tokens; default 512, or what the model takes. The same as min: static."}
+    )
+    calibration_corpus: str | None = field(
+        default=None, metadata={"help": "tensorrt int8: a text file to calibrate on, one text per line (.gz too)."}
+    )
+    build: bool | None = field(
+        default=None, metadata={"help": "tensorrt: build the engine, where TensorRT and its GPU are; else stop before any work."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
 

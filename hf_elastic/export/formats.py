@@ -73,7 +73,7 @@ class Format:
         packages: modules that have to be importable.
         extra: the extra of this package that installs them, such as `hf-elastic[onnx]`.
         options: names of the keyword arguments of `export_subnet` that it reads.
-        tolerance: how far `run` may be from the view; None for the default of the name.
+        tolerance: how far `run` may be from the view, or a function of the options; None for the default of the name.
         evidence: further entries of `parity.json`, such as an accuracy; it raises `ParityError` if they are not good enough.
         check: given model, subnet and options, raises ValueError for what cannot be exported, before any work is done.
         in_root: whether it is written to the output folder itself.
@@ -86,14 +86,15 @@ class Format:
     packages: tuple[str, ...] = ()
     extra: str = "hf-elastic"
     options: frozenset[str] = frozenset()
-    tolerance: Tolerance | None = None
+    tolerance: Tolerance | Callable[[Mapping[str, Any]], Tolerance] | None = None
     evidence: Callable[[Export, Path], Mapping[str, Any]] | None = None
     check: Callable[[ElasticPreTrainedModel, Any, Mapping[str, Any]], None] | None = None
     in_root: bool = False
 
-    @property
-    def limits(self) -> Tolerance:
-        """The tolerance that applies."""
+    def limits(self, options: Mapping[str, Any]) -> Tolerance:
+        """The tolerance that applies with the given options."""
+        if callable(self.tolerance):
+            return self.tolerance(options)
         return self.tolerance or default_tolerance(self.name)
 
     def folder(self, root: Path) -> Path:

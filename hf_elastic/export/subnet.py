@@ -110,11 +110,12 @@ def _certify(export: Export, one: Format) -> dict:
     mask = export.inputs.tensors["attention_mask"].numpy()
     mask = mask if mask.shape == reference.shape[:2] else None  # a prediction per sequence has nothing to mask
     comparison = compare(reference, one.run(export, folder), mask)
-    found = violations(comparison, one.limits)
+    limits = one.limits(export.options)
+    found = violations(comparison, limits)
     if found:
         raise ParityError(f"{one.name}: the export differs from the model it came from: {'; '.join(found)}")
     evidence = one.evidence(export, folder) if one.evidence is not None else {}
-    return write_parity(folder / "parity.json", one.name, {**comparison, **evidence}, export.inputs.record, one.limits)
+    return write_parity(folder / "parity.json", one.name, {**comparison, **evidence}, export.inputs.record, limits)
 
 
 def _keep_only_folders(staging: Path) -> None:
