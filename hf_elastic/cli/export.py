@@ -31,6 +31,13 @@ class ExportArguments:
         default_factory=lambda: ["safetensors"],
         metadata={"help": "; ".join(f"{one.name}: {one.description}" for one in FORMATS.values()) + "."},
     )
+    standard_only: bool = field(default=False, metadata={"help": "Refuse a size that plain transformers cannot load."})
+    keep_vocabulary_of: str | None = field(
+        default=None,
+        metadata={
+            "help": "A text file, one text per line (.gz too): drop the tokens that it does not need from model and tokenizer."
+        },
+    )
     precision: str | None = field(
         default=None, metadata={"help": "tensorrt: fp16 (default), bf16, int8 or fp32; the types are written into the graph."}
     )
@@ -38,9 +45,7 @@ class ExportArguments:
     opt_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: rows that it is tuned for; default 8."})
     max_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: most rows; the same as min: static."})
     min_sequence_length: int | None = field(default=None, metadata={"help": "tensorrt: fewest tokens (count); default 1."})
-    opt_sequence_length: int | None = field(
-        default=None, metadata={"help": "tensorrt: tokens that it is tuned for; default 128."}
-    )
+    opt_sequence_length: int | None = field(default=None, metadata={"help": "tensorrt: tokens it is tuned for; default 128."})
     max_sequence_length: int | None = field(
         default=None, metadata={"help": "tensorrt: most tokens; default 512, or what the model takes. The same as min: static."}
     )
@@ -93,7 +98,15 @@ def run(args: ExportArguments) -> dict | None:
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
     model = load_elastic(args.model)
     records = export_subnet(
-        model, subnet, args.output_dir, args.formats, tokenizer=load_tokenizer(args.model), overwrite=args.overwrite, **options
+        model,
+        subnet,
+        args.output_dir,
+        args.formats,
+        tokenizer=load_tokenizer(args.model),
+        overwrite=args.overwrite,
+        standard_only=args.standard_only,
+        keep_vocabulary_of=args.keep_vocabulary_of,
+        **options,
     )
     kind = model.portability_of(subnet)
     print(f"{json.dumps(model.subnet(subnet).to_dict())} is {kind}")
@@ -104,4 +117,15 @@ def run(args: ExportArguments) -> dict | None:
         where = FORMATS[name].folder(Path(args.output_dir))
         difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
         print(f"{name}: {where}, largest difference {difference:.2g}, same decision {agreement:.1%}")
+    if args.keep_vocabulary_of is not None:
+        _print_vocabulary(Path(args.output_dir) / "vocabulary.json")
     return records
+
+
+def _print_vocabulary(path: Path) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    print(
+        f"vocabulary: {report['vocabulary_before']:,} -> {report['vocabulary_after']:,} tokens, "
+        f"{report['parameters_saved']:,} parameters ({report['megabytes_saved']:.1f} MB) less; {report['corpus_tokens_unchanged']:.0%} of "
+        f"{report['corpus_tokens']:,} corpus tokens unchanged, largest difference of outputs {report['max_abs_difference']:.2g}"
+    )

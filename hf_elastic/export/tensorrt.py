@@ -1,7 +1,7 @@
 """TensorRT as a format of `export_subnet`: a graph that an engine can be built from as it is, and how to build it.
 
-TensorRT needs an NVIDIA GPU. What this module can show without one, it does: every operator, type and operator set is on TensorRT's
-published support list, the shapes are those of the profile, and the very same file computes on a CPU what the view does.
+TensorRT needs an NVIDIA GPU. What this module can show without one, it does: every operator, type and operator set is on
+TensorRT's published support list, the shapes are those of the profile, and the very same file computes on a CPU what the view does.
 What it cannot show (that an engine is built, how fast it is, what it computes) `tensorrt.json` says plainly.
 """
 
@@ -34,7 +34,7 @@ PRECISIONS = {
 HOW_RUN = {
     "fp32": "the file itself",
     "fp16": "the file itself; where the CPU has no float16 kernel, ONNX Runtime casts around a float32 one",
-    "bf16": "the file with every bfloat16 value held in float32 and rounded to bfloat16, since the CPU provider has no bfloat16 kernels",
+    "bf16": "the file with every bfloat16 value held in float32 and rounded, since the CPU provider has no bfloat16 kernels",
     "int8": "the file itself; QuantizeLinear and DequantizeLinear around the products with weights",
 }
 CALIBRATION_TOKENS = 128
@@ -108,7 +108,7 @@ def write(export: Export, folder: Path) -> None:
         "engine": _build(export, folder, profile, inputs, options),
         "what_ran": {
             "cpu": f"{HOW_RUN[precision]}, in ONNX Runtime on the CPU, compared in parity.json",
-            "tensorrt": "nothing was run in TensorRT: that an engine computes the same, and how fast, has to be measured on the GPU",
+            "tensorrt": "nothing: that an engine computes the same, and how fast, has to be measured on the GPU",
         },
     }
     (folder / DESCRIPTION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -147,9 +147,7 @@ def _calibration(export: Export) -> tuple[list[dict[str, np.ndarray]], str]:
     path = export.options.get("calibration_corpus")
     if path is None or export.tokenizer is None:
         rows = len(export.inputs.tensors["input_ids"])
-        return [
-            _arrays(export.inputs.tensors)
-        ], f"the {rows} rows that the export is compared on; calibration_corpus takes others"
+        return [_arrays(export.inputs.tensors)], f"the {rows} rows that the export is compared on, for want of calibration_corpus"
     from .corpus import read_texts
     from .subnet import make_inputs
 

@@ -18,8 +18,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 LOW = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
 # Operators that stay in float32: sums over many values and what overflows or cancels in 16 bits, as in torch.autocast.
 FLOAT32_OPERATORS = frozenset(
-    ("CumSum", "Exp", "LayerNormalization", "Log", "LogSoftmax", "Pow", "RMSNormalization", "Reciprocal", "ReduceL2", "ReduceMean",
-     "ReduceSum", "ReduceSumSquare", "Softmax", "Sqrt",
+    ("CumSum", "Exp", "LayerNormalization", "Log", "LogSoftmax", "Pow", "RMSNormalization", "Reciprocal", "ReduceL2",
+     "ReduceMean", "ReduceSum", "ReduceSumSquare", "Softmax", "Sqrt",
      "ConstantOfShape")  # which makes no bfloat16 in the opsets of the exporters
 )  # fmt: skip
 # Of a position times a frequency, 16 bits would keep whole numbers only.

@@ -28,8 +28,8 @@ class _Batches(CalibrationDataReader):
 def quantize(path: Path, batches: Iterable[dict[str, np.ndarray]]) -> None:
     """Quantize a float32 graph in place, as TensorRT takes it: symmetric, one scale per output channel of a weight.
 
-    The weights are stored in int8 behind a DequantizeLinear; inputs of products get a pair of nodes with a scale from the batches;
-    their outputs, the products of attention, and rotary angles stay in float32.
+    The weights are stored in int8 behind a DequantizeLinear; inputs of products get a pair of nodes with a scale from the
+    batches; their outputs, the products of attention, and rotary angles stay in float32.
 
     Args:
         path: a graph that `export_onnx` wrote, its weights inside.

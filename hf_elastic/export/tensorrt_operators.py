@@ -1,7 +1,7 @@
 """What TensorRT reads of ONNX, by its published support matrix, and whether a graph stays within it.
 
-The matrix is `tensorrt_operators.json`, a copy of the facts in `docs/operators.md` of onnx/onnx-tensorrt (its version and licence are
-in the file). A graph that passes has only operators, types and operator sets of that table; whether an engine can be built from
+The matrix is `tensorrt_operators.json`, a copy of the facts in `docs/operators.md` of onnx/onnx-tensorrt (its version and
+licence are in the file). A graph that passes has only operators, types and operator sets of that table; whether an engine can be built from
 it is known only where TensorRT runs.
 """
 
@@ -27,8 +27,8 @@ TYPE_NAMES = {
 MAKES_ITS_TYPE = ("Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "Range")
 # Operator -> which inputs carry data, where that is not the first alone: not shapes, indices, or a condition.
 DATA_INPUTS = {"Where": (1, 2)}
-EVERY_INPUT = ("Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Concat", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
-               "Max", "Min", "And", "Or", "Xor", "Pow")  # fmt: skip
+EVERY_INPUT = ("Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Concat", "Equal", "Greater", "GreaterOrEqual", "Less",
+               "LessOrEqual", "Max", "Min", "And", "Or", "Xor", "Pow")  # fmt: skip
 
 
 @functools.cache
