@@ -34,9 +34,7 @@ class ExportArguments:
     standard_only: bool = field(default=False, metadata={"help": "Refuse a size that plain transformers cannot load."})
     keep_vocabulary_of: str | None = field(
         default=None,
-        metadata={
-            "help": "A text file, one text per line (.gz too): drop the tokens that it does not need from model and tokenizer."
-        },
+        metadata={"help": "A text file, one text per line (.gz too): drop the tokens that it does not need."},
     )
     precision: str | None = field(
         default=None, metadata={"help": "tensorrt: fp16 (default), bf16, int8 or fp32; the types are written into the graph."}
@@ -126,6 +124,7 @@ def _print_vocabulary(path: Path) -> None:
     report = json.loads(path.read_text(encoding="utf-8"))
     print(
         f"vocabulary: {report['vocabulary_before']:,} -> {report['vocabulary_after']:,} tokens, "
-        f"{report['parameters_saved']:,} parameters ({report['megabytes_saved']:.1f} MB) less; {report['corpus_tokens_unchanged']:.0%} of "
+        f"{report['parameters_saved']:,} parameters ({report['megabytes_saved']:.1f} MB) less; "
+        f"{report['corpus_tokens_unchanged']:.0%} of "
         f"{report['corpus_tokens']:,} corpus tokens unchanged, largest difference of outputs {report['max_abs_difference']:.2g}"
     )

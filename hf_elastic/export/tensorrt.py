@@ -1,7 +1,7 @@
 """TensorRT as a format of `export_subnet`: a graph that an engine can be built from as it is, and how to build it.
 
 TensorRT needs an NVIDIA GPU. What this module can show without one, it does: every operator, type and operator set is on
-TensorRT's published support list, the shapes are those of the profile, and the very same file computes on a CPU what the view does.
+TensorRT's published support list, the shapes are those of the profile, and the same file computes on a CPU what the view does.
 What it cannot show (that an engine is built, how fast it is, what it computes) `tensorrt.json` says plainly.
 """
 

@@ -1,8 +1,8 @@
 """What TensorRT reads of ONNX, by its published support matrix, and whether a graph stays within it.
 
 The matrix is `tensorrt_operators.json`, a copy of the facts in `docs/operators.md` of onnx/onnx-tensorrt (its version and
-licence are in the file). A graph that passes has only operators, types and operator sets of that table; whether an engine can be built from
-it is known only where TensorRT runs.
+licence are in the file). A graph that passes has only operators, types and operator sets of that table; whether an engine can be
+built from it is known only where TensorRT runs.
 """
 
 from __future__ import annotations

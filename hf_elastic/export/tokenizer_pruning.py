@@ -1,7 +1,7 @@
 """A smaller tokenizer that splits a corpus exactly as before: which tokens it needs, and its `tokenizer.json`.
 
-Works on the JSON of the `tokenizers` library, for the kinds of model that it knows (WordPiece, BPE, Unigram, WordLevel). Why nothing
-changes on the corpus:
+Works on the JSON of the `tokenizers` library, for the kinds of model that it knows (WordPiece, BPE, Unigram, WordLevel). Why
+nothing changes on the corpus:
 
 - WordPiece takes the longest piece that fits, and the longest one that was taken is still there.
 - BPE merges the pair of the lowest rank. A token that is kept brings along the parts of every merge that makes it, down to

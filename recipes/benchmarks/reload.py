@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for reload.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
     rows = {}
     for model_type in args.backbones:
         started = time.perf_counter()

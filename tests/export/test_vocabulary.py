@@ -113,7 +113,9 @@ def test_every_backbone(model_type):
     model.select(None)
     smaller, pruned, report = prune_vocabulary(model, tokenizer, KEPT)
     old, new = (t(KEPT, padding=True, return_tensors="pt") for t in (tokenizer, pruned))
-    before, after = (m(input_ids=i["input_ids"], attention_mask=i["attention_mask"]).logits for m, i in ((model, old), (smaller, new)))
+    before, after = (
+        m(input_ids=i["input_ids"], attention_mask=i["attention_mask"]).logits for m, i in ((model, old), (smaller, new))
+    )
     rows = old["attention_mask"].bool()
     assert torch.allclose(after[rows], before[rows][:, report["kept_ids"]], atol=1e-6, rtol=0)
     base = smaller.config.base_config
