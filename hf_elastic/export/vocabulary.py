@@ -52,8 +52,8 @@ def prune_vocabulary(
         `kept_ids` (old ids, in the order of the new ones).
 
     Raises:
-        ValueError: no texts, a slow tokenizer, one that does not go with the model, an architecture without a plain table of tokens,
-            or adapters that are not merged.
+        ValueError: no texts, a slow tokenizer, one that does not go with the model, an architecture without a plain table of
+            tokens, or adapters that are not merged.
     """
     if not texts:
         raise ValueError("vocabulary: there are no texts to keep the vocabulary of")

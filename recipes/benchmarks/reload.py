@@ -2,8 +2,8 @@
 
     python recipes/benchmarks/reload.py --count 100 --python OTHER_PYTHON --output recipes/benchmarks/results
 
-Writes `--count` random standard sizes of a tiny random model of every backbone, loads them in a process of this Python and of every
-`--python`, where hf_elastic cannot be imported, and compares their logits (and six greedy tokens of decoders) with the view
+Writes `--count` random standard sizes of a tiny random model of every backbone, loads them in a process of this Python and of
+every `--python`, where hf_elastic cannot be imported, and compares their logits (and six greedy tokens of decoders) with the view
 that each was cut from. The models, and the program that loads them, are those of tests/core/test_cross_version.py.
 """
 

@@ -19,9 +19,9 @@ from hf_elastic.export.tensorrt_graph import FLOAT32_OPERATORS, count_in_floats,
 from hf_elastic.export.tensorrt_operators import check_operators, operator_table, problems
 from hf_elastic.export.tensorrt_profile import Profile, longest_sequence, profile_of, provider_options, trtexec_command
 
-# Names of onnxruntime/core/providers/tensorrt/tensorrt_execution_provider_info.cc (microsoft/onnxruntime), `provider_option_names`.
+# `provider_option_names` of onnxruntime/core/providers/tensorrt/tensorrt_execution_provider_info.cc (microsoft/onnxruntime).
 PROVIDER_OPTIONS = frozenset(
-    [
+    (
         "device_id",
         "has_user_compute_stream",
         "trt_max_partition_iterations",
@@ -56,11 +56,19 @@ PROVIDER_OPTIONS = frozenset(
         "trt_profile_max_shapes",
         "trt_profile_opt_shapes",
         "trt_cuda_graph_enable",
-    ]
+    )
 )
 # Flags of trtexec in TensorRT 10, still taken by 11 (NVIDIA's "Migrating trtexec Usage from TensorRT 10.x to 11.x").
 TRTEXEC_FLAGS = frozenset(
-    ["--onnx", "--saveEngine", "--stronglyTyped", "--minShapes", "--optShapes", "--maxShapes", "--skipInference"]
+    (
+        "--onnx",
+        "--saveEngine",
+        "--stronglyTyped",
+        "--minShapes",
+        "--optShapes",
+        "--maxShapes",
+        "--skipInference",
+    )
 )
 SIZE = {"num_hidden_layers": 1, "intermediate_size": 16}
 SMALL = {"opt_batch_size": 2, "max_batch_size": 3, "opt_sequence_length": 8, "max_sequence_length": 20}
@@ -103,7 +111,8 @@ def test_the_table_is_the_published_one():
 @pytest.mark.parametrize(
     ("nodes", "inputs", "outputs", "message"),
     [
-        ([helper.make_node("Det", ["x"], ["y"], name="d")], {"x": FLOATS}, {"y": (TensorProto.FLOAT, [])}, r"Det \(d\).*not support"),
+        ([helper.make_node("Det", ["x"], ["y"], name="d")], {"x": FLOATS}, {"y": (TensorProto.FLOAT, [])},
+         r"Det \(d\).*not support"),
         ([helper.make_node("Softmax", ["x"], ["y"])], {"x": (TensorProto.DOUBLE, [2])}, {"y": (TensorProto.DOUBLE, [2])},
          r"Softmax \(node that makes y\): TensorRT does not take FP64 here, only FP32, FP16, BF16"),
         ([helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft", name="g")], {"x": FLOATS}, {"y": FLOATS},
@@ -149,7 +158,8 @@ def test_old_opsets_are_refused():
 def mean_square():
     """y = x / sqrt(mean(x^2) + 1e-6) @ w"""
     weights = [numpy_helper.from_array(np.array(value, kind), name) for name, value, kind in (
-        ("two", 2.0, np.float32), ("axes", [-1], np.int64), ("epsilon", 1e-6, np.float32), ("w", np.eye(3), np.float32))]  # fmt: skip
+        ("two", 2.0, np.float32), ("axes", [-1], np.int64), ("epsilon", 1e-6, np.float32),
+        ("w", np.eye(3), np.float32))]  # fmt: skip
     steps = [("Pow", ["x", "two"], "square"), ("ReduceMean", ["square", "axes"], "mean"), ("Add", ["mean", "epsilon"], "sum"),
              ("Sqrt", ["sum"], "root"), ("Div", ["x", "root"], "scaled"), ("MatMul", ["scaled", "w"], "y")]  # fmt: skip
     return graph_of([helper.make_node(op, ins, [out]) for op, ins, out in steps], {"x": FLOATS}, {"y": FLOATS}, weights)
@@ -270,7 +280,7 @@ def test_positions_kept_for_padding(model):
 def test_a_build_that_cannot_be_stops_before_any_work(model, tmp_path):
     if "tensorrt" in sys.modules:
         pytest.skip("TensorRT is installed")
-    with pytest.raises(ImportError, match="build: neither tensorrt nor onnxruntime's .* pip install tensorrt"):
+    with pytest.raises(ImportError, match=r"build: neither tensorrt nor onnxruntime's .* pip install tensorrt"):
         export_subnet(model, SIZE, tmp_path / "out", ["tensorrt"], build=True)
     assert list(tmp_path.iterdir()) == []
 
