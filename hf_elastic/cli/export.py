@@ -39,6 +39,28 @@ class ExportArguments:
             "O4 and half precision (GPU); default: the plain graph, which any runtime reads."
         },
     )
+    standard_only: bool = field(default=False, metadata={"help": "Refuse a size that plain transformers cannot load."})
+    keep_vocabulary_of: str | None = field(
+        default=None,
+        metadata={"help": "A text file, one text per line (.gz too): drop the tokens that it does not need."},
+    )
+    precision: str | None = field(
+        default=None, metadata={"help": "tensorrt: fp16 (default), bf16, int8 or fp32; the types are written into the graph."}
+    )
+    min_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: fewest rows (count); default 1."})
+    opt_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: rows that it is tuned for; default 8."})
+    max_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: most rows; the same as min: static."})
+    min_sequence_length: int | None = field(default=None, metadata={"help": "tensorrt: fewest tokens (count); default 1."})
+    opt_sequence_length: int | None = field(default=None, metadata={"help": "tensorrt: tokens it is tuned for; default 128."})
+    max_sequence_length: int | None = field(
+        default=None, metadata={"help": "tensorrt: most tokens; default 512, or what the model takes. The same as min: static."}
+    )
+    calibration_corpus: str | None = field(
+        default=None, metadata={"help": "tensorrt int8: a text file to calibrate on, one text per line (.gz too)."}
+    )
+    build: bool | None = field(
+        default=None, metadata={"help": "tensorrt: build the engine, where TensorRT and its GPU are; else stop before any work."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
 
@@ -82,7 +104,15 @@ def run(args: ExportArguments) -> dict | None:
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
     model = load_elastic(args.model)
     records = export_subnet(
-        model, subnet, args.output_dir, args.formats, tokenizer=load_tokenizer(args.model), overwrite=args.overwrite, **options
+        model,
+        subnet,
+        args.output_dir,
+        args.formats,
+        tokenizer=load_tokenizer(args.model),
+        overwrite=args.overwrite,
+        standard_only=args.standard_only,
+        keep_vocabulary_of=args.keep_vocabulary_of,
+        **options,
     )
     kind = model.portability_of(subnet)
     print(f"{json.dumps(model.subnet(subnet).to_dict())} is {kind}")
@@ -93,4 +123,16 @@ def run(args: ExportArguments) -> dict | None:
         where = FORMATS[name].folder(Path(args.output_dir))
         difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
         print(f"{name}: {where}, largest difference {difference:.2g}, same decision {agreement:.1%}")
+    if args.keep_vocabulary_of is not None:
+        _print_vocabulary(Path(args.output_dir) / "vocabulary.json")
     return records
+
+
+def _print_vocabulary(path: Path) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    print(
+        f"vocabulary: {report['vocabulary_before']:,} -> {report['vocabulary_after']:,} tokens, "
+        f"{report['parameters_saved']:,} parameters ({report['megabytes_saved']:.1f} MB) less; "
+        f"{report['corpus_tokens_unchanged']:.0%} of "
+        f"{report['corpus_tokens']:,} corpus tokens unchanged, largest difference of outputs {report['max_abs_difference']:.2g}"
+    )

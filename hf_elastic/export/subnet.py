@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files import check_output, staged
+from ..files import check_output, full_disk_is_one_error, staged
 from ..modeling_elastic import ElasticPreTrainedModel
 from .formats import Export, Format, Inputs, select
 from .outputs import CHECKPOINT, predict
 from .parity import ParityError, compare, violations, write_parity
+from .vocabulary import prune_and_compare, read_vocabulary_texts
 
 # Compared where the caller has no text of its own: of several lengths, so that padding is exercised.
 TEXTS = (
@@ -34,6 +36,8 @@ def export_subnet(
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Sequence[str] = TEXTS,
     overwrite: bool = False,
+    standard_only: bool = False,
+    keep_vocabulary_of: str | Path | None = None,
     **options,
 ) -> dict[str, dict]:
     """Write one size of an elastic model.
@@ -49,27 +53,38 @@ def export_subnet(
         tokenizer: saved along, and used to make the inputs of the comparison; without it they are random tokens.
         texts: what to compare on, if there is a tokenizer.
         overwrite: replace what is in `output_dir`.
+        standard_only: refuse a size that plain transformers cannot load.
+        keep_vocabulary_of: a text file with one text per line (`.gz` too): tokens that it does not need are dropped from the
+            tokenizer and the model, see `prune_vocabulary`; `vocabulary.json` says what that saved.
         **options: options of the formats, such as `opset` of "onnx".
 
     Returns:
         format -> what its `parity.json` says.
 
     Raises:
-        ValueError: an unknown format, subnet or option, no format, or a folder that is not empty.
+        ValueError: an unknown format, subnet or option, no format, a folder that is not empty, a size that is not standard where
+            that is asked for, or a vocabulary that cannot be pruned.
+        OSError: the disk is full. Nothing is left then either.
         ParityError: an export differs from the view by more than its tolerance.
         ImportError: a format needs an extra that is not installed; the message names it. Nothing has been done then.
     """
     chosen = select(formats, options)
     model.resolve(subnet)
+    if standard_only:
+        _check_standard(model, subnet)
+    texts_to_keep = None if keep_vocabulary_of is None else read_vocabulary_texts(keep_vocabulary_of, tokenizer)
     for one in chosen:
         if one.check is not None:
             one.check(model, subnet, options)
     folder = check_output(output_dir, overwrite=overwrite)
+    pruned = None
+    if texts_to_keep is not None:
+        model, tokenizer, pruned = prune_and_compare(model, subnet, tokenizer, texts_to_keep)
     inputs = make_inputs(model, tokenizer, texts)
     view = model.view(subnet)
     reference = predict(view, inputs.tensors)
     records = {}
-    with staged(folder) as staging:
+    with full_disk_is_one_error(folder), staged(folder) as staging:
         export = Export(view, model, subnet, staging, inputs, reference, tokenizer, options)
         # The checkpoint is always written first: the others take their config and tokenizer from it.
         CHECKPOINT.write(export, staging)
@@ -80,7 +95,16 @@ def export_subnet(
             export.written[one.name] = one.folder(staging)
         if CHECKPOINT not in chosen:
             _keep_only_folders(staging)
+        if pruned is not None:
+            (staging / "vocabulary.json").write_text(json.dumps(pruned, indent=2) + "\n", encoding="utf-8")
     return records
+
+
+def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> None:
+    why = model.why_elastic(subnet)
+    if why is not None:
+        nearest = json.dumps(model.nearest_standard(subnet).to_dict())
+        raise ValueError(f"standard_only: this size is not standard: {why}; the nearest standard size is {nearest}")
 
 
 def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str]) -> Inputs:
