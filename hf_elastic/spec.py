@@ -376,14 +376,14 @@ def cut(tensor: torch.Tensor, steps: tuple[CutStep, ...]) -> torch.Tensor:
 def permute(
     tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], order: Mapping[str, np.ndarray]
 ) -> torch.Tensor:
-    """Reorder axes of a tensor (a copy): position `i` of an axis takes what was at `order[axis][i]`."""
-    shape = tensor.shape
-    tensor = tensor if tensor.dim() == len(dims) else tensor.reshape(-1)  # a vector that is stored in rows
+    """Reorder axes of a tensor, or choose from them (a copy): position `i` of an axis takes what was at `order[axis][i]`."""
+    if tensor.dim() != len(dims):  # a vector that is stored in rows
+        return permute(tensor.reshape(-1), dims, full, order).reshape(tensor.shape)
     for position, dim in enumerate(dims):
         if axes_in([dim]) & order.keys():
             indices = torch.from_numpy(chosen_indices(dim, full, order)).to(tensor.device)
             tensor = tensor.index_select(position, indices)
-    return tensor.reshape(shape)
+    return tensor
 
 
 def keep_only(tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, int]) -> torch.Tensor:
