@@ -47,6 +47,8 @@ CONFIGS = {
     },
     "smollm3": {**_DECODER, "no_rope_layer_interval": 2},
 }  # fmt: skip
+# Those that plain transformers has in both major versions.
+STOCK = tuple(name for name in CONFIGS if name != "transformer_xl")
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "smollm3")

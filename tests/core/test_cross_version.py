@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import CONFIGS, ENCODERS, GROUPED, batch, config_of, randomize
+from tiny import ENCODERS, GROUPED, STOCK, batch, config_of, randomize
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -43,7 +43,7 @@ THETA = {
     "gemma3_text": {"rope_theta": 3000.0, "rope_local_base_freq": 70.0},
     **{name: {"rope_theta": 300.0} for name in ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "smollm3")},
 }
-CASES = {name: (name, THETA.get(name, {})) for name in CONFIGS} | {
+CASES = {name: (name, THETA.get(name, {})) for name in STOCK} | {
     # The fused kernels of the versions differ in whether they cap the attention scores.
     "gemma2": ("gemma2", {**THETA["gemma2"], **EAGER}),
     "gpt_neox-tied": ("gpt_neox", {**THETA["gpt_neox"], "tie_word_embeddings": True}),

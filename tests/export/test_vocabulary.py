@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny import CONFIGS, ENCODERS, config_of, randomize, space_of
+from tiny import ENCODERS, STOCK, config_of, randomize, space_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -111,7 +111,7 @@ def test_an_adaptive_vocabulary_is_refused():
         prune_vocabulary(model_for(tokenizer, "transformer_xl"), tokenizer, KEPT)
 
 
-@pytest.mark.parametrize("model_type", [name for name in CONFIGS if name != "transformer_xl"])
+@pytest.mark.parametrize("model_type", STOCK)
 @torch.no_grad()
 def test_every_backbone(model_type):
     tokenizer = word_piece()
