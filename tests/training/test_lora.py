@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from tiny import CONFIGS, ENCODERS, batch, config_of, randomize, space_of
+from tiny import ENCODERS, STOCK, batch, config_of, randomize, space_of
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
 import hf_elastic
@@ -46,7 +46,7 @@ def trained_heads(model):
     return {name.partition(".modules_to_save.")[0] for name in names}
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
+@pytest.mark.parametrize("model_type", STOCK)
 def test_every_backbone_has_default_targets(model_type):
     model = elastic(model_type, num_labels=3)
     before = model.view(SMALL)(**batch()).logits
