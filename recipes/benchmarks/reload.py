@@ -105,12 +105,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    rows = {}
+    rows, pythons = {}, [sys.executable, *map(os.path.abspath, args.python)]
     for model_type in args.backbones:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as name:
             row = write(Path(name), model_type, args.count)
-            row["loaded_in"] = [summary(load(python, Path(name))) for python in (sys.executable, *map(os.path.abspath, args.python))]
+            row["loaded_in"] = [summary(load(python, Path(name))) for python in pythons]
         rows[model_type] = {**row, "seconds": round(time.perf_counter() - started, 1)}
         cells = [f"{s['version']}: {s['passed']}/{row['checkpoints']}, {s['largest_difference']:.1e}" for s in row["loaded_in"]]
         print(f"{model_type:<12} {'   '.join(cells)}   ({rows[model_type]['seconds']} s)", flush=True)
