@@ -9,16 +9,22 @@ from pathlib import Path
 
 from ..export import FORMATS, export_subnet
 from ..export.formats import select
+from ..export.subnet import check_limit
 from ..files import read_mapping
 from .common import parse
-from .data import load_elastic, load_tokenizer
+from .data import DataArguments, load_elastic, load_tokenizer
+from .export_data import read_calibration, read_held_out
+from .export_report import report
 
 
-@dataclass
-class ExportArguments:
+@dataclass(kw_only=True)
+class ExportArguments(DataArguments):
     """Which size to write, and how."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint, or of an adapter for one."})
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Score and time every format on the held-out rows of this data set: as for train; default: none."},
+    )
     output_dir: str = field(metadata={"help": "Folder for the exported size."})
     subnet: str | None = field(
         default=None, metadata={"help": "A named size, or a subnet as JSON or a mapping; default: the full size."}
@@ -38,6 +44,27 @@ class ExportArguments:
             "help": "For ONNX: O1 basic rewrites, O2 and fused attention (onnxruntime only), O3 and approximate GELU, "
             "O4 and half precision (GPU); default: the plain graph, which any runtime reads."
         },
+    )
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Score on the first so many rows only (count)."})
+    max_accuracy_drop: float | None = field(
+        default=None, metadata={"help": "Refuse a format that loses more accuracy than this (percentage points)."}
+    )
+    fallback: str | None = field(
+        default=None,
+        metadata={"help": "For ONNX in int8: 'float' keeps the layers that hurt most in float where too much accuracy is lost."},
+    )
+    calibration: str | None = field(
+        default=None,
+        metadata={"help": "Data for static int8: a text file, a folder, or a Hub id; default: the training rows of dataset."},
+    )
+    calibration_rows: int = field(default=128, metadata={"help": "How many of them, drawn with the seed 0 (count)."})
+    cpu_instructions: str | None = field(
+        default=None,
+        metadata={"help": "For ONNX in int8: auto (this CPU), avx2, avx512, avx512_vnni or arm64."},
+    )
+    weights_compute: str | None = field(
+        default=None,
+        metadata={"help": "For onnx-int8-weights: float, or int8: blocks of activations are quantized too; default: float."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
@@ -60,7 +87,11 @@ def main(argv: list[str]) -> int:
 def format_options(args: ExportArguments) -> dict:
     """The options of formats that are set; each is a field of the same name."""
     known = frozenset().union(*(one.options for one in FORMATS.values()))
-    return {name: value for name, value in dataclasses.asdict(args).items() if name in known and value is not None}
+    values = {name: value for name, value in dataclasses.asdict(args).items() if name in known and value is not None}
+    chosen = [FORMATS[name] for name in args.formats if name in FORMATS]
+    if any("calibration" in one.options for one in chosen) and (args.calibration or args.dataset):
+        values["calibration"] = read_calibration(args)
+    return values
 
 
 def run(args: ExportArguments) -> dict | None:
@@ -72,25 +103,26 @@ def run(args: ExportArguments) -> dict | None:
     from ..files import check_output
     from ..search import Frontier
 
+    # The packages are checked before the data are read, which can take a while.
+    select(args.formats)
     options = format_options(args)
     select(args.formats, options)
+    check_limit(args.max_accuracy_drop, args.dataset is not None, options)
     check_output(args.output_dir, overwrite=args.overwrite)
     if args.dry_run:
         return None
     subnet = args.subnet
     if args.frontier is not None:
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
-    model = load_elastic(args.model)
-    records = export_subnet(
-        model, subnet, args.output_dir, args.formats, tokenizer=load_tokenizer(args.model), overwrite=args.overwrite, **options
-    )
+    model, tokenizer = load_elastic(args.model), load_tokenizer(args.model)
+    limits = {"overwrite": args.overwrite, "max_accuracy_drop": args.max_accuracy_drop}
+    if args.dataset is not None:
+        limits["held_out"] = read_held_out(args, model, tokenizer)
+    records = export_subnet(model, subnet, args.output_dir, args.formats, tokenizer=tokenizer, **limits, **options)
     kind = model.portability_of(subnet)
     print(f"{json.dumps(model.subnet(subnet).to_dict())} is {kind}")
     if kind == "elastic":
         print(f"it needs hf_elastic or trust_remote_code to load: {model.why_elastic(subnet)}")
         print(f"nearest standard size: {json.dumps(model.nearest_standard(subnet).to_dict())}")
-    for name, record in records.items():
-        where = FORMATS[name].folder(Path(args.output_dir))
-        difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
-        print(f"{name}: {where}, largest difference {difference:.2g}, same decision {agreement:.1%}")
+    report(records, Path(args.output_dir))
     return records

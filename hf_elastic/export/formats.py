@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_elastic import ElasticPreTrainedModel
+from .held_out import HeldOut
 from .parity import Tolerance, default_tolerance
 
 
@@ -48,6 +49,9 @@ class Export:
         tokenizer: the model's, if it has one.
         options: what the caller set of the options of the formats.
         written: format -> its folder, for those that are complete; an int8 format takes the float graph from there.
+        held_out: rows that every format is scored on, if the caller gave some.
+        view_scores: what the view scores on them.
+        max_accuracy_drop: percentage points of accuracy that a format may lose on them; None is no limit.
     """
 
     view: PreTrainedModel
@@ -59,6 +63,9 @@ class Export:
     tokenizer: PreTrainedTokenizerBase | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     written: dict[str, Path] = field(default_factory=dict)
+    held_out: HeldOut | None = None
+    view_scores: Mapping[str, float] | None = None
+    max_accuracy_drop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class Format:
         evidence: further entries of `parity.json`, such as an accuracy; it raises `ParityError` if they are not good enough.
         check: given model, subnet and options, raises ValueError for what cannot be exported, before any work is done.
         in_root: whether it is written to the output folder itself.
+        load: opens what was written, with a number of threads or the runtime's own (None), as a function from a batch to the main
+            output; with it the format can be scored and timed.
     """
 
     name: str
@@ -91,6 +100,7 @@ class Format:
     evidence: Callable[[Export, Path], Mapping[str, Any]] | None = None
     check: Callable[[ElasticPreTrainedModel, Any, Mapping[str, Any]], None] | None = None
     in_root: bool = False
+    load: Callable[[Export, Path, int | None], Callable[[Mapping], np.ndarray]] | None = None
 
     def limits(self, options: Mapping[str, Any]) -> Tolerance:
         """The tolerance that applies with these options."""

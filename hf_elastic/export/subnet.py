@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..files import check_output, staged
 from ..modeling_elastic import ElasticPreTrainedModel
 from .formats import Export, Format, Inputs, select
+from .held_out import HeldOut, worth
 from .outputs import CHECKPOINT, predict
 from .parity import ParityError, compare, violations, write_parity
 
@@ -32,6 +34,8 @@ def export_subnet(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Sequence[str] = TEXTS,
+    held_out: HeldOut | None = None,
+    max_accuracy_drop: float | None = None,
     overwrite: bool = False,
     **options,
 ) -> dict[str, dict]:
@@ -47,6 +51,8 @@ def export_subnet(
         formats: some of `FORMATS`.
         tokenizer: saved along, and used to make the inputs of the comparison; without it they are random tokens.
         texts: what to compare on, if there is a tokenizer.
+        held_out: labelled rows; every format is then scored on them and timed next to the view, in its `parity.json`.
+        max_accuracy_drop: most percentage points of accuracy that a format may lose on them; None is no limit.
         overwrite: replace what is in `output_dir`.
         **options: options of the formats, such as `opset` of "onnx".
 
@@ -55,10 +61,11 @@ def export_subnet(
 
     Raises:
         ValueError: an unknown format, subnet or option, no format, or a folder that is not empty.
-        ParityError: an export differs from the view by more than its tolerance.
+        ParityError: an export differs from the view by more than its tolerance, or loses more accuracy than is allowed.
         ImportError: a format needs an extra that is not installed; the message names it. Nothing has been done then.
     """
     chosen = select(formats, options)
+    check_limit(max_accuracy_drop, held_out is not None, options)
     model.resolve(subnet)
     for one in chosen:
         if one.check is not None:
@@ -70,6 +77,9 @@ def export_subnet(
     records = {}
     with staged(folder) as staging:
         export = Export(view, model, subnet, staging, inputs, reference, tokenizer, options)
+        if held_out is not None:
+            scores = held_out.score(lambda batch: predict(view, batch))
+            export = replace(export, held_out=held_out, view_scores=scores, max_accuracy_drop=max_accuracy_drop)
         # The checkpoint is always written first: the others take their config and tokenizer from it.
         CHECKPOINT.write(export, staging)
         for one in chosen:
@@ -80,6 +90,22 @@ def export_subnet(
         if CHECKPOINT not in chosen:
             _keep_only_folders(staging)
     return records
+
+
+def check_limit(max_accuracy_drop: float | None, has_held_out: bool, options: Mapping) -> None:
+    """Refuse a limit on the loss of accuracy that cannot be kept, and what only makes sense with one.
+
+    Raises:
+        ValueError: it is negative, or there are no rows to find the accuracy on; or `fallback` without a limit.
+    """
+    if max_accuracy_drop is None:
+        if options.get("fallback") is not None:
+            raise ValueError("fallback: what exceeds max_accuracy_drop stays in float, so it needs max_accuracy_drop")
+        return
+    if not max_accuracy_drop >= 0:
+        raise ValueError(f"max_accuracy_drop must be 0 or more percentage points, got {max_accuracy_drop!r}")
+    if not has_held_out:
+        raise ValueError("max_accuracy_drop needs labelled rows to find the accuracy on: give a data set")
 
 
 def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str]) -> Inputs:
@@ -115,6 +141,7 @@ def _certify(export: Export, one: Format) -> dict:
     if found:
         raise ParityError(f"{one.name}: the export differs from the model it came from: {'; '.join(found)}")
     evidence = one.evidence(export, folder) if one.evidence is not None else {}
+    evidence = {**evidence, **worth(export, one, folder)}
     return write_parity(folder / "parity.json", one.name, {**comparison, **evidence}, export.inputs.record, limits)
 
 
