@@ -47,9 +47,17 @@ EXPORTS = {
 }
 NO_SPINNING = {"session": {"session.intra_op.allow_spinning": "0"}}
 EXPLORED = {
-    "onnxruntime": {"no spinning": NO_SPINNING, "no arena": {"arena": False}, "fixed shapes": {"fixed": True}, "1 thread": {"threads": 1}},
-    "openvino": {"no dynamic quantization": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}},
-}  # fmt: skip
+    "onnxruntime": {
+        "no spinning": NO_SPINNING,
+        "no arena": {"arena": False},
+        "fixed shapes": {"fixed": True},
+        "1 thread": {"threads": 1},
+    },
+    "openvino": {
+        "no dynamic quantization": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
+        "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    },
+}
 
 
 @dataclass(kw_only=True)
@@ -109,7 +117,8 @@ def variants_of(args, size: str, name: str | None, records: dict[str, dict]) -> 
         runtime = "openvino" if column.startswith("OpenVINO") else "onnxruntime"
         found.append(Variant(called, column, runtime, record["file"]))
         if args.explore and ("int8" in column or runtime == "openvino"):
-            found += [Variant(called, f"{column}; {what}", runtime, record["file"], s) for what, s in EXPLORED[runtime].items()]
+            for what, settings in EXPLORED[runtime].items():
+                found.append(Variant(called, f"{column}; {what}", runtime, record["file"], settings))
     return found
 
 
@@ -163,8 +172,8 @@ def goal_of(rows: list[dict]) -> str:
     best = max(good, key=lambda row: row["times_faster"])
     met = "reached" if best["times_faster"] >= 6 else "missed"
     return (
-        f"fastest int8 with at most 1 point lost: {best['size']}, {best['runtime']}: {best['times_faster']:.1f} times faster than "
-        f"the full model in torch fp32 at batch 1, {best['points_lost']:+.1f} points (goal: 6 times, {met})"
+        f"fastest int8 with at most 1 point lost: {best['size']}, {best['runtime']}: {best['times_faster']:.1f} times faster "
+        f"than the full model in torch fp32 at batch 1, {best['points_lost']:+.1f} points (goal: 6 times, {met})"
     )
 
 
