@@ -21,12 +21,13 @@ try:
     import onnx
     from onnx import numpy_helper
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.quantization.shape_inference import quant_pre_process
 except ImportError as error:
     raise missing_extra(error) from error
 
 # Operator -> which of its inputs is the weight.
-WEIGHT_INPUTS = {"MatMul": 1, "Gemm": 1, "Gather": 0}
+WEIGHT_INPUTS = {"MatMul": 1, "Gather": 0}
 # Fused operators hide the types of what they compute from the quantizer; everything there is float32.
 HIDDEN_TYPE = {"DefaultTensorType": onnx.TensorProto.FLOAT}
 BLOCK_SIZE = 128  # weights that share a scale in weight-only int8
@@ -38,8 +39,8 @@ def prepare_graph(source: Path, target: Path) -> Path:
     """Write a graph in the form in which the quantizers find every weight.
 
     Constants are folded (a tied output layer's transposed embedding becomes a weight), nodes get unique names, recorded shapes
-    go (the quantizers transpose weights, infer the shapes again and stumble on the old ones), and onnxruntime's fused
-    `Attention` is taken apart into its projections and `MultiHeadAttention`: its int8 form would drop the padding mask.
+    go (the quantizers transpose weights, infer the shapes again and stumble on the old ones), `Gemm` becomes a product and a sum,
+    and onnxruntime's fused `Attention` is taken apart into its projections and `MultiHeadAttention`: its int8 form would drop the padding mask.
 
     Args:
         source: a float32 file that `export_onnx` wrote.
@@ -63,6 +64,10 @@ def prepare_graph(source: Path, target: Path) -> Path:
         graph = onnx.load(folded)
         graph.graph.ClearField("value_info")
         _unpack_attention(graph)
+        # The quantizers would do it themselves, and give the products names that nobody can exclude.
+        products = ONNXModel(graph)
+        products.replace_gemm_with_matmul()
+        graph = products.model
         for place, node in enumerate(graph.graph.node):
             node.name = f"{place}_{node.op_type}" if not node.name else node.name
         onnx.save(graph, target)
