@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny import config_of, randomize
+from tiny import config_of, decisive, randomize
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
 from hf_elastic import ElasticForSequenceClassification
@@ -17,7 +17,7 @@ def elastic(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elastic")
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    stock = randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2)))
+    stock = decisive(randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2))))
     model = ElasticForSequenceClassification.from_base(stock, space={"num_hidden_layers": [2, 4]})
     model.save_pretrained(folder / "model")
     BertTokenizerFast.from_pretrained(folder).save_pretrained(folder / "model")

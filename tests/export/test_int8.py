@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny import batch, config_of, randomize, space_of
+from tiny import batch, config_of, decisive, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
@@ -42,7 +42,7 @@ class PadToLongest:
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    stock = randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3)))
+    stock = decisive(randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3))))
     return ElasticForSequenceClassification.from_base(stock, space=space_of("bert"))
 
 
@@ -72,7 +72,7 @@ def operators_of(path) -> Counter:
 
 
 def test_preparing_changes_no_output(model, prepared):
-    assert error_of(model, prepared) < 1e-5
+    assert error_of(model, prepared) < 1e-4
     names = [node.name for node in onnx.load(prepared).graph.node]
     assert len(set(names)) == len(names)
     # Four layers of six products, three tables, the pooler and the classifier.
@@ -85,7 +85,7 @@ def test_dynamic_for_every_instruction_set(model, prepared, tmp_path, instructio
     quantize_dynamically(prepared, target, instructions)
     assert list(tmp_path.iterdir()) == [target]
     assert operators_of(target)["MatMulInteger"] == 4 * 6 + 2
-    assert 0 < error_of(model, target) < 0.1
+    assert 0 < error_of(model, target) < 0.5
     types = Counter(weight.data_type for weight in onnx.load(target).graph.initializer if len(weight.dims) == 2)
     wanted = onnx.TensorProto.INT8 if INSTRUCTIONS[instructions].signed else onnx.TensorProto.UINT8
     # The three tables are looked up, not multiplied with, and unsigned in any case.
@@ -105,7 +105,7 @@ def test_static_quantizes_products_with_weights_only(model, prepared, tmp_path):
     operators = operators_of(tmp_path / "int8.onnx")
     assert operators["MatMulInteger"] == 0
     assert operators["DequantizeLinear"] > operators["QuantizeLinear"] > 0
-    assert 0 < error_of(model, tmp_path / "int8.onnx") < 0.1
+    assert 0 < error_of(model, tmp_path / "int8.onnx") < 0.5
     narrow = [{**feed, "input_ids": np.zeros_like(feed["input_ids"])} for feed in feeds]
     quantize_statically(prepared, tmp_path / "narrow.onnx", narrow)
     assert error_of(model, tmp_path / "narrow.onnx") > error_of(model, tmp_path / "int8.onnx")
@@ -119,13 +119,13 @@ def test_weights_only(model, prepared, tmp_path):
         assert len(nodes) == 4 * 6 + 2
         levels = {attribute.i for node in nodes for attribute in node.attribute if attribute.name == "accuracy_level"}
         assert levels == {1 if compute == "float" else 4}
-        assert 0 < error_of(model, target) < 0.1
+        assert 0 < error_of(model, target) < 0.5
 
 
 @pytest.mark.parametrize("quantize", [quantize_dynamically, quantize_weights])
 def test_excluded_nodes_stay_in_float(model, prepared, tmp_path, quantize):
     quantize(prepared, tmp_path / "all.onnx", excluded=list(weighted_nodes(prepared)))
-    assert error_of(model, tmp_path / "all.onnx") < 1e-5
+    assert error_of(model, tmp_path / "all.onnx") < 1e-4
     assert not operators_of(tmp_path / "all.onnx").keys() & {"MatMulInteger", "MatMulNBits", "DequantizeLinear"}
 
 
@@ -136,10 +136,10 @@ def test_packed_attention_is_taken_apart(model, tmp_path):
     prepared = prepare_graph(source, tmp_path / "prepared.onnx")
     operators = operators_of(prepared)
     assert (operators["Attention"], operators["MultiHeadAttention"]) == (0, 4)
-    assert error_of(model, prepared) < 1e-5
+    assert error_of(model, prepared) < 1e-4
     quantize_dynamically(prepared, tmp_path / "int8.onnx")
     assert operators_of(tmp_path / "int8.onnx")["MatMulInteger"] == 4 * 6 + 2
-    assert 0 < error_of(model, tmp_path / "int8.onnx") < 0.1
+    assert 0 < error_of(model, tmp_path / "int8.onnx") < 0.5
 
 
 def test_instructions_of_a_cpu(tmp_path):

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tiny import batch, config_of, randomize, space_of
+from tiny import batch, config_of, decisive, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
@@ -25,7 +25,7 @@ FILES = ["openvino_model.bin", "openvino_model.xml"]
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    stock = randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3)))
+    stock = decisive(randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3))))
     return ElasticForSequenceClassification.from_base(stock, space=space_of("bert"))
 
 
@@ -50,7 +50,7 @@ def test_float_at_other_sizes(model, source):
     assert set(runner.inputs) == {"input_ids", "attention_mask"}
     for length, rows in [(9, 3), (1, 1), (20, 1), (5, 7)]:
         inputs = batch(length=length, rows=min(rows, length))
-        assert np.abs(runner(inputs)["logits"] - predict(model.view(None), inputs)).max() < 1e-4
+        assert np.abs(runner(inputs)["logits"] - predict(model.view(None), inputs)).max() < 1e-3
 
 
 def test_int8_weights_and_int8_with_calibration(model, source, tmp_path):
@@ -60,7 +60,7 @@ def test_int8_weights_and_int8_with_calibration(model, source, tmp_path):
     assert weight_types(source)["i8"] == 0
     assert weight_types(compressed)["i8"] >= 4 * 6
     assert weight_types(quantized)["i8"] >= 4 * 6
-    assert 0 < error_of(model, compressed) < error_of(model, quantized) < 0.3
+    assert 0 < error_of(model, compressed) < error_of(model, quantized) < 2
     weights = [path.with_suffix(".bin").stat().st_size for path in (source, compressed, quantized)]
     assert weights[0] > 2 * weights[1]
     assert weights[0] > 2 * weights[2]
@@ -90,7 +90,7 @@ def test_a_decoder(tmp_path):
 
 def test_runs_onnx_files(model, tmp_path):
     path = export_onnx(model.view(None), batch(rows=2), tmp_path / "model.onnx")
-    assert error_of(model, path) < 1e-4
+    assert error_of(model, path) < 1e-3
 
 
 @pytest.mark.skipif(_onnx_backend.ON_TRANSFORMERS_5, reason="optimum-intel 1.27 is for transformers 4.57")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import config_of, randomize
+from tiny import config_of, decisive, randomize
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
 from hf_elastic import ElasticForSequenceClassification
@@ -26,7 +26,7 @@ def shipping(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    stock = randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2)))
+    stock = decisive(randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2))))
     return ElasticForSequenceClassification.from_base(stock, space={"num_hidden_layers": [1, 2, 3, 4]}, subnets=SUBNETS)
 
 
