@@ -11,7 +11,8 @@ from tiny import batch, config_of, decisive, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.export import _onnx_backend, export_subnet
+from hf_elastic.export import _onnx_backend, export_subnet, formats
+from hf_elastic.export.formats import Format
 from hf_elastic.export.held_out import HeldOut, check_drop
 from hf_elastic.export.instructions import INSTRUCTIONS, detect_instructions, resolve_instructions
 from hf_elastic.export.onnx import OnnxRunner, export_onnx
@@ -210,10 +211,22 @@ def spoil(monkeypatch, harmful: set[int]) -> None:
 
 
 def test_too_much_loss_is_refused(model, held_out, tmp_path, monkeypatch):
-    spoil(monkeypatch, {3})
-    with pytest.raises(ParityError, match="onnx-int8"):
-        export_subnet(model, None, tmp_path / "out", ["safetensors", "onnx-int8"], held_out=held_out, max_accuracy_drop=0.5)
-    assert list(tmp_path.iterdir()) == []
+    """A format that is right on the inputs of the certificate, and wrong on the held-out rows."""
+    monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
+    formats.register(
+        Format(
+            "wrong",
+            "",
+            write=lambda export, folder: None,
+            run=lambda export, folder: export.reference,
+            load=lambda export, folder, threads: lambda batch: -predict(export.view, batch),
+        )
+    )
+    record = export_subnet(model, None, tmp_path / "any", ["wrong"], held_out=held_out)["wrong"]
+    assert record["held_out"]["accuracy_drop_points"] == 100
+    with pytest.raises(ParityError, match=r"wrong: accuracy on 9 rows of made up falls from 100\.0% to 0\.0%, 100\.00 points"):
+        export_subnet(model, None, tmp_path / "out", ["safetensors", "wrong"], held_out=held_out, max_accuracy_drop=99.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["any"]
 
 
 def test_harmful_layers_stay_in_float(model, held_out, prepared, tmp_path, monkeypatch):
