@@ -7,8 +7,9 @@ directly here, with Optimum's types for each instruction set.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,10 @@ ACCURACY_LEVELS = {"float": 1, "int8": 4}
 def prepare_graph(source: Path, target: Path) -> Path:
     """Write a graph in the form in which the quantizers find every weight.
 
-    Constants are folded (a tied output layer's transposed embedding becomes a weight), nodes get unique names, recorded shapes
-    go (the quantizers transpose weights, infer the shapes again and stumble on the old ones), `Gemm` becomes a product and
-    a sum, and onnxruntime's fused `Attention` is taken apart into its projections and `MultiHeadAttention`: its int8 form would drop the padding mask.
+    Constants are folded (a tied output layer's transposed embedding becomes a weight), nodes get unique names, and recorded shapes
+    go (the quantizers transpose weights, infer the shapes again and stumble on the old ones). `Gemm` becomes a product and a sum.
+    onnxruntime's fused `Attention` is taken apart into its projections and `MultiHeadAttention`: its int8 form would drop the
+    padding mask.
 
     Args:
         source: a float32 file that `export_onnx` wrote.
@@ -236,23 +238,11 @@ class _Feeds(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-class _replacing:
-    """A context with a temporary path beside `target`, which takes its place at the end."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=self.target.parent)
-        self._silence = _quiet()
-        self._silence.__enter__()
-        return Path(self._folder.name) / self.target.name
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            if error[0] is None:
-                move_export(Path(self._folder.name) / self.target.name, self.target)
-        finally:
-            self._silence.__exit__(*error)
-            self._folder.cleanup()
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target`, which takes its place at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, _quiet():
+        staged = Path(folder) / target.name
+        yield staged
+        move_export(staged, target)

@@ -68,7 +68,7 @@ def test_int8_weights_and_int8_with_calibration(model, source, tmp_path):
 
 def test_formats(model, tmp_path):
     formats = ["openvino", "openvino-int8", "openvino-int8-static"]
-    calibration = [{"input_ids": row.tolist()} for row in batch(rows=4)["input_ids"]]
+    calibration = [{"input_ids": row.tolist()} for seed in range(4) for row in batch(16, 4, seed)["input_ids"]]
     subnet = {"num_hidden_layers": 2, "intermediate_size": 33, "num_attention_heads": 3}
     records = export_subnet(model, subnet, tmp_path / "out", formats, calibration=calibration)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(formats)
