@@ -15,10 +15,8 @@ from transformers import PreTrainedModel
 
 from ._onnx_backend import ON_TRANSFORMERS_5
 from .onnx import AXIS_NAMES, _at_least_two, _check_inputs, _check_weights, _quiet, export_onnx
+from .openvino_formats import EXTRA
 
-EXTRA = "hf-elastic[openvino]"
-# What transformers' exporter and optimum-intel call it, so that OVModelFor* find it.
-IR = "openvino_model.xml"
 # OpenVINO's own choice is bfloat16 where the CPU has it, which loses digits that the other runtimes keep.
 PRECISION = "f32"
 

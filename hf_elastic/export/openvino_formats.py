@@ -17,6 +17,7 @@ from .formats import Export, Format, register
 from .outputs import main_output
 from .parity import INT8, Tolerance
 
+# As transformers' exporter and optimum-intel call it, so that `OVModelFor*` find it.
 IR = "openvino_model.xml"
 EXTRA = "hf-elastic[openvino]"
 

@@ -39,8 +39,8 @@ ACCURACY_LEVELS = {"float": 1, "int8": 4}
 def prepare_graph(source: Path, target: Path) -> Path:
     """Write a graph in the form in which the quantizers find every weight.
 
-    Constants are folded (a tied output layer's transposed embedding becomes a weight), nodes get unique names, and recorded shapes
-    go (the quantizers transpose weights, infer the shapes again and stumble on the old ones). `Gemm` becomes a product and a sum.
+    Constants are folded (a tied output layer's transposed embedding becomes a weight), nodes get unique names, and shapes on
+    record go (the quantizers transpose weights, infer the shapes again and stumble on the old ones). `Gemm` becomes a product and a sum.
     onnxruntime's fused `Attention` is taken apart into its projections and `MultiHeadAttention`: its int8 form would drop the
     padding mask.
 
