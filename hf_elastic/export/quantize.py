@@ -40,9 +40,9 @@ def prepare_graph(source: Path, target: Path) -> Path:
     """Write a graph in the form in which the quantizers find every weight.
 
     Constants are folded (a tied output layer's transposed embedding becomes a weight), nodes get unique names, and shapes on
-    record go (the quantizers transpose weights, infer the shapes again and stumble on the old ones). `Gemm` becomes a product and a
-    sum. onnxruntime's fused `Attention` is taken apart into its projections and `MultiHeadAttention`: its int8 form would drop
-    the padding mask.
+    record go: the quantizers transpose weights, infer the shapes again and stumble on the old ones. `Gemm` becomes a product
+    and a sum. onnxruntime's fused `Attention` is taken apart into its projections and `MultiHeadAttention`, since its int8
+    form would drop the padding mask.
 
     Args:
         source: a float32 file that `export_onnx` wrote.
