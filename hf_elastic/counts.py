@@ -12,9 +12,12 @@ import numpy as np
 
 from .layout import Entry, Layout
 from .space import Subnet
+from .spec import evaluate
 
 # A polynomial: sorted axis names of each term -> its coefficient.
 Polynomial = Mapping[tuple[str, ...], int]
+# What some parameters are outside the layers, and in each layer.
+Parts = tuple[Polynomial, Mapping[int, Polynomial]]
 
 
 def volume(entry: Entry) -> Polynomial:
@@ -52,11 +55,12 @@ class Counts:
     def __init__(self, layout: Layout, idle: Collection[str] = ()):
         self.layout = layout
         self._axes = (*layout.model_axes, *layout.layer_axes)
-        self._parameters = self._collect(lambda entry: entry.tied_to is None)
-        self._per_token = self._collect(lambda entry: entry.use == "token" and entry.name not in idle)
-        self._per_sequence = self._collect(lambda entry: entry.use == "sequence" and entry.name not in idle)
+        self._parameters = self.collect(lambda entry: entry.tied_to is None)
+        self._per_token = self.collect(lambda entry: entry.use == "token" and entry.name not in idle)
+        self._per_position = self.collect(lambda entry: entry.use == "position" and entry.name not in idle)
+        self._per_sequence = self.collect(lambda entry: entry.use == "sequence" and entry.name not in idle)
 
-    def _collect(self, wanted: Callable[[Entry], bool]) -> tuple[Polynomial, dict[int, Polynomial]]:
+    def collect(self, wanted: Callable[[Entry], bool]) -> Parts:
         """Sum the volumes of the wanted entries: outside the layers, and for each layer."""
         outside: Counter = Counter()
         inside: dict[int, Counter] = defaultdict(Counter)
@@ -82,7 +86,13 @@ class Counts:
             inner[row, layers] = [[value for _, value in sizes] for sizes in cut.per_layer]
         table = {axis: shared[:, i] for i, axis in enumerate(self.layout.model_axes)}
         table.update({axis: inner[:, :, i] for i, axis in enumerate(self.layout.layer_axes)})
-        return table, kept
+        return self._with_followers(table), kept
+
+    def _with_followers(self, table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Add the axes that follow another one."""
+        for axis, expression in self.layout.followers.items():
+            table[axis] = evaluate(expression, {**self.layout.full, **table})
+        return table
 
     def population(self, values: Mapping[str, np.ndarray], size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Like `columns`, from arrays that are already vectorised and trusted.
@@ -111,9 +121,9 @@ class Counts:
         for axis in self._axes:
             shape = (size, 1) if axis in layout.layer_axes else (size,)
             table.setdefault(axis, np.full(shape, layout.full[axis], dtype=np.int64))
-        return table, kept
+        return self._with_followers(table), kept
 
-    def _evaluate(self, parts: tuple[Polynomial, Mapping[int, Polynomial]], table: Mapping, kept: np.ndarray) -> np.ndarray:
+    def _evaluate(self, parts: Parts, table: Mapping, kept: np.ndarray) -> np.ndarray:
         """Value of a polynomial for each row, the layers summed over the kept ones."""
         outside, inside = parts
         total = self._polynomial(outside, table, layered=False) + np.zeros(len(kept), dtype=np.int64)
@@ -139,17 +149,17 @@ class Counts:
             total = total + value
         return total
 
-    def per_layer(self, wanted: Callable[[Entry], bool], table: Mapping, kept: np.ndarray) -> np.ndarray:
-        """Number of elements of the wanted parameters in each layer of the full model, `[N, L]`; 0 where it is not kept."""
+    def per_layer(self, parts: Parts, table: Mapping, kept: np.ndarray) -> np.ndarray:
+        """Number of elements of collected parameters in each layer of the full model, `[N, L]`; 0 where it is not kept."""
         result = np.zeros(kept.shape, dtype=np.int64)
-        for terms, layers in _alike(self._collect(wanted)[1]).items():
+        for terms, layers in _alike(parts[1]).items():
             value = np.broadcast_to(self._polynomial(dict(terms), table, layered=True), kept.shape)
             result[:, layers] = value[:, layers] * kept[:, layers]
         return result
 
-    def outside(self, wanted: Callable[[Entry], bool], table: Mapping, kept: np.ndarray) -> np.ndarray:
-        """Number of elements of the wanted parameters outside the layers, `[N]`."""
-        return self._polynomial(self._collect(wanted)[0], table, layered=False) + np.zeros(len(kept), dtype=np.int64)
+    def outside(self, parts: Parts, table: Mapping, kept: np.ndarray) -> np.ndarray:
+        """Number of elements of collected parameters outside the layers, `[N]`."""
+        return self._polynomial(parts[0], table, layered=False) + np.zeros(len(kept), dtype=np.int64)
 
     def parameters(self, table: Mapping, kept: np.ndarray) -> np.ndarray:
         """Number of parameters of each row, tied tensors once."""
@@ -162,9 +172,11 @@ class Counts:
         """
         tokens = batch_size * sequence_length
         weights = 2 * tokens * self._evaluate(self._per_token, table, kept)
+        weights = weights + 2 * sequence_length * self._evaluate(self._per_position, table, kept)
         pooled = 2 * batch_size * self._evaluate(self._per_sequence, table, kept)
-        heads = tuple(sorted((*self.layout.spec.heads.split(), "head")))
-        layers = {layer: {heads: 4 * tokens * sequence_length} for layer in range(self.layout.num_layers)}
+        width = tuple(sorted(self.layout.spec.attention.split()))
+        products = 2 * self.layout.spec.score_products * tokens * sequence_length
+        layers = {layer: {width: products} for layer in range(self.layout.num_layers)}
         return weights + pooled + self._evaluate(({}, layers), table, kept)
 
     def parameters_of(self, subnets: Sequence[Subnet | None]) -> np.ndarray:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
 from torch import nn
 
 from .adapters import check_merged
+from .portable import IS_OLD
 
 
 class DelegationMixin:
@@ -12,6 +17,9 @@ class DelegationMixin:
 
     Comes before `PreTrainedModel` in the bases; needs `base`, `config`, `_rebuild` and `_reset_views`.
     """
+
+    # Called with the model, a folder, repo_id, revision and facts. The package sets it; remote code alone has none.
+    card_writer: ClassVar[Callable | None] = None
 
     def _init_weights(self, module: nn.Module) -> None:
         self.base._init_weights(module)
@@ -39,6 +47,17 @@ class DelegationMixin:
         embeddings = self.base.resize_token_embeddings(*args, **kwargs)
         self._rebuild()
         return embeddings
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Tied parameter -> the one it is tied to, as the base says (transformers 5)."""
+        return self.base.get_expanded_tied_weights_keys(all_submodels=all_submodels)
+
+    def tie_weights(self, *args, **kwargs):
+        """Tie what the base ties. transformers 4.57 asks every module that it finds, and does not find the base."""
+        result = super().tie_weights(*args, **kwargs)
+        if IS_OLD:
+            self.base.tie_weights()
+        return result
 
     def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
         """Recompute activations in the backward pass, in every size."""
@@ -92,6 +111,24 @@ class DelegationMixin:
         tensors = self.state_dict() if state_dict is None else state_dict
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
+
+    def write_card(self, folder: str | Path, repo_id: str, revision: str | None = None, **facts) -> None:
+        """Write a model card to `folder`, unless somebody wrote one there, or this code runs without its package.
+
+        Args:
+            folder: where `README.md` goes.
+            repo_id: where the model is to be loaded from.
+            revision: its branch.
+            **facts: as for `hf_elastic.export.card.CardFacts`; `metrics`, as `ElasticTrainer.evaluate` returns them.
+        """
+        writer = type(self).card_writer
+        if writer is not None:
+            writer(self, Path(folder), repo_id, revision, **facts)
+
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, revision=None, **kwargs):
+        """The last step of `push_to_hub` and of `save_pretrained(push_to_hub=True)`: a good moment for our own card."""
+        self.write_card(working_dir, repo_id, revision)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, revision=revision, **kwargs)
 
     def __getstate__(self) -> dict:
         # Views would be copied as independent weights; they are rebuilt when needed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -50,6 +51,27 @@ def staged(folder: str | Path) -> Iterator[Path]:
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def full_disk_is_one_error(folder: str | Path) -> Iterator[None]:
+    """Turn whatever a library raises when the disk of `folder` is full into one OSError that says so.
+
+    Libraries written in other languages raise errors of their own with the system's words in them.
+
+    Raises:
+        OSError: (ENOSPC) the disk is full, or a limit on the size of files is reached.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = [os.strerror(code) for code in FULL]
+        if getattr(error, "errno", None) not in FULL and not any(text in str(error) for text in words):
+            raise
+        raise OSError(errno.ENOSPC, f"the disk of {folder} is full; nothing was written") from error
 
 
 def read_mapping(name: str, value: str | Mapping | None) -> dict | None:

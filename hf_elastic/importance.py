@@ -23,6 +23,7 @@ def axis_scores(tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, 
         One score for each index of `axis`, `[full[axis]]`; zeros if the tensor does not have the axis.
     """
     total = np.zeros(full[axis])
+    tensor = tensor if tensor.dim() == len(dims) else tensor.reshape(-1)  # a vector that is stored in rows
     for position, dim in enumerate(dims):
         if not any(axis in segment for segment in dim):
             continue

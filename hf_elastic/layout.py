@@ -5,12 +5,29 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from torch import nn
 
 from .adapters import describe_parameter, find_wrappers, is_table, plain_name
+from .partition import check_divides, check_partition
 from .space import DEPTH_AXES, Space, Subnet
-from .spec import CutStep, Dim, Equation, Spec, SpecError, axes_in, evaluate, parse, plan_cut, size, solve, substitute
+from .spec import (
+    CONTEXT,
+    CutStep,
+    Dim,
+    Equation,
+    Spec,
+    SpecError,
+    axes_in,
+    evaluate,
+    parse,
+    parse_stored,
+    plan_cut,
+    size,
+    solve,
+    substitute,
+)
 
 # Sequence-level heads apply their classifier once per sequence; headless models only their pooler.
 SEQUENCE_LEVEL = ("ForSequenceClassification", "ForMultipleChoice", "Model")
@@ -28,7 +45,9 @@ class Entry:
         layer: index of its layer, None outside the layers.
         rest: its name within the layer, or its whole name.
         tied_to: an earlier name of the same tensor, or None.
-        use: "token" or "sequence" for a matrix multiplied that often, "" for anything else.
+        use: "token", "sequence" or "position" for a matrix multiplied that often, the last once for all sequences of a batch;
+            "" for anything else.
+        rows: the axis in whose rows a vector is stored, or None.
     """
 
     name: str
@@ -37,6 +56,7 @@ class Entry:
     rest: str
     tied_to: str | None
     use: str
+    rows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +118,15 @@ class Layout:
         self.config = {field: substitute(parse(f"({value})"), names)[0] for field, value in spec.config.items()}
         self.axes = spec.axes()
         self.full = self._solve(model.config, parameters)
-        self.shared_axes = axes_in(d for e in self.entries if e.layer is None for d in e.dims)
+        outside = [entry for entry in self.entries if entry.layer is None]
+        self.shared_axes = axes_in(dim for entry in outside for dim in entry.dims) | {e.rows for e in outside if e.rows}
         self.layer_order = self._check_order(layer_order)
         elastic = {axis for value in self.axes.values() for axis in value.split()}
         self.layer_axes = tuple(sorted(elastic - self.shared_axes))
         self.model_axes = tuple(sorted(elastic & self.shared_axes))
+        self.followers = self._find_followers()
+        if spec.head_partition:
+            check_partition(spec, self.full, model)
 
     def _make_entries(self, model: nn.Module, parameters: Mapping) -> tuple[Entry, ...]:
         lookups = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
@@ -114,8 +138,14 @@ class Layout:
         for name, tensor in parameters.items():
             owner, dims = describe_parameter(name, tensor, wrappers, self._dims_of)
             inside = self.spec.layer_of(name)
-            pooled = sequence_level and any(fnmatch.fnmatchcase(owner, pattern) for pattern in self.spec.pooled)
+            use = "token"
+            if any(fnmatch.fnmatchcase(owner, pattern) for pattern in self.spec.positional):
+                use = "position"
+            elif sequence_level and any(fnmatch.fnmatchcase(owner, pattern) for pattern in self.spec.pooled):
+                use = "sequence"
             is_matrix = len(dims) == 2 and name not in lookups and not is_table(name)
+            if inside and name in tied and self.spec.layer_of(tied[name]):
+                raise SpecError(f"{name} is the same tensor as {tied[name]}: layers that share weights cannot be cut one by one")
             entries.append(
                 Entry(
                     name=name,
@@ -123,13 +153,14 @@ class Layout:
                     layer=inside[1] if inside else None,
                     rest=inside[2] if inside else name,
                     tied_to=tied.get(name),
-                    use=("sequence" if pooled else "token") if is_matrix else "",
+                    use=use if is_matrix else "",
+                    rows=None if tensor.dim() == len(dims) else parse_stored(self.spec.shape_of(owner))[1],
                 )
             )
         return tuple(entries)
 
     def _dims_of(self, name: str) -> tuple[Dim, ...]:
-        return substitute(parse(self.spec.shape_of(name)), self.names)
+        return substitute(parse_stored(self.spec.shape_of(name))[0], self.names)
 
     def retie(self, model: nn.Module) -> None:
         """Look again which parameters are one: `from_pretrained` ties weights only after it has built and loaded a model."""
@@ -144,13 +175,26 @@ class Layout:
         ]
         for entry in self.entries:
             shape = tuple(parameters[entry.name].shape)
+            if entry.rows is not None:
+                equations.append(Equation(((entry.rows,),), shape[0], f"dimension 0 of {entry.name} {shape}"))
+                shape = (prod(shape),)
             if len(shape) != len(entry.dims):
                 raise SpecError(f"{entry.name} has the shape {shape}, but {len(entry.dims)} dimensions are declared")
             for position, dim in enumerate(entry.dims):
                 equations.append(Equation(dim, shape[position], f"dimension {position} of {entry.name} {shape}"))
         if config.num_hidden_layers != self.num_layers:
             raise SpecError(f"config.num_hidden_layers is {config.num_hidden_layers}, but there are {self.num_layers} layers")
-        return solve(equations)
+        full = solve(equations)
+        if self.spec.head_partition:
+            full["head"] = full[CONTEXT] // full["heads"]
+        return full
+
+    def _find_followers(self) -> dict[str, str]:
+        """Axes that follow another one in this model -> their expression."""
+        present = {axis: expression for axis, expression in self.spec.follows.items() if axis in self.full}
+        if missing := [axis for axis in present if axis in self.axes.values()]:
+            raise SpecError(f"the axis {missing[0]} is elastic by itself and cannot follow another")
+        return {axis: text for axis, text in present.items() if evaluate(text, self.full) == self.full[axis]}
 
     def _check_order(self, order: Sequence[int] | None) -> tuple[int, ...]:
         order = tuple(range(self.num_layers)) if order is None else tuple(order)
@@ -168,6 +212,10 @@ class Layout:
         """Raise ValueError unless every value of every axis is legal for this model."""
         for subnet in space.extremes():
             self.resolve(subnet)
+        if self.spec.head_partition:
+            for hidden in space.get("hidden_size", (self.value("hidden_size"),)):
+                for heads in space.get("num_attention_heads", ()):
+                    check_divides(heads, hidden)
 
     def resolve(self, subnet: Mapping | None) -> Cut:
         """Sizes of every axis in every kept layer.
@@ -193,8 +241,11 @@ class Layout:
         for position in range(len(layers)):
             row = {axis: value[position] if isinstance(value, tuple) else value for axis, value in values.items()}
             rows.append(self._axis_sizes(row))
+        for axis in self.model_axes:
+            if len(differing := {row[axis] for row in rows}) > 1:
+                raise ValueError(f"{axis}: {sorted(differing)} differ, but this model has one value for all its layers")
         per_layer = tuple(tuple((axis, row[axis]) for axis in self.layer_axes) for row in rows)
-        return Cut(layers, tuple((axis, rows[0][axis]) for axis in self.model_axes), per_layer)
+        return Cut(layers, tuple((axis, rows[0][axis]) for axis in (*self.model_axes, *self.followers)), per_layer)
 
     def _layers(self, subnet: Subnet) -> tuple[int, ...]:
         if "layers" in subnet:
@@ -228,6 +279,12 @@ class Layout:
                     f"at most {self.full['group']} times"
                 )
             sizes["group"] = group
+        for axis, expression in self.followers.items():
+            sizes[axis] = evaluate(expression, {**self.full, **sizes})
+            if sizes[axis] < 1:
+                raise ValueError(f"hidden_size: {sizes['hidden']} is too small, {axis} ({expression}) would be {sizes[axis]}")
+        if self.spec.head_partition:
+            check_divides(sizes["heads"], sizes["hidden"])
         return sizes
 
     def subnet_of(self, cut: Cut) -> Subnet:
@@ -241,7 +298,10 @@ class Layout:
 
     def sizes(self, cut: Cut, position: int | None) -> dict[str, int]:
         """Size of every axis, elastic or not, in a kept layer of a cut; `layers` is the number of kept layers."""
-        return {**self.full, **cut.sizes(position), "layers": len(cut.layers)}
+        sizes = {**self.full, **cut.sizes(position), "layers": len(cut.layers)}
+        if self.spec.head_partition:
+            sizes["head"] = sizes[CONTEXT] // sizes["heads"]
+        return sizes
 
     def plan(self, cut: Cut) -> dict[str, tuple[str, tuple[CutStep, ...]]]:
         """For each parameter of the cut model: which full parameter it comes from, and how it is cut."""
@@ -253,12 +313,24 @@ class Layout:
                 continue
             position = None if entry.layer is None else positions[entry.layer]
             kept = cut.sizes(position)
-            key = (entry.dims, tuple(kept.items()))
+            key = (entry.dims, entry.rows, tuple(kept.items()))
             if key not in steps_of:
-                steps_of[key] = plan_cut(entry.dims, self.full, kept)
+                steps_of[key] = plan_cut(entry.dims, self.full, kept, entry.rows)
             name = entry.name if position is None else f"{self.container}.{position}.{entry.rest}"
             plan[name] = (entry.name, steps_of[key])
         return plan
+
+    def unsayable(self, cut: Cut) -> list[str]:
+        """Config fields whose value differs from layer to layer while the stock config has one for all."""
+        if cut.is_uniform:
+            return []
+        values = [self.config_values(cut, position) for position in range(len(cut.layers))]
+        differing = [field for field in self.config if len({row[field] for row in values}) > 1]
+        return [field for field in differing if field not in self.spec.layered_config]
+
+    def says_layers(self, axis: str) -> bool:
+        """Whether a stock config can say an axis of this Hugging Face name layer by layer."""
+        return all(field in self.spec.layered_config for field, value in self.spec.config.items() if value == self.axes[axis])
 
     def config_values(self, cut: Cut, position: int) -> dict[str, int]:
         """What each config field of the Spec becomes in the kept layer at `position`."""

@@ -34,6 +34,7 @@ from .delegation import DelegationMixin
 from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
 from .layout import Cut, Layout, named_layer_order
 from .loading import check_path, load_checkpoint
+from .partition import partition_heads
 from .sizes import SizesMixin
 from .skeleton import MEMORY_LAYOUTS, Skeleton, no_init_weights, set_memory_layout
 from .space import Space
@@ -151,6 +152,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         importance: str = "magnitude",
         layer_order: str | Sequence[int] = "first",
         calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
+        head_partition: bool = False,
         **kwargs,
     ) -> ElasticPreTrainedModel:
         """Make a stock checkpoint elastic.
@@ -166,10 +168,13 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
                 others from the front, so that every size ends with the layer that the head was pretrained on; or all layer
                 indices, the one to keep longest first.
             calibration: for "taylor": a few dozen batches of model inputs with labels.
+            head_partition: `num_attention_heads` partitions the hidden size anew, so that more heads are narrower ones and no
+                parameter changes, instead of keeping the size of a head and dropping heads. Not with grouped queries or rotary
+                positions.
             **kwargs: for the stock `from_pretrained`, such as `num_labels`.
 
         Raises:
-            ValueError: see the class; or an unknown `importance` or `layer_order`.
+            ValueError: see the class; or an unknown `importance` or `layer_order`; or heads that cannot be partitioned anew.
             OSError: no such folder, or a checkpoint file that cannot be read.
         """
         if importance not in IMPORTANCE:
@@ -189,7 +194,8 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             raise ValueError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
         space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
         order = named_layer_order(layer_order, base.config.num_hidden_layers)
-        config = ElasticConfig(base.config, space=space and space.to_dict(), subnets=subnets, layer_order=order)
+        spec = partition_heads(spec_for(base.config.model_type)).to_dict() if head_partition else None
+        config = ElasticConfig(base.config, spec, space and space.to_dict(), subnets, layer_order=order)
         model = cls(config, base=base)
         if importance != "none":
             apply_order(model, importance_order(model, None if calibration is None else gradients_of(model, calibration)))
@@ -235,6 +241,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         if name not in MEMORY_LAYOUTS:
             raise ValueError(f"memory layout {name!r} is unknown; known: {', '.join(MEMORY_LAYOUTS)}")
         axes = {axis for axis_name in self.space for axis in self.layout.axes.get(axis_name, "").split()}
+        axes |= {axis for axis, expression in self.layout.followers.items() if axes & set(expression.split())}
         # FSDP gathers into storage of its own, which must stay the weights' storage.
         if self.frozen_cut is None and not self.is_sharded:
             set_memory_layout(self.base, self.layout, axes, name)
@@ -304,6 +311,25 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             raise ValueError("the weights are sharded over processes (FSDP): select() a size, or save the model and load it")
         return super().view(subnet)
 
+    def standalone(self, subnet: str | Mapping | None = None) -> tuple[type[PreTrainedModel], PretrainedConfig]:
+        """Class and config of a subnet on its own: what `extract` gives, without its weights.
+
+        Raises:
+            ValueError: adapters are not merged yet.
+        """
+        check_merged(self.base)
+        if self.portability_of(subnet) == "elastic":
+            config = copy.deepcopy(self.config)
+            config.frozen = self.subnet(subnet).to_dict()
+            config.space, config.subnets, config.subnet = None, {}, None
+            return type(self), config
+        view = self.view(subnet)
+        stock_config = view.config.from_dict(view.config.to_dict())
+        stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict
+        if "use_cache" in vars(stock_config):  # Trainer turns it off for good
+            stock_config.use_cache = True
+        return type(self.base), stock_config
+
     def extract(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
         """A standalone copy of a subnet, in evaluation mode: the stock class where it is standard, else an elastic model
         frozen at it.
@@ -311,22 +337,10 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         Raises:
             ValueError: adapters are not merged yet.
         """
-        check_merged(self.base)
-        view = self.view(subnet)
-        weights = {name: tensor.detach().clone() for name, tensor in view.state_dict().items()}
-        if self.portability_of(subnet) == "standard":
-            stock_config = view.config.from_dict(view.config.to_dict())
-            stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict
-            if "use_cache" in vars(stock_config):  # Trainer turns it off for good
-                stock_config.use_cache = True
-            with no_init_weights():
-                model = type(self.base)(stock_config)
-        else:
-            config = copy.deepcopy(self.config)
-            config.frozen = self.subnet(subnet).to_dict()
-            config.space, config.subnets, config.subnet = None, {}, None
-            with no_init_weights():
-                model = type(self)(config)
+        kind, config = self.standalone(subnet)
+        weights = {name: tensor.detach().clone() for name, tensor in self.view(subnet).state_dict().items()}
+        with no_init_weights():
+            model = kind(config)
         model.to(device=self.device, dtype=self.dtype)
         model.load_state_dict(weights)
         model.tie_weights()

@@ -165,6 +165,10 @@ class SizesMixin:
                 return self.layout.subnet_of(self.resolve(candidate))
         return self.subnet(None)
 
+    def forget_views(self) -> None:
+        """Let go of all views made so far; those of fused matrices hold copies of what was cut in heads."""
+        self._reset_views()
+
     def _reset_views(self) -> None:
         """Forget everything that was built from the weights or the module tree."""
         self._views: dict[Cut, Skeleton] = {}

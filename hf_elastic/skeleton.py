@@ -11,6 +11,7 @@ import fnmatch
 import itertools
 import types
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -30,6 +31,14 @@ from .spec import cut as cut_tensor
 
 # Set while training or by the user, never by a constructor: not part of what an architecture is.
 TRANSIENT = ("training", "gradient_checkpointing", "name_or_path")
+
+
+@runtime_checkable
+class FollowsSizes(Protocol):
+    """A module of our own that has buffers which follow from the sizes that it remembers."""
+
+    def follow_sizes(self) -> None:
+        """Make the buffers again; replaces them, since another size may share them."""
 
 
 def copy_tree(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
@@ -120,6 +129,9 @@ class Skeleton:
                     elif attribute in vars(module):
                         vars(module)[attribute] = evaluate(expression, sizes)
 
+                if isinstance(module, FollowsSizes):
+                    module.follow_sizes()
+
     def _find_targets(self, model: nn.Module) -> list[tuple]:
         """For each parameter: the owner of its full-size source, the skeleton's module, their keys, and the cut."""
         targets = []
@@ -153,7 +165,7 @@ class Skeleton:
         for owner, source_key, module, key, steps in self._targets:
             source = owner._parameters[source_key]
             # The outermost size of a cut is enough to tell two uses of one tied tensor apart.
-            identity = (id(source), tuple(s if isinstance(s, int) else id(s) for _, s in steps))
+            identity = (id(source), tuple(id(s) if isinstance(s, torch.Tensor) else s for _, s in steps))
             if identity not in tied:
                 version = source._version
                 tied[identity] = _slice(source, steps, differentiable)
@@ -209,8 +221,10 @@ def cut_config(full, layout: Layout, cut: Cut):
         if isinstance(values, (list, tuple)) and len(values) == layout.num_layers:
             setattr(config, field, [values[layer] for layer in cut.layers])
     config.num_hidden_layers = len(cut.layers)
-    for field, value in layout.config_values(cut, 0).items():
-        setattr(config, field, value)
+    rows = [layout.config_values(cut, position) for position in range(len(cut.layers))]
+    for field, value in rows[0].items():
+        values = [row[field] for row in rows]
+        setattr(config, field, values if field in layout.spec.layered_config and len(set(values)) > 1 else value)
     return config
 
 
@@ -220,7 +234,7 @@ def stock_config(skeleton: Skeleton):
     Raises:
         ValueError: layers differ, or the class rejects the sizes.
     """
-    if not skeleton.cut.is_uniform:
+    if skeleton.layout.unsayable(skeleton.cut):
         raise ValueError("its layers have different sizes, and a stock config has one value for all of them")
     config = skeleton.module.config
     try:

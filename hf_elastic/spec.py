@@ -2,8 +2,9 @@
 
 The notation is jaxtyping's, with products and sums: `"(heads head) hidden"` is a matrix whose rows are `heads` groups of
 `head` rows; `"(2 ffn) hidden"` stacks two blocks of `ffn` rows; `"((kv group head)+(kv head)) hidden"` concatenates unequal
-ones. From the strings alone this module solves the axis sizes of a checkpoint, cuts a prefix of any axis, permutes an axis,
-and zeroes part of one. It is the only slicing code of the package.
+ones; `"(heads head) -> heads"` is a vector that is stored as `heads` rows. From the strings alone this module solves the axis
+sizes of a checkpoint, cuts a prefix of any axis, permutes an axis, and zeroes part of one. It is the only slicing code of the
+package.
 """
 
 from __future__ import annotations
@@ -41,10 +42,18 @@ class Spec:
         attributes: glob over module names -> {attribute: expression}: what a module keeps of its own sizes (ints, and
             buffers). An expression is a product of axes, or `axis^0.5`. An attribute that a release of transformers
             does not have is left out.
+        head_attributes: like `attributes`, what follows the size of a head. A Spec without any has heads that cannot be
+            partitioned anew (`partition_heads`).
         aliases: axis -> (other axis, glob): the two are one unless a parameter matches the glob, as the embedding width
             is the hidden size unless a projection follows.
+        follows: axis -> expression: where the two are equal in the full model, they are in every size; else the axis is
+            never cut. An expression may be a quotient, rounded down: `hidden // division`.
         pooled: globs of weights applied once per sequence, not per token, in headless and sequence-level models.
+        positional: globs of matrices that are applied to positions, once for the whole batch.
+        score_products: products of tokens by tokens in attention: with keys and values; with relative positions as well.
         per_layer_config: config fields that are lists with one entry per layer.
+        layered_config: fields of `config` that the stock config takes as a list with one entry per layer as well.
+        head_partition: whether heads partition the hidden size, see `partition_heads`.
     """
 
     model_types: tuple[str, ...]
@@ -52,9 +61,15 @@ class Spec:
     config: Mapping[str, str]
     parameters: Mapping[str, str]
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    head_attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    follows: Mapping[str, str] = field(default_factory=dict)
     pooled: tuple[str, ...] = ()
+    positional: tuple[str, ...] = ()
+    score_products: int = 2
     per_layer_config: tuple[str, ...] = ("layer_types", "no_rope_layers")
+    layered_config: tuple[str, ...] = ()
+    head_partition: bool = False
 
     def to_dict(self) -> dict:
         """The Spec as JSON-able data, stored in `config.json` so that a checkpoint needs no registry to load."""
@@ -68,8 +83,8 @@ class Spec:
     def from_dict(cls, data: Mapping) -> Spec:
         """The inverse of `to_dict`."""
         fields = dict(data)
-        for key in ("model_types", "pooled", "per_layer_config"):
-            fields[key] = tuple(fields[key])
+        for key in ("model_types", "pooled", "positional", "per_layer_config", "layered_config"):
+            fields[key] = tuple(fields.get(key, ()))
         fields["parameters"] = dict(fields["parameters"])
         fields["aliases"] = {axis: tuple(value) for axis, value in fields["aliases"].items()}
         return cls(**fields)
@@ -78,6 +93,11 @@ class Spec:
     def heads(self) -> str:
         """The product of axes that counts attention heads: `heads`, or `kv group` with grouped queries."""
         return "kv group" if any("kv" in value.split() for value in self.config.values()) else "heads"
+
+    @property
+    def attention(self) -> str:
+        """The product of axes that is the width of attention, all heads together."""
+        return CONTEXT if self.head_partition else f"{self.heads} head"
 
     def axes(self) -> dict[str, str]:
         """Hugging Face's name of each elastic axis -> its product of axes here."""
@@ -118,6 +138,10 @@ def register_spec(spec: Spec) -> Spec:
     return spec
 
 
+# All heads together, where they partition the hidden size.
+CONTEXT = "context"
+
+
 def spec_for(model_type: str) -> Spec:
     """The registered Spec of an architecture.
 
@@ -130,6 +154,21 @@ def spec_for(model_type: str) -> Spec:
             "CONTRIBUTING.md (section 'Add a backbone') shows how to add one in about 15 lines."
         )
     return SPECS[model_type]
+
+
+def parse_stored(shape: str) -> tuple[tuple[Dim, ...], str | None]:
+    """Parse a shape string into its dimensions, and the axis in whose rows a vector is stored, if it is.
+
+    Raises:
+        SpecError: as `parse`; or something else than a vector is stored in rows.
+    """
+    text, arrow, rows = shape.partition("->")
+    dims = parse(text)
+    if not arrow:
+        return dims, None
+    if len(dims) != 1 or not rows.strip().isidentifier():
+        raise SpecError(f"only a vector can be stored as rows of one axis, not {shape!r}")
+    return dims, rows.strip()
 
 
 def parse(shape: str) -> tuple[Dim, ...]:
@@ -198,10 +237,23 @@ def substitute(dims: tuple[Dim, ...], names: Mapping[str, str]) -> tuple[Dim, ..
 
 
 def evaluate(expression: str, sizes: Mapping[str, int]) -> int | float:
-    """Value of an attribute's expression: a product of axes and integers, or `axis^0.5`."""
+    """Value of an expression: a product of axes and integers, its floor quotient by another, or such a value `^0.5`.
+
+    Raises:
+        SpecError: something that is neither an axis nor an integer.
+    """
     base, _, exponent = expression.partition("^")
-    value = prod(sizes[f] if isinstance(f, str) else f for f in (_factor(expression, t) for t in base.split()))
+    over, slashes, under = base.partition("//")
+    value = _product(expression, over, sizes)
+    if slashes:
+        value //= _product(expression, under, sizes)
     return value ** float(exponent) if exponent else value
+
+
+def _product(expression: str, factors: str, sizes: Mapping[str, int]) -> int:
+    if not factors.strip():
+        raise SpecError(f"empty product in the expression {expression!r}")
+    return prod(sizes[f] if isinstance(f, str) else f for f in (_factor(expression, t) for t in factors.split()))
 
 
 @dataclass(frozen=True)
@@ -282,12 +334,16 @@ def axis_index(dim: Dim, full: Mapping[str, int], axis: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-# One step of a cut along a dimension: a prefix (an int: a view) or any other selection (a tensor of indices: a copy).
-CutStep = tuple[int, "int | torch.Tensor"]
+# One step of a cut along a dimension: a prefix (an int: a view) or any other selection (a tensor of indices: a copy). A step
+# without a dimension gives the whole another shape.
+CutStep = tuple["int | None", "int | tuple[int, ...] | torch.Tensor"]
 
 
-def plan_cut(dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, int]) -> tuple[CutStep, ...]:
-    """How to take the prefix `kept` of each axis of a tensor: at most one step per dimension.
+def plan_cut(
+    dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, int], rows: str | None = None
+) -> tuple[CutStep, ...]:
+    """How to take the prefix `kept` of each axis of a tensor: at most one step per dimension, and its shape if it is stored
+    in `rows`.
 
     A product whose outer axis is cut is a prefix of the dimension, so the cut is a view on the same storage. An inner axis
     (the heads of a fused `(3 heads head)`) leaves several pieces, which have to be copied together.
@@ -300,13 +356,17 @@ def plan_cut(dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, 
         indices = chosen_indices(dim, full, changed)
         is_prefix = indices[-1] == len(indices) - 1
         steps.append((position, len(indices) if is_prefix else torch.from_numpy(indices)))
+    if rows is not None and (steps or kept.get(rows, full[rows]) != full[rows]):
+        steps = [(None, (-1,)), *steps, (None, (kept.get(rows, full[rows]), -1))]
     return tuple(steps)
 
 
 def cut(tensor: torch.Tensor, steps: tuple[CutStep, ...]) -> torch.Tensor:
     """Apply a planned cut; differentiable with respect to `tensor`."""
     for position, selection in steps:
-        if isinstance(selection, int):
+        if position is None:
+            tensor = tensor.reshape(selection)
+        elif isinstance(selection, int):
             tensor = tensor.narrow(position, 0, selection)
         else:
             tensor = tensor.index_select(position, selection.to(tensor.device))
@@ -316,7 +376,9 @@ def cut(tensor: torch.Tensor, steps: tuple[CutStep, ...]) -> torch.Tensor:
 def permute(
     tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], order: Mapping[str, np.ndarray]
 ) -> torch.Tensor:
-    """Reorder axes of a tensor (a copy): position `i` of an axis takes what was at `order[axis][i]`."""
+    """Reorder axes of a tensor, or choose from them (a copy): position `i` of an axis takes what was at `order[axis][i]`."""
+    if tensor.dim() != len(dims):  # a vector that is stored in rows
+        return permute(tensor.reshape(-1), dims, full, order).reshape(tensor.shape)
     for position, dim in enumerate(dims):
         if axes_in([dim]) & order.keys():
             indices = torch.from_numpy(chosen_indices(dim, full, order)).to(tensor.device)
@@ -325,10 +387,13 @@ def permute(
 
 
 def keep_only(tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], kept: Mapping[str, int]) -> torch.Tensor:
-    """A copy with everything outside the prefix `kept` of each axis set to zero: the full-sized twin of `cut`."""
-    mask = torch.ones_like(tensor)
+    """A copy with everything outside the prefix `kept` of each axis set to zero: the full-sized twin of `cut`.
+
+    A vector that is stored in rows is masked as the vector that it is.
+    """
+    mask = torch.ones_like(tensor if tensor.dim() == len(dims) else tensor.reshape(-1))
     for position, dim in enumerate(dims):
         changed = {axis: np.arange(kept[axis]) for axis in axes_in([dim]) & kept.keys()}
         outside = np.setdiff1d(np.arange(size(dim, full)), chosen_indices(dim, full, changed))
         mask.index_fill_(position, torch.from_numpy(outside).to(tensor.device), 0)
-    return tensor * mask
+    return tensor * mask.view_as(tensor)

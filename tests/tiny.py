@@ -40,6 +40,11 @@ CONFIGS = {
     "phi3": {key: value for key, value in _DECODER.items() if key != "head_dim"},
     "gemma2": {**_DECODER, "query_pre_attn_scalar": 8, "sliding_window": 6},
     "gemma3_text": {**_DECODER, "query_pre_attn_scalar": 8, "sliding_window": 6, "sliding_window_pattern": 2},
+    "transformer_xl": {
+        "d_model": 32, "n_layer": 4, "n_head": 4, "d_inner": 48, "vocab_size": VOCAB, "cutoffs": [30, 60], "div_val": 2,
+        "mem_len": 64, "clamp_len": 0, "same_length": False, "dropout": 0.0,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    },
     "smollm3": {**_DECODER, "no_rope_layer_interval": 2},
 }  # fmt: skip
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")

@@ -14,6 +14,7 @@ LAYER = {
 }
 CONFIG = {"hidden_size": "hidden", "num_attention_heads": "heads", "intermediate_size": "ffn"}
 ATTRIBUTES = {"*attention.self": {"num_attention_heads": "heads", "all_head_size": "heads head"}}
+HEAD_ATTRIBUTES = {"*attention.self": {"attention_head_size": "head", "scaling": "head^-0.5"}}
 
 BERT = register_spec(
     Spec(
@@ -44,6 +45,7 @@ BERT = register_spec(
             "*layer_norm.weight": "hidden",
         },
         attributes=ATTRIBUTES,
+        head_attributes=HEAD_ATTRIBUTES,
         pooled=("*pooler.dense.weight", "classifier.*weight"),
     )
 )
@@ -78,6 +80,7 @@ ELECTRA = register_spec(
             "qa_outputs.bias": "labels",
         },
         attributes=ATTRIBUTES,
+        head_attributes=HEAD_ATTRIBUTES,
         aliases={"embed": ("hidden", "*embeddings_project.weight")},
         pooled=("classifier.*weight", "sequence_summary.*weight"),
     )

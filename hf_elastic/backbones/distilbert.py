@@ -33,6 +33,7 @@ DISTILBERT = register_spec(
             "*ffn": {"dim": "hidden"},
             "*transformer": {"n_layers": "layers"},
         },
+        head_attributes={"*layer.*.attention": {"attention_head_size": "head", "scaling": "head^-0.5"}},
         pooled=("pre_classifier.weight", "classifier.weight"),
     )
 )

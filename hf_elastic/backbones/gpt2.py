@@ -30,5 +30,6 @@ GPT2 = register_spec(
             "*transformer": {"embed_dim": "hidden"},
             "": {"embed_dim": "hidden"},
         },
+        head_attributes={"*attn": {"head_dim": "head", "scaling": "head^-0.5"}},
     )
 )

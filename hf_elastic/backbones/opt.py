@@ -29,6 +29,7 @@ OPT = register_spec(
             "*self_attn": {"num_heads": "heads", "embed_dim": "heads head"},
             "*layers.*[0-9]": {"embed_dim": "hidden"},
         },
+        head_attributes={"*self_attn": {"head_dim": "head", "scaling": "head^-0.5"}},
         aliases={"embed": ("hidden", "*project_in.weight")},
     )
 )

@@ -47,6 +47,13 @@ class ConvertArguments:
             "help": "Which layers a depth keeps: first, ends (first and last, then from the front), or a JSON list of all."
         },
     )
+    head_partition: bool = field(
+        default=False,
+        metadata={
+            "help": "num_attention_heads partitions the hidden size anew and changes no parameter, instead of dropping heads of "
+            "a fixed size."
+        },
+    )
     num_labels: int | None = field(default=None, metadata={"help": "Number of classes of a classification head (count)."})
     seed: int = field(default=0, metadata={"help": "Seed of new weights."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
@@ -101,6 +108,7 @@ def run(args: ConvertArguments) -> None:
             importance=args.importance,
             layer_order=args.layer_order,
             calibration=calibration(args),
+            head_partition=args.head_partition,
             dtype=torch.float32,
             **options,
         )
@@ -147,13 +155,20 @@ def from_scratch(elastic_class, args: ConvertArguments):
 
     from hf_elastic import ElasticConfig
     from hf_elastic.layout import named_layer_order
+    from hf_elastic.partition import partition_heads
+    from hf_elastic.spec import spec_for
 
     fields = dict(args.model_config)
     if "model_type" not in fields:
         raise ValueError("model_config: model_type is missing")
+    if fields["model_type"] == ElasticConfig.model_type:  # one size of an architecture, such as a search has written
+        if args.space is not None or args.subnets is not None or args.head_partition:
+            raise ValueError("model_config: an elastic config says its sizes itself; give no space, subnets or head_partition")
+        return elastic_class(ElasticConfig(**fields))
     base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     order = named_layer_order(args.layer_order, base_config.num_hidden_layers)
-    return elastic_class(ElasticConfig(base_config=base_config, space=args.space, subnets=args.subnets, layer_order=order))
+    spec = partition_heads(spec_for(base_config.model_type)).to_dict() if args.head_partition else None
+    return elastic_class(ElasticConfig(base_config, spec, args.space, args.subnets, layer_order=order))
 
 
 def _tokenizer(args: ConvertArguments, vocab_size: int):

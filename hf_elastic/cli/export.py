@@ -55,7 +55,9 @@ class ExportArguments(DataArguments):
     )
     calibration: str | None = field(
         default=None,
-        metadata={"help": "Data for static int8: a text file, a folder, or a Hub id; default: the training rows of dataset."},
+        metadata={
+            "help": "Data for static int8 (tensorrt's too): a text file, a folder, or a Hub id; default: training rows of dataset."
+        },
     )
     calibration_rows: int = field(default=128, metadata={"help": "How many of them, drawn with the seed 0 (count)."})
     cpu_instructions: str | None = field(
@@ -65,6 +67,25 @@ class ExportArguments(DataArguments):
     weights_compute: str | None = field(
         default=None,
         metadata={"help": "For onnx-int8-weights: float, or int8: blocks of activations are quantized too; default: float."},
+    )
+    standard_only: bool = field(default=False, metadata={"help": "Refuse a size that plain transformers cannot load."})
+    keep_vocabulary_of: str | None = field(
+        default=None,
+        metadata={"help": "A text file, one text per line (.gz too): drop the tokens that it does not need."},
+    )
+    precision: str | None = field(
+        default=None, metadata={"help": "tensorrt: fp16 (default), bf16, int8 or fp32; the types are written into the graph."}
+    )
+    min_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: fewest rows (count); default 1."})
+    opt_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: rows that it is tuned for; default 8."})
+    max_batch_size: int | None = field(default=None, metadata={"help": "tensorrt: most rows; the same as min: static."})
+    min_sequence_length: int | None = field(default=None, metadata={"help": "tensorrt: fewest tokens (count); default 1."})
+    opt_sequence_length: int | None = field(default=None, metadata={"help": "tensorrt: tokens it is tuned for; default 128."})
+    max_sequence_length: int | None = field(
+        default=None, metadata={"help": "tensorrt: most tokens; default 512, or what the model takes. The same as min: static."}
+    )
+    build: bool | None = field(
+        default=None, metadata={"help": "tensorrt: build the engine, where TensorRT and its GPU are; else stop before any work."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
@@ -115,14 +136,36 @@ def run(args: ExportArguments) -> dict | None:
     if args.frontier is not None:
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
     model, tokenizer = load_elastic(args.model), load_tokenizer(args.model)
-    limits = {"overwrite": args.overwrite, "max_accuracy_drop": args.max_accuracy_drop}
-    if args.dataset is not None:
-        limits["held_out"] = read_held_out(args, model, tokenizer)
-    records = export_subnet(model, subnet, args.output_dir, args.formats, tokenizer=tokenizer, **limits, **options)
+    held_out = None if args.dataset is None else read_held_out(args, model, tokenizer)
+    records = export_subnet(
+        model,
+        subnet,
+        args.output_dir,
+        args.formats,
+        tokenizer=tokenizer,
+        held_out=held_out,
+        max_accuracy_drop=args.max_accuracy_drop,
+        overwrite=args.overwrite,
+        standard_only=args.standard_only,
+        keep_vocabulary_of=args.keep_vocabulary_of,
+        **options,
+    )
     kind = model.portability_of(subnet)
     print(f"{json.dumps(model.subnet(subnet).to_dict())} is {kind}")
     if kind == "elastic":
         print(f"it needs hf_elastic or trust_remote_code to load: {model.why_elastic(subnet)}")
         print(f"nearest standard size: {json.dumps(model.nearest_standard(subnet).to_dict())}")
     report(records, Path(args.output_dir))
+    if args.keep_vocabulary_of is not None:
+        _print_vocabulary(Path(args.output_dir) / "vocabulary.json")
     return records
+
+
+def _print_vocabulary(path: Path) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    print(
+        f"vocabulary: {report['vocabulary_before']:,} -> {report['vocabulary_after']:,} tokens, "
+        f"{report['parameters_saved']:,} parameters ({report['megabytes_saved']:.1f} MB) less; "
+        f"{report['corpus_tokens_unchanged']:.0%} of "
+        f"{report['corpus_tokens']:,} corpus tokens unchanged, largest difference of outputs {report['max_abs_difference']:.2g}"
+    )

@@ -14,6 +14,7 @@ COMMANDS = {
     "search": "find the best sizes on this machine",
     "evaluate": "score sizes on zero-shot tasks, next to parameters and latency",
     "export": "write a size as a standard checkpoint, ONNX or another format",
+    "push": "upload an elastic checkpoint and sizes of it to the Hugging Face Hub",
 }
 # What bad input raises; anything else is a bug and keeps its traceback.
 BAD_INPUT = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError, FloatingPointError, OSError)
@@ -53,6 +54,7 @@ RESUME = {
     "train": "The same command with --resume_from_checkpoint true goes on from the last checkpoint.",
     "search": "The same command goes on where it was.",
     "evaluate": "The same command goes on where it was.",
+    "push": "The same command goes on where it was.",
 }
 
 if __name__ == "__main__":

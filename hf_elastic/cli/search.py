@@ -63,6 +63,9 @@ class SearchArguments(DataArguments):
         metadata={"help": "A profile by hf-elastic measure, to predict costs from; the frontier is measured all the same."},
     )
     force: bool = field(default=False, metadata={"help": "Take a profile of another machine; its costs stay predicted."})
+    measure_at_most: int | None = field(
+        default=None, metadata={"help": "With a profile: most sizes of the predicted frontier to measure (count); default: all."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the search."})
     overwrite: bool = field(default=False, metadata={"help": "Write into a folder that holds something else."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, search nothing."})
@@ -119,6 +122,7 @@ def run(args: SearchArguments):
         phase=args.phase,
         latency_profile=args.latency_profile,
         force=args.force,
+        measure_at_most=args.measure_at_most,
         seed=args.seed,
         storage=args.storage or trials,
         study_name=args.study_name,

@@ -164,7 +164,15 @@ def _optimum_config(model: PreTrainedModel, inputs: dict, axes: Axes):
     except (KeyError, ValueError) as error:
         raise ValueError(f"Optimum cannot export {type(model).__name__} ({model.config.model_type}): {error}") from error
 
-    class GivenInputs(constructor.func):
+    past = {"use_past": True, "use_past_in_inputs": True} if cached else {}
+    return functools.partial(given_inputs(constructor.func, inputs, axes), **constructor.keywords)(model.config, **past)
+
+
+def given_inputs(config_class: type, inputs: dict, axes: Axes) -> type:
+    """Optimum's config class for an architecture, restricted to these inputs with these open axes."""
+    cached = PAST in inputs
+
+    class GivenInputs(config_class):
         """Optimum's config class for this architecture, restricted to the caller's inputs."""
 
         @property
@@ -182,8 +190,7 @@ def _optimum_config(model: PreTrainedModel, inputs: dict, axes: Axes):
                 return dict(inputs)
             return {**inputs, PAST: [tuple(layer.values()) for layer in inputs[PAST].values()]}
 
-    past = {"use_past": True, "use_past_in_inputs": True} if cached else {}
-    return functools.partial(GivenInputs, **constructor.keywords)(model.config, **past)
+    return GivenInputs
 
 
 def move_export(source: Path, target: Path) -> None:

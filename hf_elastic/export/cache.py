@@ -98,7 +98,7 @@ def cache_axes(step: Mapping) -> tuple[dict[str, dict[int, str]], dict[str, dict
     return inputs, {"logits": {0: BATCH, 1: NEW}, **{f"{PRESENT}.{name}": {0: BATCH, 2: ALL} for name in names}}
 
 
-def open_head_axes(path: Path, step: Mapping, heads: int, head_size: int) -> None:
+def open_head_axes(path: Path, step: Mapping, heads: int | None = None, head_size: int | None = None) -> None:
     """Let the first, empty cache have another number of heads than the graph, where layers differ from what a config says.
 
     `ORTModelForCausalLM` makes the first cache from the config, with `num_attention_heads` for some architectures that group
@@ -108,7 +108,7 @@ def open_head_axes(path: Path, step: Mapping, heads: int, head_size: int) -> Non
     Args:
         path: the graph, which is changed in place.
         step: the sample that it was traced on.
-        heads, head_size: what the config says.
+        heads, head_size: what the config says; None if it says nothing of this size.
     """
     import onnx
 

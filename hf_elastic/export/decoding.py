@@ -87,7 +87,7 @@ def decode_greedily(
 
 
 def pad_left(input_ids: np.ndarray, attention_mask: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Move the padding of a batch to the left, where generation needs it, and keep at most the first `longest` tokens of a row."""
+    """Move the padding of a batch to the left, where generation needs it, and keep the first `longest` tokens at most."""
     rows = [ids[kept.astype(bool)][:longest] for ids, kept in zip(input_ids, attention_mask)]
     width = max(map(len, rows))
     ids = np.zeros((len(rows), width), input_ids.dtype)

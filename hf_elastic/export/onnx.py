@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ._onnx_backend import OPSET, Axes, missing_extra, move_export, write_graph
+from ._onnx_backend import OPSET, Axes, missing_extra, move_export, weight_file, write_graph
 from .cache import cache_axes, open_head_axes, sample_step
 from .decoding import first_inputs
 from .optimize import check_level, fuses, optimize_graph
@@ -74,6 +74,8 @@ def export_onnx(
             sample, axes = _cached_sample(model, inputs) if cache else _plain_sample(inputs)
             write_graph(model, sample, axes, staged, opset=opset, fuse=fuses(optimize))
             if optimize is not None:
+                if weight_file(staged).exists():
+                    raise ValueError(f"optimize: {optimize} takes models of at most 2 GB in one file; leave it out")
                 optimize_graph(staged, optimize, model.config)
             if cache:
                 heads = model.config.num_attention_heads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,8 +27,9 @@ OLDEST_OPSET = 7
 
 
 def is_cached(export: Export) -> bool:
-    """Whether the graph is one with a key-value cache: every causal language model's is."""
-    return isinstance(export.model, ElasticForCausalLM)
+    """Whether the graph is one with a key-value cache: every causal language model's that has one (Transformer-XL has not)."""
+    takes = inspect.signature(export.view.forward).parameters
+    return isinstance(export.model, ElasticForCausalLM) and "past_key_values" in takes
 
 
 def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]) -> None:

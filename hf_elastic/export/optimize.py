@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -73,8 +74,11 @@ def _with_optimum(path: Path, level: str, config: PretrainedConfig) -> None:
 
     settings = AutoOptimizationConfig.with_optimization_level(level)
     settings.disable_shape_inference = True
+    optimizer = ORTOptimizer([path], config)
+    # Zeros: onnxruntime reads the heads off each layer's graph. A config has one number for all, which need not be these.
+    optimizer.normalized_config = SimpleNamespace(num_attention_heads=0, hidden_size=0)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        ORTOptimizer([path], config).optimize(settings, folder, file_suffix="")
+        optimizer.optimize(settings, folder, file_suffix="")
         (Path(folder) / path.name).replace(path)
 
 

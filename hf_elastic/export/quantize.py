@@ -177,7 +177,7 @@ def quantize_statically(
         quantize_static(
             prepared,
             staged,
-            _Feeds(feeds),
+            Feeds(feeds),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=operators,
             per_channel=True,
@@ -230,7 +230,9 @@ def _without_weight(prepared: Path) -> list[str]:
     return [node.name for node in nodes if node.op_type in WEIGHT_INPUTS and node.name not in weighted]
 
 
-class _Feeds(CalibrationDataReader):
+class Feeds(CalibrationDataReader):
+    """Inputs of a graph by name, one after the other, as onnxruntime reads them."""
+
     def __init__(self, feeds: Iterable[Mapping[str, np.ndarray]]):
         self._feeds = iter(feeds)
 

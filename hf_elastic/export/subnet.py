@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files import check_output, staged
+from ..files import check_output, full_disk_is_one_error, staged
 from ..modeling_elastic import ElasticPreTrainedModel
 from .formats import Export, Format, Inputs, select
 from .held_out import HeldOut, worth
 from .outputs import CHECKPOINT, predict
 from .parity import ParityError, compare, violations, write_parity
+from .vocabulary import prune_and_compare, read_vocabulary_texts
 
 # Compared where the caller has no text of its own: of several lengths, so that padding is exercised.
 TEXTS = (
@@ -37,6 +41,8 @@ def export_subnet(
     held_out: HeldOut | None = None,
     max_accuracy_drop: float | None = None,
     overwrite: bool = False,
+    standard_only: bool = False,
+    keep_vocabulary_of: str | Path | None = None,
     **options,
 ) -> dict[str, dict]:
     """Write one size of an elastic model.
@@ -54,28 +60,42 @@ def export_subnet(
         held_out: labelled rows; every format is then scored on them and timed next to the view, in its `parity.json`.
         max_accuracy_drop: most percentage points of accuracy that a format may lose on them; None is no limit.
         overwrite: replace what is in `output_dir`.
+        standard_only: refuse a size that plain transformers cannot load.
+        keep_vocabulary_of: a text file with one text per line (`.gz` too): tokens that it does not need are dropped from the
+            tokenizer and the model, see `prune_vocabulary`; `vocabulary.json` says what that saved.
         **options: options of the formats, such as `opset` of "onnx".
 
     Returns:
         format -> what its `parity.json` says.
 
     Raises:
-        ValueError: an unknown format, subnet or option, no format, or a folder that is not empty.
+        ValueError: an unknown format, subnet or option, no format, a folder that is not empty, a size that is not standard where
+            that is asked for, a vocabulary that cannot be pruned, or one that is to be pruned under rows tokenized before.
+        OSError: the disk is full. Nothing is left then either.
         ParityError: an export differs from the view by more than its tolerance, or loses more accuracy than is allowed.
         ImportError: a format needs an extra that is not installed; the message names it. Nothing has been done then.
     """
     chosen = select(formats, options)
     check_limit(max_accuracy_drop, held_out is not None, options)
     model.resolve(subnet)
+    if standard_only:
+        _check_standard(model, subnet)
+    texts_to_keep = None
+    if keep_vocabulary_of is not None:
+        _check_no_ids(held_out, options.get("calibration"))
+        texts_to_keep = read_vocabulary_texts(keep_vocabulary_of, tokenizer)
     for one in chosen:
         if one.check is not None:
             one.check(model, subnet, options)
     folder = check_output(output_dir, overwrite=overwrite)
+    pruned = None
+    if texts_to_keep is not None:
+        model, tokenizer, pruned = prune_and_compare(model, subnet, tokenizer, texts_to_keep)
     inputs = make_inputs(model, tokenizer, texts)
     view = model.view(subnet)
     reference = predict(view, inputs.tensors)
     records = {}
-    with staged(folder) as staging:
+    with full_disk_is_one_error(folder), staged(folder) as staging:
         export = Export(view, model, subnet, staging, inputs, reference, tokenizer, options)
         if held_out is not None:
             scores = held_out.score(lambda batch: predict(view, batch))
@@ -89,6 +109,8 @@ def export_subnet(
             export.written[one.name] = one.folder(staging)
         if CHECKPOINT not in chosen:
             _keep_only_folders(staging)
+        if pruned is not None:
+            (staging / "vocabulary.json").write_text(json.dumps(pruned, indent=2) + "\n", encoding="utf-8")
     return records
 
 
@@ -108,6 +130,21 @@ def check_limit(max_accuracy_drop: float | None, has_held_out: bool, options: Ma
         raise ValueError("max_accuracy_drop needs labelled rows to find the accuracy on: give a data set")
 
 
+def _check_no_ids(held_out: HeldOut | None, calibration: Any) -> None:
+    """Refuse rows that were tokenized before the vocabulary is pruned: their ids would be those of other tokens."""
+    tokenized = isinstance(calibration, (list, tuple)) and any(isinstance(row, Mapping) for row in calibration)
+    if held_out is not None or tokenized:
+        what = "the rows to score on" if held_out is not None else "the rows of calibration"
+        raise ValueError(f"keep_vocabulary_of: {what} are tokenized with the vocabulary that it changes; leave one of them out")
+
+
+def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> None:
+    why = model.why_elastic(subnet)
+    if why is not None:
+        nearest = json.dumps(model.nearest_standard(subnet).to_dict())
+        raise ValueError(f"standard_only: this size is not standard: {why}; the nearest standard size is {nearest}")
+
+
 def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str]) -> Inputs:
     """A padded batch of the texts, or of random tokens."""
     if tokenizer is None or tokenizer.pad_token is None:
@@ -116,8 +153,12 @@ def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return Inputs(tensors, {name: list(tensor.shape) for name, tensor in tensors.items()})
     longest = min(128, model.config.max_position_embeddings)
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-    accepted = {name: tensor for name, tensor in batch.items() if name in ("input_ids", "attention_mask", "token_type_ids")}
+    # On the right, where padding moves no token: a causal model called without positions counts it in.
+    settings = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
+    batch = tokenizer(list(texts), return_tensors="pt", **settings)
+    taken = inspect.signature(model.base.forward).parameters
+    known = ("input_ids", "attention_mask", "token_type_ids")
+    accepted = {name: tensor for name, tensor in batch.items() if name in known and name in taken}
     return Inputs(accepted, list(texts))
 
 

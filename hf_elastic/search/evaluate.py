@@ -11,14 +11,15 @@ from transformers import PreTrainedModel
 
 from ..layout import Cut
 from ..modeling_elastic import ElasticPreTrainedModel
-from ..space import Subnet
+from ..space import Space, Subnet
 from .candidate import Candidate, Rules
+from .genes import Genes
 from .ledger import Ledger
 from .measure import Latency
 from .memory import measure_memory
 from .objectives import COUNTS, FLOPS, LATENCY, MEMORY, PARAMETERS, Objective, QualityError, check_values
+from .population import Known, population
 from .predict import CostModel
-from .proxies import CLOSED_FORMS, closed_form
 from .targets import Target
 
 PAUSE_SECONDS = 0.2  # between two looks at what other processes have done
@@ -60,6 +61,7 @@ class Evaluator:
         self.predictors = dict(predictors or {})
         self.is_timed = LATENCY in rules.wanted and measures
         self.is_weighed = MEMORY in rules.wanted and measures
+        self.closed = Known(model, self.predictors, latency.batch_size, latency.sequence_length)
         self.candidates: dict[Cut, Candidate] = {}
         self.refresh()
 
@@ -91,27 +93,20 @@ class Evaluator:
         if cut in self.candidates:
             return self.candidates[cut]
         subnet = self.model.subnet(subnet)
-        shape = (self.latency.batch_size, self.latency.sequence_length)
-        counts = {PARAMETERS: self.model.num_parameters_of(subnet), FLOPS: self.model.flops_of(subnet, *shape)}
-        proxies = [name for name in self.rules.wanted if name in CLOSED_FORMS]
-        counts |= {name: float(found[0]) for name, found in closed_form(self.model, [subnet], proxies).items()}
-        candidate = Candidate(subnet, counts)
-        for name, model in self.predictors.items():
-            candidate.predict(name, model.predict(self.model, [subnet])[0])
+        names = dict.fromkeys((PARAMETERS, FLOPS, *self.predictors, *self.rules.wanted))
+        known = self.closed(self.model.counts.columns([subnet]), tuple(names))
+        candidate = Candidate(subnet, {name: found[0].item() for name, found in known.items() if name not in self.predictors})
+        for name in self.predictors:
+            candidate.predict(name, known[name][0])
         # Asking builds the subnet, so it comes last; of layers that differ the answer is known.
         if self.rules.is_standard and not self.rules.problems(candidate):
-            candidate.why_elastic = self.model.why_elastic(subnet) if cut.is_uniform else "its layers have different sizes"
+            is_sayable = not self.model.layout.unsayable(cut)
+            candidate.why_elastic = self.model.why_elastic(subnet) if is_sayable else "its layers have different sizes"
         return candidate
 
-    def known(self, subnets: Sequence[Subnet]) -> dict[str, np.ndarray]:
-        """The wanted values that need no evaluation, `[N]` by name: counts, and what cost models predict."""
-        values = {name: cost.predict(self.model, subnets) for name, cost in self.predictors.items() if name in self.rules.wanted}
-        counts = self.model.counts
-        if PARAMETERS in self.rules.wanted:
-            values[PARAMETERS] = counts.parameters_of(subnets)
-        if FLOPS in self.rules.wanted:
-            values[FLOPS] = counts.flops_of(subnets, self.latency.batch_size, self.latency.sequence_length)
-        return values
+    def known(self, space: Space, genes: Genes, places: np.ndarray) -> dict[str, np.ndarray]:
+        """The wanted values of rows of genes `[N, G]` that need no evaluation, `[N]` by name."""
+        return self.closed(population(self.model, space, genes, places), self.rules.wanted)
 
     def refresh(self) -> None:
         """Take in what the ledger has of subnets that this process has not evaluated."""

@@ -45,10 +45,10 @@ def explore(
         on_each: called after each evaluated subnet.
     """
     genes = Genes(space.genes())
-    is_known = bool(evaluator.known([space.smallest]))
+    is_known = any(name in evaluator.closed.names for name in evaluator.rules.wanted)
 
     def known(places: np.ndarray) -> dict[str, np.ndarray]:
-        return evaluator.known([space.from_genes(genes.chosen(row)) for row in places]) if is_known else {}
+        return evaluator.known(space, genes, places) if is_known else {}
 
     def is_allowed(row: np.ndarray) -> bool:
         return not evaluator.rules.problems(evaluator.look_up(space.from_genes(genes.chosen(row))))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
@@ -218,6 +219,35 @@ class Frontier:
         from .report import write
 
         write(self, path, title)
+
+    def push_to_hub(self, repo_id: str, path_in_repo: str = "", *, token: str | None = None, **options) -> str:
+        """Upload `frontier.json`, its picture and its page, beside a model or to a repository of their own.
+
+        Args:
+            repo_id: `owner/name`, or `name` for the user of the token.
+            path_in_repo: folder in the repository.
+            token: for the Hub; default: HF_TOKEN, or that of `hf auth login`.
+            **options: `private`, `overwrite` and `message`, as for `hf_elastic.upload.push`.
+
+        Returns:
+            The commit that holds them.
+
+        Raises:
+            ValueError: no token; or files of these names are there and differ, and `overwrite` is not True.
+            HubError: the Hub refuses, fails or cannot be reached.
+        """
+        from ..upload import Upload, connect, full_name, push
+
+        api = connect(token)
+        prefix = f"{path_in_repo.strip('/')}/" if path_in_repo.strip("/") else ""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder, "frontier.json"))
+            self.report(Path(folder, "report.html"))
+            if len(self.objectives) > 1:
+                self.plot(Path(folder, "frontier.png"))
+            files = {prefix + path.name: path for path in sorted(Path(folder).iterdir())}
+            [(_, commit)] = push([Upload(full_name(api, repo_id), files)], api, **options)
+        return commit
 
     def table(self) -> Table:
         """The frontier, then dimmed the dominated "full" and "chosen" points, with intervals where they are known."""

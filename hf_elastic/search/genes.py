@@ -92,6 +92,19 @@ class Genes:
         """Gene -> choice, as `Space.from_genes` takes it."""
         return {gene: options[place] for (gene, options), place in zip(self.choices.items(), row)}
 
+    def numbers(self, places: np.ndarray) -> dict[str, np.ndarray]:
+        """The chosen sizes by axis: `[N]` for the whole model, `[N, L]` by kept layer; not of genes that are sets of layers."""
+        chosen: dict[str, list[np.ndarray]] = {}
+        for place, (gene, options) in enumerate(self.choices.items()):
+            axis = gene.partition(".")[0]
+            if axis == "layers":
+                continue
+            names = HEADS if isinstance(options[0], tuple) else (axis,)
+            for name, column in zip(names, np.array(options).reshape(len(options), -1).T):
+                chosen.setdefault(name, []).append(column[places[:, place]])
+        layered = {name for axis in self._axes for name in (HEADS if axis in HEADS else (axis,))}
+        return {name: np.stack(columns, axis=1) if name in layered else columns[0] for name, columns in chosen.items()}
+
     def coarse(self, places: np.ndarray) -> np.ndarray:
         """The number behind each gene of the whole model, and for every axis of layers the mean over all layers, `[N, C]`.
 

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from transformers.utils import logging
+from queue import Queue
 
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Subnet
@@ -36,18 +36,21 @@ def measure_memory(
     subnets: Sequence[Subnet],
     target: Target,
     progress: Callable[[int, int], object] | None = None,
+    workers: int = 1,
 ) -> dict[Subnet, PeakMemory]:
     """Peak memory of each subnet.
 
     One process imports the libraries and then forks for each subnet, so that a fresh process costs no seconds. On the CPU the
     kernel's high-water mark (VmHWM) is read, after it was reset behind the loading; on CUDA `torch.cuda.max_memory_allocated`.
-    Not a sum of what was allocated, which says nothing about a peak.
+    Not a sum of what was allocated, which says nothing about a peak. A torch model has weights of zeros there: what they are
+    changes no size, and writing and reading those of a few dozen sizes takes minutes.
 
     Args:
         model: the supernet; its device is used.
         subnets: each once.
         target: the runtime and the shape of the input.
         progress: called after each subnet with how many are done, and how many there are.
+        workers: how many subnets to run at a time, each in a process of its own; all of them have to fit into memory.
 
     Raises:
         ValueError: the system has no /proc, the model has no such phase, or a process failed.
@@ -55,23 +58,45 @@ def measure_memory(
     if not Path("/proc/self/clear_refs").exists():
         raise ValueError(f"peak memory is read from /proc, which {sys.platform} does not have; it needs Linux")
     target.check_phase(model)
-    command = [sys.executable, "-m", "hf_elastic.search.memory_worker"]
-    found = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker,
-    ):
-        for place, subnet in enumerate(subnets):
-            job = _write_job(model, subnet, target, Path(folder) / str(place))
-            print(json.dumps(job), file=worker.stdin, flush=True)
-            answer = json.loads(worker.stdout.readline() or '{"error": "the process ended"}')
-            if "error" in answer:
-                raise ValueError(f"peak memory of {subnet}: {answer['error']}")
-            found[subnet] = PeakMemory(**answer)
-            if progress is not None:
-                progress(place + 1, len(subnets))
-        worker.stdin.close()
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        idle: Queue = Queue()
+        for _ in range(min(workers, len(subnets))):
+            idle.put(stack.enter_context(_worker()))
+        # The jobs are written here, since nothing else about a model is safe in several threads but its views.
+        jobs = (_write_job(model, subnet, target, Path(folder) / str(place)) for place, subnet in enumerate(subnets))
+        found: dict[Subnet, PeakMemory] = {}
+        with ThreadPoolExecutor(workers) as pool:
+            waiting = [(subnet, pool.submit(_run, idle, job)) for subnet, job in zip(subnets, jobs)]
+            for place, (subnet, future) in enumerate(waiting):
+                answer = future.result()
+                if "error" in answer:
+                    raise ValueError(f"peak memory of {subnet}: {answer['error']}")
+                found[subnet] = PeakMemory(**answer)
+                if progress is not None:
+                    progress(place + 1, len(subnets))
     return found
+
+
+@contextmanager
+def _worker() -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-m", "hf_elastic.search.memory_worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        yield worker
+        worker.stdin.close()
+
+
+def _run(idle: Queue, job: dict) -> dict:
+    """Have an idle worker do a job."""
+    worker = idle.get()
+    try:
+        print(json.dumps(job), file=worker.stdin, flush=True)
+        return json.loads(worker.stdout.readline() or '{"error": "the process ended"}')
+    except BrokenPipeError:
+        return {"error": "the process ended"}
+    finally:
+        idle.put(worker)
 
 
 def _write_job(model: ElasticPreTrainedModel, subnet: Subnet, target: Target, path: Path) -> dict:
@@ -80,20 +105,8 @@ def _write_job(model: ElasticPreTrainedModel, subnet: Subnet, target: Target, pa
     job = {"target": asdict(target), "device": str(model.device), "inputs": {k: v.tolist() for k, v in inputs.items()}}
     if target.exports:
         return {**job, "file": str(target.write_file(model.view(subnet), inputs, path))}
-    extracted = model.extract(subnet)
-    with _no_progress_bar():
-        extracted.save_pretrained(path)
-    kind = type(extracted)
-    return {**job, "folder": str(path), "module": kind.__module__, "class": kind.__name__, "dtype": str(model.dtype)}
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Without transformers' own bar for each size that is saved."""
-    was_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            logging.enable_progress_bar()
+    kind, config = model.standalone(subnet)
+    config.save_pretrained(path)
+    shapes = {name: list(tensor.shape) for name, tensor in model.view(subnet).state_dict().items()}
+    job |= {"folder": str(path), "shapes": shapes, "dtype": str(model.dtype)}
+    return {**job, "module": kind.__module__, "class": kind.__name__}

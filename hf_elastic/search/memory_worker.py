@@ -77,9 +77,11 @@ def run_job(job: dict) -> dict[str, float]:
     dtype = getattr(torch, job["dtype"].removeprefix("torch."))
 
     def make_call() -> Callable:
-        model = kind.from_pretrained(job["folder"], dtype=dtype).to(device).eval()
+        config = kind.config_class.from_pretrained(job["folder"])
+        zeros = {name: torch.zeros(shape, dtype=dtype) for name, shape in job["shapes"].items()}
+        model = kind.from_pretrained(None, config=config, state_dict=zeros, dtype=dtype).to(device).eval()
         for parameter in model.parameters():
-            # Weights may still be a mapped file, of which only what two calls touch would count: a few rows of embeddings.
+            # Zeros take no memory until they are written; only what two calls touch would count: a few rows of embeddings.
             parameter.data = parameter.data.clone()
         with torch.inference_mode():
             return model_call(target, model, inputs)

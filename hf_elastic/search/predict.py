@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,10 @@ from scipy.optimize import nnls
 from scipy.stats import spearmanr
 from sklearn.model_selection import KFold
 
+from ..layout import Layout
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Subnet
+from ..spec import CONTEXT
 from .digests import architecture_digest
 from .objectives import LATENCY, MEMORY
 from .profile import DeviceProfile
@@ -30,16 +32,26 @@ def features(model: ElasticPreTrainedModel, subnets: Sequence[Subnet]) -> np.nda
     Returns:
         `[N, F]`, each column divided by its value for the full model.
     """
-    table, kept = model.counts.columns([*subnets, None])
+    return features_of(model.layout, *model.counts.columns(subnets)) / full_features(model)
+
+
+def full_features(model: ElasticPreTrainedModel) -> np.ndarray:
+    """The columns of the full model, `[1, F]`."""
+    return features_of(model.layout, *model.counts.columns([None]))
+
+
+def features_of(layout: Layout, table: Mapping[str, np.ndarray], kept: np.ndarray) -> np.ndarray:
+    """The columns of `features` before they are divided, from axis sizes and kept layers as `Counts.columns` gives them."""
     depth = kept.sum(1)
-    within = {axis: (table[axis] * kept).sum(1) for axis in model.layout.layer_axes}
-    across = {axis: table[axis] for axis in model.layout.model_axes}
+    within = {axis: (table[axis] * kept).sum(1) for axis in layout.layer_axes}
+    across = {axis: table[axis] for axis in layout.model_axes}
     columns = [np.ones(len(kept)), depth, *within.values(), *across.values()]
     columns += [depth * column for column in across.values()]
     columns += [inner * outer for inner, outer in itertools.product(within.values(), across.values())]
     columns += [(table[one] * table[two] * kept).sum(1) for one, two in itertools.combinations(within, 2)]
-    rows = np.stack(columns, axis=1).astype(float)
-    return rows[:-1] / rows[-1]
+    # Attention whose width follows the hidden size has matrices of one by the other; within no layer axis is in them.
+    columns += [depth * table[axis] * table[other] for axis in layout.followers for other in across if axis == CONTEXT]
+    return np.stack(columns, axis=1).astype(float)
 
 
 @dataclass(frozen=True)

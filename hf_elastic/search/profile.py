@@ -113,6 +113,7 @@ def measure_profile(
     num_subnets: int = 0,
     *,
     memory: bool = True,
+    memory_workers: int = 1,
     bar: Bar | None = None,
     **options,
 ) -> DeviceProfile:
@@ -124,6 +125,7 @@ def measure_profile(
         names: sizes to measure.
         num_subnets: sizes in all; those that are missing are drawn over the whole space with the target's seed.
         memory: whether to measure peak memory as well.
+        memory_workers: how many sizes' peak memory to measure at a time; all of them have to fit into memory.
         bar: shows progress.
         **options: for `measure_latency`.
 
@@ -141,7 +143,7 @@ def measure_profile(
     memories = {}
     if memory:
         bar.start("measuring peak memory", 0, len(subnets))
-        memories = measure_memory(model, subnets, target, bar.update)
+        memories = measure_memory(model, subnets, target, bar.update, memory_workers)
     with use_threads(target.threads):
         machine = {**machine_facts(), "device": device_name(model.device)}
     measured = [Measured(subnet, latencies[subnet], memories.get(subnet)) for subnet in subnets]

@@ -149,7 +149,7 @@ def synflow(subject: Subject, batch: None = None) -> float:
         ValueError: the flow is beyond what floats hold; it is soon with gated feed-forwards, which square it in every layer.
     """
     module = subject.module
-    embedding = module.get_input_embeddings().weight
+    width = module.get_input_embeddings().embedding_dim
     for child in module.modules():
         for key, parameter in child._parameters.items():
             if parameter is not None:
@@ -157,7 +157,7 @@ def synflow(subject: Subject, batch: None = None) -> float:
         if _is_norm(child):
             child.register_forward_hook(lambda _module, args, _output: args[0])
     leaves = subject.free()
-    ones = torch.ones(1, 1, embedding.shape[1], dtype=torch.float64, device=embedding.device)
+    ones = torch.ones(1, 1, width, dtype=torch.float64, device=module.device)
     with torch.enable_grad():
         flow = module.base_model(inputs_embeds=ones)[0].sum()
         gradients = torch.autograd.grad(flow, list(leaves.values()))

@@ -48,6 +48,7 @@ def search_subnets(
     stale_after: int = 60,
     latency_profile: str | os.PathLike | DeviceProfile | None = None,
     force: bool = False,
+    measure_at_most: int | None = None,
     progress: bool = True,
 ) -> Frontier:
     """Evaluate subnets and return the best trade-offs between the objectives.
@@ -92,6 +93,8 @@ def search_subnets(
             `sequence_length`, `threads`, `runtime` and `phase`.
         force: take a profile of another machine, library version or number of threads: nothing is measured then, costs stay
             predicted for that machine, and `facts` has a "warnings".
+        measure_at_most: with a profile, how many of the predicted frontier to measure: those that together keep the most of its
+            hypervolume; the others leave the frontier. None measures all, 0 none: costs stay predicted.
         progress: whether to show progress on stderr, if that is a terminal.
 
     Returns:
@@ -112,6 +115,10 @@ def search_subnets(
     _check_integers(1, **sizes, **{name: value for name, value in optional.items() if value is not None})
     _check_integers(2, population_size=population_size, stale_after=stale_after)
     _check_integers(0, seed=seed)
+    if measure_at_most is not None:
+        _check_integers(0, measure_at_most=measure_at_most)
+        if latency_profile is None:
+            raise ValueError("measure_at_most is for a search with latency_profile; without one every size is measured")
 
     wanted = tuple(dict.fromkeys([goal.name for goal in goals] + [limit.name for limit in limits]))
     rules = Rules(wanted, tuple(limits), portability == "standard")
@@ -149,7 +156,7 @@ def search_subnets(
         explore(evaluator, space, goals, algorithm=algorithm, **options, on_each=bar.advance)
         evaluator.complete(n_trials, bar.advance)
         settings = {**sizes, "population_size": population_size, "algorithm": algorithm, "portability": portability}
-        return settle(evaluator, goals, names, settings, warnings, bar)
+        return settle(evaluator, goals, names, settings, warnings, bar, measure_at_most)
 
 
 def _check_model(model: object, portability: object) -> None:
@@ -195,7 +202,8 @@ def _rows(eval_dataset: Iterable[Mapping] | None) -> list[Mapping] | None:
 
 def _searched_space(model: ElasticPreTrainedModel, portability: str) -> Space:
     """The model's space; without per-layer choices if a subnet must be standard, because that is where those all are."""
-    if portability == "any" or not model.space.per_layer:
+    says_layers = all(model.layout.says_layers(axis) for axis in model.space.per_layer)
+    if portability == "any" or says_layers:
         return model.space
     return Space.from_dict({**model.space.to_dict(), "per_layer": []}, max_group=model.layout.full.get("group"))
 

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
+import numpy as np
+
 from .candidate import Candidate, Rules
 from .evaluate import Evaluator
 from .frontier import Frontier, Objective, Point
 from .measure import machine_facts
 from .progress import Bar
+from .surrogate import choose
 from .targets import use_threads
 
 
@@ -28,25 +31,31 @@ def settle(
     settings: Mapping,
     warnings: list[str],
     bar: Bar,
+    most: int | None = None,
 ) -> Frontier:
     """The frontier, all of whose latencies are from one run, and all of whose costs are measured if this machine can.
 
-    Measuring again may bring other subnets onto the frontier; they join the next run, until all have been in it.
+    Measuring again may bring other subnets onto the frontier; they join the next run, until all have been in it. Where costs are
+    predicted, at most `most` are measured if it is given: those that add the most hypervolume. The frontier is then one of
+    these, and of what is predicted if that is 0.
     """
     with use_threads(evaluator.latency.threads):
         facts = {"machine": machine_facts(), "settings": {**settings, **_settings(evaluator)}}
     if warnings:
         facts["warnings"] = warnings
     together: list[Candidate] = []
+    chosen = None
     while True:
-        pairs = [(candidate, _point(candidate, evaluator.rules, names)) for candidate in evaluator.decided]
+        pairs = [(candidate, _point(candidate, evaluator.rules, names, chosen)) for candidate in evaluator.decided]
         frontier = Frontier(goals, [point for _, point in pairs], facts)
         if not frontier.points:
             raise ValueError(_why_none(evaluator))
         on_frontier = {id(point) for point in frontier.points}
         new = [c for c, point in pairs if id(point) in on_frontier and all(c is not other for other in together)]
-        if not new or not (evaluator.is_timed or evaluator.is_weighed):
+        if not new or most == 0 or not (evaluator.is_timed or evaluator.is_weighed):
             return frontier
+        if chosen is None and most is not None and evaluator.predictors and len(new) > most:
+            chosen = new = _spread(new, goals, most)
         together += new
         bar.start("measuring the frontier", 0, None)
         if evaluator.is_timed:
@@ -66,8 +75,19 @@ def _settings(evaluator: Evaluator) -> dict[str, object]:
     }
 
 
-def _point(candidate: Candidate, rules: Rules, names: Mapping[str, Candidate]) -> Point:
+def _spread(candidates: list[Candidate], goals: Sequence[Objective], most: int) -> list[Candidate]:
+    """Those of a frontier that together leave the least of its hypervolume out."""
+    costs = np.array([[goal.sign * candidate.values[goal.name] for goal in goals] for candidate in candidates])
+    places = choose(costs, np.zeros(len(costs)), np.empty((0, len(goals))), most, np.random.default_rng(0))
+    return [candidates[place] for place in places]
+
+
+def _point(
+    candidate: Candidate, rules: Rules, names: Mapping[str, Candidate], chosen: Sequence[Candidate] | None = None
+) -> Point:
     problems = list(rules.problems(candidate))
+    if chosen is not None and all(candidate is not one for one in chosen):
+        problems.append(f"not among the {len(chosen)} that were chosen to be measured")
     return Point(
         subnet=candidate.subnet.to_dict(),
         values=dict(candidate.values),

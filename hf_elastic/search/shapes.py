@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from ..counts import Counts
 from ..layout import Entry, Layout
 from ..modeling_elastic import ElasticPreTrainedModel
-from ..spec import axes_in, spec_for
+from ..spec import CONTEXT, axes_in, spec_for
 
 PARTS = ATTENTION, FFN, OTHER = ("attention", "ffn", "other")
+EMBEDDING_AXES = ("embed", "embed0")  # the width of the embeddings where it has a name of its own; of the widest ones
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def parts_of(layout: Layout) -> dict[str, str]:
 
 def _part(entry: Entry) -> str:
     axes = axes_in(entry.dims)
-    return FFN if "ffn" in axes else ATTENTION if "head" in axes else OTHER
+    return FFN if "ffn" in axes else ATTENTION if axes & {"head", CONTEXT} else OTHER
 
 
 def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = (None,)) -> Shapes:
@@ -104,21 +105,38 @@ def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = 
         SpecError: there is no Spec for a stock model, or it does not fit.
     """
     counts = counts_of(model)
-    layout, parts = counts.layout, parts_of(counts.layout)
     if isinstance(model, ElasticPreTrainedModel):
         subnets = [model.subnet(subnet) for subnet in subnets]
     elif any(subnet is not None for subnet in subnets):
         raise ValueError(f"{type(model).__name__} is not elastic and has no subnets")
-    table, kept = counts.columns(subnets)
-    layers = {part: counts.per_layer(lambda entry, part=part: parts.get(entry.name) == part, table, kept) for part in PARTS}
-    heads = np.ones_like(kept, dtype=np.int64)
-    for axis in layout.spec.heads.split():
-        heads = heads * table.get(axis, np.full((len(kept), 1), layout.full[axis]))
-    stack = layout.container.rpartition(".")[0]
-    final = counts.outside(lambda entry: _is_final_norm(entry, stack), table, kept)
-    hidden = np.broadcast_to(table.get("hidden", layout.full["hidden"]), len(kept))
-    width = np.minimum(hidden, layout.full.get("embed", hidden))
-    return Shapes(layers[ATTENTION], layers[FFN], layers[OTHER], heads * kept, final, width)
+    return ShapeCounts(counts)(*counts.columns(subnets))
+
+
+class ShapeCounts:
+    """Shapes of populations of one model; what its layers consist of is read off once.
+
+    Args:
+        counts: of the model.
+    """
+
+    def __init__(self, counts: Counts):
+        self._counts = counts
+        parts, stack = parts_of(counts.layout), counts.layout.container.rpartition(".")[0]
+        self._parts = {part: counts.collect(lambda entry, part=part: parts.get(entry.name) == part) for part in PARTS}
+        self._final = counts.collect(lambda entry: _is_final_norm(entry, stack))
+
+    def __call__(self, table: Mapping[str, np.ndarray], kept: np.ndarray) -> Shapes:
+        """Shapes from axis sizes and kept layers, as `Counts.columns` gives them."""
+        layout = self._counts.layout
+        layers = {part: self._counts.per_layer(collected, table, kept) for part, collected in self._parts.items()}
+        heads = np.ones_like(kept, dtype=np.int64)
+        for axis in layout.spec.heads.split():
+            heads = heads * table.get(axis, np.full((len(kept), 1), layout.full[axis]))
+        final = self._counts.outside(self._final, table, kept)
+        width = hidden = np.broadcast_to(table.get("hidden", layout.full["hidden"]), len(kept))
+        for axis in EMBEDDING_AXES:
+            width = np.minimum(width, table.get(axis, layout.full.get(axis, hidden)))
+        return Shapes(layers[ATTENTION], layers[FFN], layers[OTHER], heads * kept, final, width)
 
 
 def _is_final_norm(entry: Entry, stack: str) -> bool:

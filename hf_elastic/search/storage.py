@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 
 FILE_NAME = "search.db"
 SERVERS = {"postgresql": "postgresql+psycopg"}
+EXTRAS = {"postgresql": "postgres"}  # which extra of ours has the driver
 ALLOWED = "a folder, a file ending in .db, sqlite:///FILE, or postgresql://USER@HOST/DATABASE"
 LOCK_SECONDS = 60  # how long a process waits for another one that writes to the SQLite file
 CONNECT_SECONDS = 10
@@ -91,7 +92,9 @@ def _create(name: str, url: URL, options: dict, stale_after: int) -> RDBStorage:
         try:
             return RDBStorage(text, options, heartbeat_interval=beat, grace_period=stale_after)
         except ImportError as error:
-            raise ImportError(f"storage {name}: needs a driver: pip install 'hf-elastic[{url.get_backend_name()}]'") from error
+            raise ImportError(
+                f"storage {name}: needs a driver: pip install 'hf-elastic[{EXTRAS[url.get_backend_name()]}]'"
+            ) from error
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, AssertionError) as error:
             words = " ".join(str(error).split())
             is_race = any(sign in words for sign in ("already exists", "UNIQUE constraint", "duplicate key"))

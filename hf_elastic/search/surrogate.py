@@ -163,9 +163,9 @@ def breed(parents: np.ndarray, genes: Genes, generator: np.random.Generator, cou
 def survivors(costs: np.ndarray, violation: np.ndarray, count: int) -> np.ndarray:
     """Places of up to `count` rows by constrained domination, then crowding (NSGA-II, Deb et al., IEEE TEC 6(2), 2002)."""
     remaining = np.flatnonzero(violation <= 0)
-    left, right = costs[remaining][:, None], costs[remaining][None]
     # All pairs at once: `non_dominated` is for one frontier of many rows, and here every rank is wanted.
-    dominates = (left <= right).all(axis=2) & (left < right).any(axis=2)
+    reaches = no_worse(costs[remaining], costs[remaining])
+    dominates = reaches & ~reaches.T
     kept: list[int] = []
     while len(remaining) and len(kept) < count:
         best = ~dominates.any(axis=0)
@@ -177,6 +177,15 @@ def survivors(costs: np.ndarray, violation: np.ndarray, count: int) -> np.ndarra
     broken = np.flatnonzero(violation > 0)
     kept += broken[np.argsort(violation[broken], kind="stable")][: count - len(kept)].tolist()
     return np.array(kept)
+
+
+def no_worse(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Whether each of `left` `[L, M]` costs no more than each of `right` `[R, M]` in any objective, `[L, R]`."""
+    # One objective at a time: numpy is slow in reducing an axis as short as that of the objectives.
+    found = np.ones((len(left), len(right)), dtype=bool)
+    for first, second in zip(left.T, right.T):
+        found &= first[:, None] <= second
+    return found
 
 
 def crowding(costs: np.ndarray) -> np.ndarray:
@@ -207,10 +216,8 @@ def choose(costs: np.ndarray, violation: np.ndarray, known: np.ndarray, count: i
     span = np.where(high > low, high - low, 1.0)
     costs, known = (costs - low) / span, (known - low) / span
     darts = generator.random((DARTS, costs.shape[1])) * (1 + MARGIN)
-    free = np.ones(DARTS, dtype=bool)
-    for point in known:
-        free &= ~(point <= darts).all(axis=1)
-    hits = (costs[:, None, :] <= darts[None, free]).all(axis=2) & (violation <= 0)[:, None]
+    free = ~no_worse(known[non_dominated(known)], darts).any(axis=0)
+    hits = no_worse(costs, darts[free]) & (violation <= 0)[:, None]
     chosen: list[int] = []
     for _ in range(min(count, len(costs))):
         gains = hits.sum(axis=1)

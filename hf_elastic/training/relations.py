@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..layout import Layout
-from ..spec import Dim
+from ..spec import CONTEXT, Dim, axes_in
 
 ROLES = ("query", "key", "value")
 
@@ -38,7 +38,7 @@ class Projections:
                 continue
             path = entry.name.removesuffix(".weight")
             inward, outward = entry.dims if isinstance(model.get_submodule(path), Conv1D) else reversed(entry.dims)
-            if inward == (("hidden",),) and any("head" in segment for segment in outward):
+            if inward == (("hidden",),) and axes_in([outward]) & {"head", CONTEXT}:
                 # An adapter wraps the projection: its output is the wrapper's.
                 self._found.append((entry.rest.removesuffix(".weight").removesuffix(".base_layer"), outward))
         found = {role for path, dim in self._found for role in _roles(path, dim)}

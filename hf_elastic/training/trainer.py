@@ -17,6 +17,7 @@ from .conflict import SizeGradients
 from .distributed import check_arguments, prepare_accelerator
 from .embeddings import add_rows_in_place
 from .losses import DISTILLATION, Pair
+from .publish import PublishMixin
 from .resume import CheckpointsMixin, SamplerCallback, last_checkpoint, restore
 from .sampling import check_size_weights, loss_weights, make_sampler
 from .teacher import Observer, Teacher, detach
@@ -31,7 +32,7 @@ class Trained:
     weight: float
 
 
-class ElasticTrainer(CheckpointsMixin, Trainer):
+class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
     """Trains the sizes of an elastic model together, the smaller ones also by distillation.
 
     Every step draws some sizes, runs each forward and backward, and updates once. The loss is the weighted average over the

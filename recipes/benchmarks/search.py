@@ -1,17 +1,21 @@
 """How many sizes each search algorithm has to evaluate, on recorded perplexities and latencies.
 
-    python recipes/benchmarks/search.py --data-dir DATA_DIR
+    python recipes/benchmarks/search.py --data-dir DATA_DIR --output recipes/benchmarks/results/search
 
 DATA_DIR has nas/hwgpt_bench: tables of random sizes of a GPT-2 supernet with their perplexity and their latency on seven devices.
 They are samples of a huge space, so each column is regressed once and frozen, and every algorithm searches that. An evaluation
 is one size that an algorithm has not evaluated before. Printed is the number of them until 99% of the best known
 hypervolume (of everything that any run found, and a long run), the median over the seeds and the range; the reference point is
-the worst perplexity and latency of the table. Plain NSGA-II is pymoo's, at the best of three population sizes for each column.
+the worst perplexity and latency of the table. Plain NSGA-II is pymoo's with the operators that its documentation has for
+integers, at the best of three population sizes for each column. Ours starts on the diagonal from the largest to the smallest
+size, which is worth something by itself: a second row has the same NSGA-II with those sizes in its first population.
+With --output each latency writes a JSON file, and one that is there is printed and not searched again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 from pathlib import Path
@@ -21,16 +25,18 @@ from rich.console import Console
 from rich.table import Table
 from search_tables import LATENCIES, PERPLEXITY, TABLES, Answers, TableError
 
+from hf_elastic.files import write_atomically
 from hf_elastic.search.algorithms import ALGORITHMS
 from hf_elastic.search.frontier import Frontier, Objective, Point
 from hf_elastic.search.storage import quiet
+from hf_elastic.search.surrogate import START
 from hf_elastic.search.task import Task
 
 SHARE = 0.99
 POPULATIONS = (20, 40, 100)  # of plain NSGA-II
 BATCH = 16  # sizes that our algorithms evaluate at once: the default of search_subnets
 LONG_RUN = 20000
-PLAIN = "NSGA-II (pymoo)"
+PLAIN, HELPED = "NSGA-II (pymoo)", "NSGA-II (pymoo) from our first sizes"
 Run = np.ndarray  # costs of every evaluated size in order, [evaluations, 2]
 
 
@@ -55,8 +61,8 @@ def run_random(answers: Answers, latency: str, seed: int, budget: int) -> Run:
     return answers.costs(np.random.default_rng(seed).permutation(rows), latency)
 
 
-def run_plain(answers: Answers, latency: str, seed: int, budget: int, population: int) -> Run:
-    """NSGA-II of pymoo on integers, with the operators that its documentation has for integers."""
+def run_plain(answers: Answers, latency: str, seed: int, budget: int, population: int, is_helped: bool = False) -> Run:
+    """NSGA-II of pymoo on integers; helped, it starts with the sizes that ours starts with, and random ones."""
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import Problem
     from pymoo.operators.crossover.sbx import SBX
@@ -77,11 +83,13 @@ def run_plain(answers: Answers, latency: str, seed: int, budget: int, population
             for row, costs in zip(rows, out["F"]):
                 found.setdefault(row.tobytes(), costs)
 
+    diagonal = answers.genes.diagonal(START // 2)
+    others = answers.genes.sample(np.random.default_rng(seed), population - len(diagonal))
     algorithm = NSGA2(
         pop_size=population,
-        sampling=IntegerRandomSampling(),
-        crossover=SBX(prob=0.9, eta=15, vtype=float, repair=RoundingRepair()),
-        mutation=PM(eta=20, vtype=float, repair=RoundingRepair()),
+        sampling=np.concatenate([diagonal, others]) if is_helped else IntegerRandomSampling(),
+        crossover=SBX(prob=1.0, eta=3.0, vtype=float, repair=RoundingRepair()),
+        mutation=PM(prob=1.0, eta=3.0, vtype=float, repair=RoundingRepair()),
         eliminate_duplicates=True,
     )
     minimize(Recorded(), algorithm, ("n_eval", budget), seed=seed, verbose=False)
@@ -112,7 +120,9 @@ def search_all(answers: Answers, latency: str, arguments: argparse.Namespace) ->
     runs = {name: [run_own(name, answers, latency, s, arguments.budget) for s in seeds] for name in arguments.algorithms}
     many = arguments.plain_budget
     for population in POPULATIONS:
-        runs[f"{PLAIN}, population {population}"] = [run_plain(answers, latency, s, many, population) for s in seeds]
+        for name in (PLAIN, HELPED):
+            found = [run_plain(answers, latency, s, many, population, is_helped=name == HELPED) for s in seeds]
+            runs[f"{name}, population {population}"] = found
     runs["random"] = [run_random(answers, latency, seed, many) for seed in seeds]
     return runs
 
@@ -141,19 +151,49 @@ def describe(console: Console, name: str, answers: Answers) -> None:
     console.print(", ".join(errors))
 
 
-def show(console: Console, answers: Answers, latency: str, arguments: argparse.Namespace) -> None:
-    """Search for one latency, and print."""
+def search(answers: Answers, table: str, latency: str, arguments: argparse.Namespace) -> dict:
+    """Search for one latency; what came out, for JSON."""
     runs = search_all(answers, latency, arguments)
     needed, ends = score(answers, latency, runs)
-    plain = {name: counts for name, counts in needed.items() if name.startswith(PLAIN)}
-    fair = min(plain, key=lambda name: (statistics.median(plain[name]), -ends[name]))
-    printed = Table(latency, f"evaluations to {SHARE:.0%}", "range", "hypervolume at the end", "times fewer")
-    for name in [*arguments.algorithms, fair, "random"]:
-        middle = statistics.median(needed[name])
-        spread = f"{write(min(needed[name]))} to {write(max(needed[name]))}"
-        end = f"{ends[name]:.4f} after {len(runs[name][0])}"
-        printed.add_row(name, write(middle), spread, end, factor(middle, statistics.median(plain[fair]), len(runs[fair][0])))
+    held = {column: vars(answers.held_out[column]) for column in (PERPLEXITY, latency)}
+    found = {
+        name: {
+            "evaluations_to_target": [None if count == float("inf") else count for count in counts],
+            "evaluations": len(runs[name][0]),
+            "share_at_the_end": round(ends[name], 5),
+        }
+        for name, counts in needed.items()
+    }
+    return {"table": table, "latency": latency, "target": SHARE, "batch": BATCH, "held_out": held, "algorithms": found}
+
+
+def show(console: Console, record: dict) -> None:
+    """Print what one search found; of each NSGA-II the best population."""
+    found = record["algorithms"]
+    middles = {name: statistics.median(counts_of(one)) for name, one in found.items()}
+    fair, helped = (
+        min(
+            (name for name in found if name.startswith(f"{kind}, population")),
+            key=lambda name: (middles[name], -found[name]["share_at_the_end"]),
+        )
+        for kind in (PLAIN, HELPED)
+    )
+    title = f"{record['table']}, {record['latency']}"
+    printed = Table(title, f"evaluations to {SHARE:.0%}", "range", "hypervolume at the end", "times fewer")
+    for name, one in found.items():
+        if name.startswith(PLAIN) and name not in (fair, helped):
+            continue
+        counts = counts_of(one)
+        spread = f"{write(min(counts))} to {write(max(counts))}"
+        end = f"{one['share_at_the_end']:.4f} after {one['evaluations']}"
+        fewer = factor(middles[name], middles[fair], found[fair]["evaluations"])
+        printed.add_row(name, write(middles[name]), spread, end, fewer)
     console.print(printed)
+
+
+def counts_of(found: dict) -> list[float]:
+    """Evaluations of each seed until the target; infinite where it was not reached."""
+    return [float("inf") if count is None else count for count in found["evaluations_to_target"]]
 
 
 def factor(own: float, plain: float, budget: int) -> str:
@@ -175,19 +215,26 @@ def main() -> int:
     parser.add_argument(
         "--plain-budget", type=int, default=3000, help="evaluations of plain NSGA-II and of random (count; default 3000)"
     )
+    parser.add_argument("--output", type=Path, help="folder for the results; default: they are only printed")
     arguments = parser.parse_args()
     console = Console(width=120)
     try:
         import pymoo  # noqa: F401
     except ImportError:
-        print("search.py: pymoo is needed to compare with: pip install pymoo", file=sys.stderr)
+        print("search.py: pymoo is needed to compare with: pip install 'hf-elastic[benchmarks]'", file=sys.stderr)
         return 2
     try:
         for name in arguments.tables:
             answers = Answers(arguments.data_dir, name)
             describe(console, name, answers)
             for latency in arguments.latencies:
-                show(console, answers, latency, arguments)
+                file = arguments.output / f"{name}-{latency}.json" if arguments.output else None
+                if file is None or not file.exists():
+                    record = search(answers, name, latency, arguments)
+                    if file is not None:
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        write_atomically(file, json.dumps(record, indent=2) + "\n")
+                show(console, json.loads(file.read_text()) if file else record)
     except TableError as error:
         print(f"search.py: {error}", file=sys.stderr)
         return 2

@@ -18,22 +18,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from sizes_runs import EXTRA_VARIANTS, METRIC, RECIPES, VARIANTS, Runs, seconds_of, train_run
+from workers import Job, run_jobs
 
 from hf_elastic.data.task import TASKS
 from hf_elastic.files import write_atomically
-
-# glibc then keeps freed memory: a gradient of the embeddings is 47 MB, and fresh pages for it cost about a tenth of a step.
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 def names_of(runs: Runs, part: str) -> list[str]:
@@ -50,36 +45,18 @@ def run(args: argparse.Namespace) -> None:
     """Train the missing runs, `workers` at a time, each in a process of its own with `threads` threads."""
     runs = Runs(args.task, args.data_dir, args.output, args.max_train_rows)
     names = args.names or names_of(runs, args.part)
-    waiting = [(name, seed) for seed in args.seeds for name in names if not runs.result(name, seed).exists()]
-    running: dict = {}
-    runs.folder.mkdir(parents=True, exist_ok=True)
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"{args.task}, {args.part}", total=len(waiting))
-        while waiting or running:
-            for name, seed in list(waiting):
-                needs = "model" in runs.convert and name != "finetuned"
-                if len(running) == args.workers or (needs and not runs.result("finetuned", seed).exists()):
-                    continue
-                waiting.remove((name, seed))
-                command = [sys.executable, __file__, "one", args.task, "--data-dir", args.data_dir, "--output", args.output]
-                if args.max_train_rows:
-                    command += ["--max-train-rows", str(args.max_train_rows)]
-                log = runs.result(name, seed).with_suffix(".log")
-                with log.open("w") as file:
-                    running[name, seed] = subprocess.Popen(
-                        [*command, "--names", name, "--seeds", str(seed)],
-                        env={**os.environ, **MALLOC, "OMP_NUM_THREADS": str(args.threads)},
-                        stdout=file,
-                        stderr=file,
-                    )
-            time.sleep(0.5)
-            for (name, seed), process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[name, seed]
-                progress.advance(bar)
-                if process.returncode:
-                    raise SystemExit(f"{name}, seed {seed} failed; see {runs.result(name, seed).with_suffix('.log')}")
+    missing = [(name, seed) for seed in args.seeds for name in names if not runs.result(name, seed).exists()]
+    run_jobs([job_of(runs, args, *run) for run in missing], args.workers, args.threads, f"{args.task}, {args.part}")
+
+
+def job_of(runs: Runs, args: argparse.Namespace, name: str, seed: int) -> Job:
+    """The process that trains one run; all start from the fine-tuned model, if the task has one."""
+    command = [sys.executable, __file__, "one", args.task, "--data-dir", args.data_dir, "--output", args.output]
+    if args.max_train_rows:
+        command += ["--max-train-rows", str(args.max_train_rows)]
+    needs = runs.result("finetuned", seed) if "model" in runs.convert and name != "finetuned" else None
+    command = (*command, "--names", name, "--seeds", str(seed))
+    return Job(f"{name}, seed {seed}", command, runs.result(name, seed).with_suffix(".log"), needs)
 
 
 def one(args: argparse.Namespace) -> None:

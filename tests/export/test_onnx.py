@@ -196,7 +196,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_text("old")
     model = build("bert", "sequence").train()
 
-    def write_half(model, inputs, axes, path):
+    def write_half(model, inputs, axes, path, **options):
         path.write_text("half")
         raise RuntimeError("stopped")
 

@@ -187,6 +187,45 @@ def test_search_predicts_and_measures_the_frontier(tmp_path):
     assert any(point.details["latency_ms_is"] == "predicted" for point in frontier.evaluated)
 
 
+@pytest.mark.parametrize("most", [0, 2])
+def test_only_some_of_the_predicted_frontier_are_measured(most):
+    """What is not measured leaves the frontier and says why; the constraints still hold."""
+    model = classifier()
+    profile = made_up_profile(model, list(model.space.enumerate()), memory=False)
+    options = {"compute_quality": quality, "latency_profile": profile, "progress": False}
+    whole = search_subnets(model, ["accuracy", "latency"], measure_at_most=0, **options)
+    assert {point.details["latency_ms_is"] for point in whole.evaluated} == {"predicted"}
+    assert len(whole.points) > 2
+    frontier = search_subnets(model, ["accuracy", "latency"], measure_at_most=most, **options)
+    measured = [point for point in frontier.evaluated if point.details["latency_ms_is"] == "measured"]
+    assert len([point for point in measured if point.feasible]) == most
+    assert {point.details["latency_ms_is"] for point in frontier.points} == {"measured" if most else "predicted"}
+    if most:
+        left_out = [point for point in frontier.evaluated if not point.feasible]
+        assert len(left_out) == len(model.space) - most
+        assert all("not among the 2 that were chosen to be measured" in point.details["infeasible"][0] for point in left_out)
+
+
+def test_how_many_to_measure_is_for_predictions():
+    with pytest.raises(ValueError, match="measure_at_most is for a search with latency_profile"):
+        search_subnets(classifier(), compute_quality=quality, measure_at_most=3)
+    with pytest.raises(ValueError, match="measure_at_most must be an integer of at least 0, got -1"):
+        search_subnets(classifier(), compute_quality=quality, measure_at_most=-1)
+
+
+@linux
+def test_two_processes_find_the_same_peaks():
+    """Weights of zeros weigh as much: the peak is at least that of the parameters."""
+    model = classifier(hidden_size=256, intermediate_size=512, num_attention_heads=4, vocab_size=20000)
+    subnets = [model.subnet({"num_hidden_layers": depth}) for depth in (1, 4)]
+    one, two = (measure_memory(model, subnets, Target(1, 8, 1), workers=workers) for workers in (1, 2))
+    for subnet in subnets:
+        assert one[subnet].peak_mb > 4e-6 * model.num_parameters_of(subnet)
+        assert abs(one[subnet].peak_mb - two[subnet].peak_mb) < 0.1 * one[subnet].peak_mb
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        measure_memory(model, subnets, Target(1, 8, 1), workers=0)
+
+
 def test_a_profile_of_another_machine_is_refused_or_stays_predicted(tmp_path):
     model = classifier()
     elsewhere = made_up_profile(model, list(model.space.enumerate()), machine={"processor": "Other", "torch_threads": 7})

@@ -136,6 +136,7 @@ def test_shapes_of_subnets_are_those_of_the_views(name):
 _BERT_FFN = (".intermediate.", *(f"layer.{i}.output.dense" for i in range(4)))
 FFN_NAMES = {
     **dict.fromkeys(tiny.CONFIGS, (".mlp.",)),
+    "transformer_xl": ("CoreNet",),
     **dict.fromkeys(("bert", "roberta", "electra"), _BERT_FFN),
     "distilbert": (".ffn.",),
     "opt": (".fc1.", ".fc2."),

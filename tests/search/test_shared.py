@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 from hf_elastic.search import Frontier, Objective
@@ -83,12 +84,14 @@ def test_workers_share_a_sqlite_file(tmp_path):
 def postgresql(tmp_path_factory):
     """The URL of a database on a server of our own."""
     initdb = next((folder / "initdb" for folder in SERVER_PROGRAMS if (folder / "initdb").is_file()), None)
-    if initdb is None:
-        pytest.skip("no PostgreSQL server is installed: there is no initdb")
+    if initdb is None or not (initdb.resolve().parent / "pg_ctl").is_file():
+        pytest.skip("no PostgreSQL server is installed: there is no initdb with a pg_ctl beside it")
     if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("psycopg is not installed: pip install 'hf-elastic[postgresql]'")
+        pytest.skip("psycopg is not installed: pip install 'hf-elastic[postgres]'")
     # The server refuses to run as root.
     user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+    if user not in {entry.pw_name for entry in pwd.getpwall()}:
+        pytest.skip("PostgreSQL refuses to run as root, and there is no user postgres")
     programs = initdb.resolve().parent
     folder = Path("/tmp") / f"hf-elastic-postgresql-{os.getpid()}"
     folder.mkdir()
@@ -110,8 +113,23 @@ def postgresql(tmp_path_factory):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_workers_share_a_postgresql_server(tmp_path, postgresql):
     check_workers(postgresql, tmp_path / "log")
+    # The killed worker's trial failed, and every size has one that is complete, whatever was on the way.
+    trials = optuna.load_study(study_name="search", storage=postgresql.replace("://", "+psycopg://", 1)).trials
+    by_size = {}
+    for trial in trials:
+        by_size.setdefault(trial.user_attrs["subnet"], []).append(trial.state.name)
+    assert len(by_size) == 12
+    assert all(states.count("COMPLETE") == 1 for states in by_size.values())
+    assert all(state in ("COMPLETE", "FAIL") for states in by_size.values() for state in states)
+
+
+@pytest.mark.slow
+def test_a_database_that_is_not_there(postgresql):
+    with pytest.raises(ValueError, match=r"storage postgresql.*/other: cannot be reached: .*\"other\" does not exist"):
+        Ledger(postgresql.replace("/postgres", "/other"), "search", {}, GOALS, 60)
 
 
 # --- the ledger ----------------------------------------------------------------------------------------------------
@@ -178,9 +196,13 @@ def test_studies_side_by_side_in_one_storage(tmp_path):
     ],
 )
 def test_storages_that_cannot_be_used(place, message):
-    if place.startswith("postgresql") and importlib.util.find_spec("psycopg") is None:
-        with pytest.raises(ImportError, match=r"needs a driver: pip install 'hf-elastic\[postgresql\]'"):
-            Ledger(place, "search", {}, GOALS, 60)
-        return
+    if place.startswith("postgresql"):
+        pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hf-elastic[postgres]'")
     with pytest.raises(ValueError, match=message):
         Ledger(place, "search", {}, GOALS, 60)
+
+
+def test_without_a_driver_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # importing it then raises, as where it is not installed
+    with pytest.raises(ImportError, match=r"\*\*\*@host/db: needs a driver: pip install 'hf-elastic\[postgres\]'"):
+        Ledger("postgresql://user:secret@host/db", "search", {}, GOALS, 60)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from .configuration_transfo_xl import TransformerXLConfig
 
 IGNORED = -100  # label of a position that does not count
+ROWS = 8  # tokens whose probabilities are normalised at once, where memory is spared
 
 
 class AdaptiveEmbedding(nn.Module):
@@ -20,6 +21,7 @@ class AdaptiveEmbedding(nn.Module):
     def __init__(self, config: TransformerXLConfig):
         super().__init__()
         self.clusters = config.clusters
+        self.num_embeddings, self.embedding_dim = config.vocab_size, config.d_model
         self.scale = config.d_model**0.5
         self.emb_layers = nn.ModuleList()
         self.emb_projs = nn.ParameterList()
@@ -95,6 +97,9 @@ class AdaptiveSoftmax(nn.Module):
 
     def log_probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `[..., vocab_size]` in float32 of all tokens given `hidden` `[..., d_model]`."""
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not (torch.is_grad_enabled() or is_traced) and hidden.dtype == self._table(0)[0].dtype == torch.float32:
+            return self._written_in_place(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])
         head = functional.log_softmax(self._head_scores(hidden).float(), dim=-1)
         shortlist = self.clusters[0][1]
         parts = [head[..., :shortlist]]
@@ -102,6 +107,21 @@ class AdaptiveSoftmax(nn.Module):
             within = functional.log_softmax(self._tail_scores(index, hidden).float(), dim=-1)
             parts.append(head[..., shortlist + index - 1, None] + within)
         return torch.cat(parts, dim=-1)
+
+    def _written_in_place(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`log_probabilities` `[tokens, vocab_size]` of `[tokens, d_model]`, in little more memory than the result takes."""
+        shortlist, vocabulary = self.clusters[0][1], self.clusters[-1][1]
+        result = hidden.new_empty(len(hidden), vocabulary)
+        head = functional.log_softmax(self._head_scores(hidden), dim=-1)
+        result[:, :shortlist] = head[:, :shortlist]
+        for index, (start, end) in enumerate(self.clusters[1:], start=1):
+            weight, bias = self._table(index)
+            torch.addmm(bias, self._project(index, hidden), weight.t(), out=result[:, start:end])
+            for first in range(0, len(hidden), ROWS):
+                rows = slice(first, first + ROWS)
+                part = result[rows, start:end]
+                part += head[rows, shortlist + index - 1, None] - part.logsumexp(dim=-1, keepdim=True)
+        return result
 
     def _head_scores(self, hidden: torch.Tensor) -> torch.Tensor:
         weight, bias = self._table(0)

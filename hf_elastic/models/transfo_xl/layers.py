@@ -24,6 +24,10 @@ class PositionalEmbedding(nn.Module):
         """Radians per position `[d_model / 2]` in float32."""
         return 10000 ** -(torch.arange(0, self.d_model, 2, dtype=torch.float32, device=device) / self.d_model)
 
+    def follow_sizes(self) -> None:
+        """Make `inv_freq` again after `d_model` has changed."""
+        self.inv_freq = self.frequencies(self.inv_freq.device)
+
     def forward(self, distances: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Embeddings `[distances, d_model]` of `[distances]`."""
         angles = distances[:, None] * self.frequencies(distances.device)

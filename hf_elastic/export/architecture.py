@@ -1,0 +1,57 @@
+"""A size as a config alone, to be trained from new weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from ..configuration_elastic import ElasticConfig
+from ..files import write_atomically
+from ..modeling_elastic import ElasticPreTrainedModel
+from ..portable import portable_config
+from ..space import DEPTH_AXES
+
+
+def architecture_config(model: ElasticPreTrainedModel, subnet: str | Mapping | None = None) -> PretrainedConfig:
+    """The config that the Auto classes build a subnet from, with new weights.
+
+    Args:
+        model: the supernet; its weights play no part.
+        subnet: a name, a subnet or None for the full model.
+
+    Returns:
+        A config of the stock class where that can say the size. Else an `ElasticConfig` that is frozen at it, whose base is no
+        larger than the largest layer, so that nothing larger is ever built.
+
+    Raises:
+        ValueError: a subnet that the model does not have, or adapters that are not merged.
+    """
+    config = model.standalone(subnet)[1]
+    cut = model.resolve(subnet)
+    if not isinstance(config, ElasticConfig) or model.frozen_cut is not None:
+        return config
+    sizes = {axis: value for axis, value in model.subnet(subnet).items() if axis not in DEPTH_AXES}
+    largest = {axis: max(value) if isinstance(value, tuple) else value for axis, value in sizes.items()}
+    around = {"layers": cut.layers, **largest}
+    if model.portability_of(around) != "standard":
+        return config
+    frozen = {"num_hidden_layers": len(cut.layers), **{a: list(v) if isinstance(v, tuple) else v for a, v in sizes.items()}}
+    config = ElasticConfig(model.standalone(around)[1], model.config.spec, frozen=frozen)
+    config.architectures = [type(model).__name__]
+    return config
+
+
+def save_architecture(model: ElasticPreTrainedModel, subnet: str | Mapping | None, folder: str | os.PathLike) -> None:
+    """Write `architecture_config` as `config.json`, for transformers 4.57 and 5.x where both can say it.
+
+    Raises:
+        ValueError: as `architecture_config`; or only one of the two has words for a stock config.
+    """
+    config = architecture_config(model, subnet)
+    values = config.to_diff_dict() if isinstance(config, ElasticConfig) else portable_config(config)
+    values["model_type"] = config.model_type
+    write_atomically(Path(folder) / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")

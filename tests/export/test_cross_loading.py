@@ -1,0 +1,125 @@
+"""ONNX files that one major of transformers wrote, in the runtime of the other, where this package cannot be imported.
+
+Set HF_ELASTIC_OTHER_PYTHON to the interpreter of an environment with the other major version and its ONNX packages.
+"""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from tiny import batch, config_of, randomize, space_of
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
+
+from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, export_subnet
+from hf_elastic.export._onnx_backend import ON_TRANSFORMERS_5
+from hf_elastic.export.outputs import predict
+
+OTHER = "HF_ELASTIC_OTHER_PYTHON"
+NEW = 32
+SUBNET = {"num_hidden_layers": 1, "intermediate_size": 16}
+needs_other = pytest.mark.skipif(OTHER not in os.environ, reason=f"{OTHER} is not set")
+
+# ORTModelFor* on 4.57; ExportedModel, which has no loop for decoders, on 5.x.
+SCRIPT = """
+import json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_elastic":
+            raise ImportError("hf_elastic is not installed here")
+
+sys.meta_path.insert(0, Refuse())
+import torch, transformers
+
+folder, new = sys.argv[1], int(sys.argv[2])
+inputs = {name: torch.tensor(values) for name, values in json.load(open(sys.argv[3])).items()}
+old = transformers.__version__.startswith("4.")
+
+def classify():
+    if old:
+        from optimum.onnxruntime import ORTModelForSequenceClassification
+
+        return ORTModelForSequenceClassification.from_pretrained(folder)(**inputs).logits
+    from transformers.exporters import ExportedModel
+
+    output = ExportedModel.from_pretrained(folder)(**inputs)
+    assert type(output).__name__ == "SequenceClassifierOutput", type(output)
+    return output.logits
+
+def generate():
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if old:
+        from optimum.onnxruntime import ORTModelForCausalLM
+
+        model = ORTModelForCausalLM.from_pretrained(folder)
+        assert model.can_use_cache
+        return model.generate(**inputs, max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)[:, ids.shape[1]:]
+    from transformers.exporters import ExportedModel
+
+    model, tokens = ExportedModel.from_pretrained(folder), []
+    heads, size, layers = model.config.num_key_value_heads, model.config.head_dim, model.config.num_hidden_layers
+    empty = torch.zeros(len(ids), heads, 0, size)
+    cache = {str(layer): {"key": empty, "value": empty} for layer in range(layers)}
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    for _ in range(new):
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        cache, ids = output["present"], output["logits"][:, -1].argmax(-1, keepdim=True)
+        tokens.append(ids)
+        mask, positions = torch.cat([mask, torch.ones_like(ids)], 1), positions[:, -1:] + 1
+    return torch.cat(tokens, 1)
+
+result = generate() if new else classify()
+print("RESULT", json.dumps({"version": transformers.__version__, "values": result.tolist()}))
+"""
+
+
+def in_the_other(folder, inputs: dict, new: int, tmp_path) -> np.ndarray:
+    """What the other environment makes of a folder: logits, or `new` generated tokens."""
+    (tmp_path / "inputs.json").write_text(json.dumps({name: tensor.tolist() for name, tensor in inputs.items()}))
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", OTHER)}
+    command = [os.environ[OTHER], "-c", SCRIPT, str(folder), str(new), str(tmp_path / "inputs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.partition("RESULT")[2])
+    assert result["version"].startswith("4." if ON_TRANSFORMERS_5 else "5."), "this is the same major"
+    return np.array(result["values"])
+
+
+@needs_other
+def test_an_encoder_crosses(tmp_path):
+    stock = randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_hidden_layers=2, num_labels=3)))
+    model = ElasticForSequenceClassification.from_base(stock, space={**space_of("bert"), "num_hidden_layers": [1, 2]})
+    export_subnet(model, SUBNET, tmp_path / "out", ["onnx"])
+    inputs = batch(9, 3)
+    logits = in_the_other(tmp_path / "out" / "onnx", inputs, 0, tmp_path)
+    assert np.abs(logits - predict(model.view(SUBNET), inputs)).max() < 1e-5
+
+
+@needs_other
+def test_a_decoder_crosses_with_its_cache(tmp_path):
+    stock = randomize(AutoModelForCausalLM.from_config(config_of("llama", num_hidden_layers=2)))
+    model = ElasticForCausalLM.from_base(stock, space={**space_of("llama"), "num_hidden_layers": [1, 2]})
+    export_subnet(model, SUBNET, tmp_path / "out", ["onnx"])
+    inputs = batch(9, 3, left=True)
+    tokens = in_the_other(tmp_path / "out" / "onnx", inputs, NEW, tmp_path)
+    settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    expected = model.view(SUBNET).generate(**inputs, generation_config=settings, eos_token_id=-1)
+    assert np.array_equal(tokens, expected[:, 9:].numpy())
+
+
+@pytest.mark.skipif(not ON_TRANSFORMERS_5, reason="ExportedModel came with transformers 5")
+def test_exported_model_returns_what_the_model_returns(tmp_path):
+    """In this environment too, and for a size whose config is ours."""
+    from transformers.exporters import ExportedModel
+
+    stock = randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_hidden_layers=2)))
+    model = ElasticForSequenceClassification.from_base(stock, space={**space_of("bert"), "num_hidden_layers": [1, 2]})
+    subnet = {"intermediate_size": [16, 33]}
+    export_subnet(model, subnet, tmp_path / "out", ["onnx"])
+    inputs = batch(7, 2)
+    output = ExportedModel.from_pretrained(tmp_path / "out" / "onnx")(**inputs)
+    expected = model.view(subnet)(**inputs)
+    assert type(output) is type(expected)
+    assert np.abs(output.logits.numpy() - expected.logits.detach().numpy()).max() < 1e-5
