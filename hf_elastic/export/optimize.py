@@ -62,11 +62,29 @@ def fuses(level: str | None) -> bool:
 
 
 def optimize_graph(path: Path, level: str, config: PretrainedConfig) -> None:
-    """Rewrite the graph at `path`. On transformers 5 the exporter has fused it already, if the level says so."""
+    """Rewrite the graph at `path`. On transformers 5 the exporter has fused it already, if the level says so.
+
+    Raises:
+        ValueError: the fused graph is broken.
+    """
     if ON_TRANSFORMERS_5:
         _with_onnxruntime(path, level)
     else:
         _with_optimum(path, level, config)
+    _check_loads(path, level, config.model_type)
+
+
+def _check_loads(path: Path, level: str, model_type: str) -> None:
+    """The exporter of transformers 5.23 fuses GPT-2's layer norms into graphs that nothing can load."""
+    import onnxruntime
+
+    try:
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own types, which have no common base
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"optimize: {level} breaks the graph of {model_type} here; leave it out or take O1 ({reason})"
+        ) from error
 
 
 def _with_optimum(path: Path, level: str, config: PretrainedConfig) -> None:

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from ..adapters import check_merged
 from ..modeling_elastic import ElasticPreTrainedModel
-from ..spec import Spec, axes_in, parse, permute, spec_for
+from ..spec import Spec, axes_in, parse_stored, permute, spec_for
 from .corpus import read_texts
 from .parity import FLOAT32, check_parity, compare
 from .tokenizer_pruning import needed_tokens, pruned_json, vocabulary_of
@@ -143,7 +143,7 @@ def _token_parameters(model: PreTrainedModel) -> dict[str, tuple]:
     """Parameters with a row per token -> their parsed shapes."""
     check_merged(model)
     spec = _spec_of(model)
-    shapes = {name: parse(spec.shape_of(name)) for name, _ in model.named_parameters(remove_duplicate=False)}
+    shapes = {name: parse_stored(spec.shape_of(name))[0] for name, _ in model.named_parameters(remove_duplicate=False)}
     found = {name: dims for name, dims in shapes.items() if AXIS in axes_in(dims)}
     if not found:
         raise ValueError(

@@ -57,6 +57,11 @@ def test_sizes_of_their_own_are_fused_too(bert, tmp_path):
 def test_decoders_are_optimized_with_their_cache(tmp_path, name):
     stock = randomize(AutoModelForCausalLM.from_config(config_of(name, num_hidden_layers=2)))
     model = ElasticForCausalLM.from_base(stock, space={"num_hidden_layers": [1, 2]})
+    if name == "gpt2" and ON_TRANSFORMERS_5:
+        with pytest.raises(ValueError, match="optimize: O2 breaks the graph of gpt2 here; leave it out or take O1"):
+            export_subnet(model, None, tmp_path / "out", ["onnx"], optimize="O2")
+        assert not (tmp_path / "out").exists()
+        return
     record = export_subnet(model, None, tmp_path / "out", ["onnx"], optimize="O2")["onnx"]
     assert record["generated_tokens_identical"] == record["generated_tokens"] > 0
 

@@ -105,7 +105,13 @@ def test_other_text_still_has_tokens(kind):
         assert 0 < len(merges) < len(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"])
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
+def test_an_adaptive_vocabulary_is_refused():
+    tokenizer = word_piece()
+    with pytest.raises(ValueError, match="vocabulary: transformer_xl has no single table of tokens"):
+        prune_vocabulary(model_for(tokenizer, "transformer_xl"), tokenizer, KEPT)
+
+
+@pytest.mark.parametrize("model_type", [name for name in CONFIGS if name != "transformer_xl"])
 @torch.no_grad()
 def test_every_backbone(model_type):
     tokenizer = word_piece()
