@@ -13,7 +13,7 @@ from ..export.subnet import check_limit
 from ..files import read_mapping
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer
-from .export_data import read_calibration, read_held_out
+from .export_data import check_rows, read_calibration, read_held_out
 from .export_report import report
 
 
@@ -55,9 +55,7 @@ class ExportArguments(DataArguments):
     )
     calibration: str | None = field(
         default=None,
-        metadata={
-            "help": "Data for static int8 (tensorrt's too): a text file, a folder, or a Hub id; default: training rows of dataset."
-        },
+        metadata={"help": "Data for static int8: a text file, a folder, or a Hub id; default: training rows of dataset."},
     )
     calibration_rows: int = field(default=128, metadata={"help": "How many of them, drawn with the seed 0 (count)."})
     cpu_instructions: str | None = field(
@@ -128,6 +126,7 @@ def run(args: ExportArguments) -> dict | None:
     select(args.formats)
     options = format_options(args)
     select(args.formats, options)
+    check_rows(args)
     check_limit(args.max_accuracy_drop, args.dataset is not None, options)
     check_output(args.output_dir, overwrite=args.overwrite)
     if args.dry_run:

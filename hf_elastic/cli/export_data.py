@@ -8,14 +8,19 @@ from .data import located, prepare_for
 TEXT_TASKS = ("sequence-classification", "causal-lm")
 
 
+def check_rows(args) -> None:
+    """Raise ValueError if `max_eval_rows` is below 1."""
+    if args.max_eval_rows is not None and args.max_eval_rows < 1:
+        raise ValueError(f"max_eval_rows: {args.max_eval_rows} must be 1 or more")
+
+
 def read_held_out(args, model, tokenizer) -> HeldOut:
     """The test split of the data set, the validation split where it has none.
 
     Raises:
         ValueError: `max_eval_rows` is below 1; or as for `prepare`.
     """
-    if args.max_eval_rows is not None and args.max_eval_rows < 1:
-        raise ValueError(f"max_eval_rows: {args.max_eval_rows} must be 1 or more")
+    check_rows(args)
     data = prepare_for(model, tokenizer, args)
     split = "test" if "test" in data.splits else "validation"
     rows = data.splits[split]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ..files import write_atomically
-from ..modeling_elastic import ElasticPreTrainedModel
 from ..search.progress import Bar
 from . import onnx_formats
 from ._onnx_backend import EXTRA, PACKAGES
@@ -37,9 +36,8 @@ SENSITIVITY_ROWS = 32
 Quantize = Callable[[Path, Path, Collection[str]], None]
 
 
-def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options that cannot be had, before any work is done."""
-    onnx_formats.check(model, subnet, options)
     check_instructions(options.get("cpu_instructions") or "auto")
     for name, known in (("fallback", FALLBACKS), ("weights_compute", COMPUTES)):
         if options.get(name) is not None and options[name] not in known:
@@ -48,11 +46,11 @@ def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]
         check_calibration(options["calibration"])
 
 
-def check_static(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]) -> None:
+def check_static(options: Mapping[str, Any]) -> None:
     """The same for the format that needs calibration data."""
     if options.get("calibration") is None:
         raise ValueError("onnx-int8-static needs calibration: texts or tokenized rows like those that the model will see")
-    check(model, subnet, options)
+    check_options(options)
 
 
 def _dynamic(export: Export, prepared: Path, target: Path, excluded: Collection[str]) -> None:
@@ -162,7 +160,7 @@ def evidence(export: Export, folder: Path) -> dict[str, Any]:
 
 
 def _register(
-    name: str, description: str, quantize: Callable, options: Collection[str], check_options: Callable = check
+    name: str, description: str, quantize: Callable, options: Collection[str], check_options: Callable = check_options
 ) -> Format:
     return register(
         Format(
@@ -176,7 +174,8 @@ def _register(
             options=OPTIONS | set(options),
             tolerance=INT8,
             evidence=evidence,
-            check=check_options,
+            check_options=check_options,
+            check=onnx_formats.check,
         )
     )
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ..modeling_elastic import ElasticPreTrainedModel
 from ._onnx_backend import PACKAGES
 from .calibration import calibration_rows, check_calibration
 from .formats import Export, Format, register
@@ -69,7 +68,7 @@ def _float_graph(export: Export) -> Iterator[Path]:
         yield Path(folder) / IR
 
 
-def check_static(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]) -> None:
+def check_static(options: Mapping[str, Any]) -> None:
     """Refuse to start without calibration data."""
     if options.get("calibration") is None:
         raise ValueError("openvino-int8-static needs calibration: texts or tokenized rows like those that the model will see")
@@ -81,7 +80,7 @@ def _register(
 ) -> Format:
     packages = (*PACKAGES, "openvino", *(("nncf",) if quantized else ()))
     tolerance: Tolerance | None = INT8 if quantized else None
-    return register(Format(name, description, write, run, packages, EXTRA, options, tolerance, check=check, load=load))
+    return register(Format(name, description, write, run, packages, EXTRA, options, tolerance, check_options=check, load=load))
 
 
 OPENVINO = _register("openvino", "OpenVINO IR in float32", write_float, False)

@@ -236,7 +236,8 @@ class Feeds(CalibrationDataReader):
     def __init__(self, feeds: Iterable[Mapping[str, np.ndarray]]):
         self._feeds = iter(feeds)
 
-    def get_next(self):
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        """The next ones, None at the end."""
         return next(self._feeds, None)
 
 

@@ -128,7 +128,7 @@ def _convert(export: Export, graph: Path, precision: str, profile: Profile) -> s
     if precision == "int8":
         from .tensorrt_int8 import quantize
 
-        batches, calibrated_on = _calibration(export)
+        batches, calibrated_on = _calibration(export, graph)
         quantize(graph, batches)
     model = onnx.load(graph)
     fix_axes(model, profile.fixed)
@@ -139,13 +139,14 @@ def _convert(export: Export, graph: Path, precision: str, profile: Profile) -> s
     return calibrated_on
 
 
-def _calibration(export: Export) -> tuple[list[dict[str, np.ndarray]], str]:
+def _calibration(export: Export, graph: Path) -> tuple[list[dict[str, np.ndarray]], str]:
+    from .onnx import OnnxRunner
+
     rows = calibration_rows(export)
     given = export.options.get("calibration") is not None
-    what = (
-        f"{len(rows)} rows of calibration" if given else f"the {len(rows)} rows that the export is compared on, for want of more"
-    )
-    return [{name: row[name].numpy() for name in export.inputs.tensors} for row in rows], what
+    what = "rows of calibration" if given else "rows that the export is compared on, for want of calibration"
+    runner = OnnxRunner(graph)
+    return [runner.feed(row) for row in rows], f"{len(rows)} {what}"
 
 
 def _build(export: Export, folder: Path, profile: Profile, inputs: list[str], options: Mapping[str, Any]) -> dict:

@@ -19,14 +19,17 @@ from hf_elastic.export.onnx import export_onnx  # noqa: E402
 from hf_elastic.export.openvino import OpenVINORunner, compress_openvino, export_openvino, quantize_openvino  # noqa: E402
 from hf_elastic.export.outputs import predict  # noqa: E402
 
+LAYERS = 2
 FILES = ["openvino_model.bin", "openvino_model.xml"]
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    stock = decisive(randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3))))
-    return ElasticForSequenceClassification.from_base(stock, space=space_of("bert"))
+    stock = decisive(
+        randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3, num_hidden_layers=LAYERS)))
+    )
+    return ElasticForSequenceClassification.from_base(stock, space={**space_of("bert"), "num_hidden_layers": [1, LAYERS]})
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +38,10 @@ def source(model, tmp_path_factory):
 
 
 def error_of(model, path) -> float:
+    """Mean error of the logits, as a share of their mean size."""
     inputs = batch(length=12, rows=9)
-    return float(np.abs(OpenVINORunner(path, threads=1)(inputs)["logits"] - predict(model.view(None), inputs)).mean())
+    expected = predict(model.view(None), inputs)
+    return float(np.abs(OpenVINORunner(path, threads=1)(inputs)["logits"] - expected).mean() / np.abs(expected).mean())
 
 
 def weight_types(path) -> Counter:
@@ -58,9 +63,9 @@ def test_int8_weights_and_int8_with_calibration(model, source, tmp_path):
     rows = [{name: tensor[:1] for name, tensor in batch(seed=seed).items()} for seed in range(4)]
     quantized = quantize_openvino(source, tmp_path / "static.xml", rows)
     assert weight_types(source)["i8"] == 0
-    assert weight_types(compressed)["i8"] >= 4 * 6
-    assert weight_types(quantized)["i8"] >= 4 * 6
-    assert 0 < error_of(model, compressed) < error_of(model, quantized) < 2
+    assert weight_types(compressed)["i8"] >= LAYERS * 6
+    assert weight_types(quantized)["i8"] >= LAYERS * 6
+    assert 0 < error_of(model, compressed) < error_of(model, quantized) < 0.5
     weights = [path.with_suffix(".bin").stat().st_size for path in (source, compressed, quantized)]
     assert weights[0] > 2 * weights[1]
     assert weights[0] > 2 * weights[2]
@@ -82,15 +87,15 @@ def test_formats(model, tmp_path):
 
 def test_a_decoder(tmp_path):
     torch.manual_seed(0)
-    stock = randomize(AutoModelForCausalLM.from_config(config_of("llama")))
-    model = ElasticForCausalLM.from_base(stock, space=space_of("llama"))
-    record = export_subnet(model, {"num_hidden_layers": 2}, tmp_path / "out", ["openvino"])["openvino"]
+    stock = randomize(AutoModelForCausalLM.from_config(config_of("llama", num_hidden_layers=LAYERS)))
+    model = ElasticForCausalLM.from_base(stock, space={"num_hidden_layers": [1, LAYERS]})
+    record = export_subnet(model, None, tmp_path / "out", ["openvino"])["openvino"]
     assert record["max_relative_difference"] < 1e-4
 
 
 def test_runs_onnx_files(model, tmp_path):
     path = export_onnx(model.view(None), batch(rows=2), tmp_path / "model.onnx")
-    assert error_of(model, path) < 1e-3
+    assert error_of(model, path) < 1e-5
 
 
 @pytest.mark.skipif(_onnx_backend.ON_TRANSFORMERS_5, reason="optimum-intel 1.27 is for transformers 4.57")
