@@ -37,7 +37,7 @@ def export_subnet(
     formats: Sequence[str] = ("safetensors",),
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    texts: Sequence[str] = TEXTS,
+    texts: Sequence[str] | None = None,
     held_out: HeldOut | None = None,
     max_accuracy_drop: float | None = None,
     overwrite: bool = False,
@@ -56,7 +56,7 @@ def export_subnet(
         output_dir: an empty or new folder, unless `overwrite`.
         formats: some of `FORMATS`.
         tokenizer: saved along, and used to make the inputs of the comparison; without it they are random tokens.
-        texts: what to compare on, if there is a tokenizer.
+        texts: what to compare on, if there is a tokenizer; default: the first batch of `held_out`, or a few of our own.
         held_out: labelled rows; every format is then scored on them and timed next to the view, in its `parity.json`.
         max_accuracy_drop: most percentage points of accuracy that a format may lose on them; None is no limit.
         overwrite: replace what is in `output_dir`.
@@ -91,7 +91,7 @@ def export_subnet(
     pruned = None
     if texts_to_keep is not None:
         model, tokenizer, pruned = prune_and_compare(model, subnet, tokenizer, texts_to_keep)
-    inputs = make_inputs(model, tokenizer, texts)
+    inputs = _held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
     view = model.view(subnet)
     reference = predict(view, inputs.tensors)
     records = {}
@@ -145,8 +145,14 @@ def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None)
         raise ValueError(f"standard_only: this size is not standard: {why}; the nearest standard size is {nearest}")
 
 
-def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str]) -> Inputs:
-    """A padded batch of the texts, or of random tokens."""
+def _held_out_inputs(held_out: HeldOut) -> Inputs:
+    """Rows like those that the model is for: on a few of any other kind, int8 can decide a near tie the other way."""
+    tensors = {name: tensor for name, tensor in held_out.batches[0].items() if name != "labels"}
+    return Inputs(tensors, {"rows_of": held_out.name, **{name: list(tensor.shape) for name, tensor in tensors.items()}})
+
+
+def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str] | None = None) -> Inputs:
+    """A padded batch of the texts (default: `TEXTS`), or of random tokens."""
     if tokenizer is None or tokenizer.pad_token is None:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, model.config.vocab_size, (len(TEXTS), 16), generator=generator)
@@ -155,11 +161,11 @@ def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     longest = min(128, model.config.max_position_embeddings)
     # On the right, where padding moves no token: a causal model called without positions counts it in.
     settings = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
-    batch = tokenizer(list(texts), return_tensors="pt", **settings)
+    batch = tokenizer(list(texts or TEXTS), return_tensors="pt", **settings)
     taken = inspect.signature(model.base.forward).parameters
     known = ("input_ids", "attention_mask", "token_type_ids")
     accepted = {name: tensor for name, tensor in batch.items() if name in known and name in taken}
-    return Inputs(accepted, list(texts))
+    return Inputs(accepted, list(texts or TEXTS))
 
 
 def _write(export: Export, one: Format) -> None:

@@ -1,4 +1,4 @@
-"""Full, half and quarter of a trained elastic classifier in every runtime: latency, size on disk, accuracy.
+"""Full, half and a fifth of a trained elastic classifier in every runtime: latency, size on disk, accuracy.
 
     python recipes/benchmarks/shipping.py --model runs/sizes/mrpc/elastic-1 --dataset DATA_DIR/glue/mrpc --output shipping.json
 
@@ -31,7 +31,7 @@ from hf_elastic.files import write_atomically
 from hf_elastic.search.measure import Latency, machine_facts
 from hf_elastic.search.progress import Bar
 
-SHARES = {"half": 0.5, "quarter": 0.25}
+SHARES = {"half": 0.5, "fifth": 0.2}
 LENGTH, BATCHES = 32, (1, 32)
 # Column -> format and options of the export; those with "O2" only where this version of hf_elastic can fuse.
 EXPORTS = {
@@ -69,14 +69,14 @@ class ShippingArguments(DataArguments):
     threads: int = field(default=2, metadata={"help": "CPU threads of every runtime."})
     rounds: int = field(default=8, metadata={"help": "Turns of each runtime (count)."})
     repeats: int = field(default=10, metadata={"help": "Calls of each cell per turn (count)."})
-    max_eval_rows: int | None = field(default=None, metadata={"help": "Score on the first so many rows only (count)."})
+    max_eval_rows: int | None = field(default=1000, metadata={"help": "Score on the first so many rows only (count)."})
     calibration: str | None = field(default=None, metadata={"help": "As for hf-elastic export."})
     calibration_rows: int = field(default=128, metadata={"help": "As for hf-elastic export (count)."})
     explore: bool = field(default=False, metadata={"help": "Time other settings of the runtimes as well."})
 
 
 def choose_sizes(model) -> dict[str, str | None]:
-    """full, half and quarter -> the named size whose FLOPs are nearest to that share of the full ones."""
+    """full, half and fifth -> the named size whose FLOPs are nearest to that share of the full ones."""
     full = model.flops_of(None)
     chosen: dict[str, str | None] = {"full": None}
     for label, share in SHARES.items():
@@ -88,12 +88,18 @@ def export_all(model, tokenizer, args, name: str | None, columns: list[str], fol
     """Write a size in every format; column -> its parity record, with the file under "file"."""
     held_out, calibration = read_held_out(args, model, tokenizer), read_calibration(args)
     records = {}
-    for column in columns:
-        kind, options = EXPORTS[column]
-        options = {**options, **({"calibration": calibration} if kind.endswith("static") else {})}
-        target = folder / column.replace(" ", "-").replace(",", "")
-        found = export_subnet(model, name, target, [kind], tokenizer=tokenizer, held_out=held_out, **options)[kind]
-        records[column] = {**found, "file": target / kind / (IR if kind.startswith("openvino") else GRAPH)}
+    # One export for each level of optimization: its int8 formats start from the float graph of the same export.
+    for level in (None, "O2"):
+        chosen = {EXPORTS[column][0]: column for column in columns if EXPORTS[column][1].get("optimize") == level}
+        if not chosen:
+            continue
+        options = {key: value for column in chosen.values() for key, value in EXPORTS[column][1].items()}
+        if any(kind.endswith("static") for kind in chosen):
+            options["calibration"] = calibration
+        target = folder / (level or "plain")
+        found = export_subnet(model, name, target, list(chosen), tokenizer=tokenizer, held_out=held_out, **options)
+        for kind, column in chosen.items():
+            records[column] = {**found[kind], "file": target / kind / (IR if kind.startswith("openvino") else GRAPH)}
     view = model.view(name)
     records["torch fp32"] = {"held_out": {"file": held_out.score(lambda batch: predict(view, batch))}}
     with torch.autocast("cpu", torch.bfloat16):

@@ -31,7 +31,7 @@ def model():
 
 
 def test_the_sizes_are_the_nearest_named_ones(shipping, model):
-    assert shipping.choose_sizes(model) == {"full": None, "half": "two", "quarter": "one"}
+    assert shipping.choose_sizes(model) == {"full": None, "half": "two", "fifth": "one"}
 
 
 @pytest.mark.parametrize(("times", "lost", "wanted"), [(7.0, 0.9, "reached"), (5.9, 0.0, "missed"), (9.0, 1.1, "no int8 size")])
