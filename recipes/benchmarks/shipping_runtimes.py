@@ -103,7 +103,7 @@ def _serve(connection, variants: list[Variant], threads: int, shapes: list[tuple
     torch.set_num_threads(threads)
     models: dict = {}
     calls = {}
-    with use_threads(threads), torch.inference_mode():
+    with use_threads(threads):
         for shape in shapes:
             inputs = make_inputs(*shape, vocabulary)
             calls[shape] = {variant.key: open_variant(variant, inputs, threads, models) for variant in variants}
@@ -111,7 +111,10 @@ def _serve(connection, variants: list[Variant], threads: int, shapes: list[tuple
         while (order := connection.recv()) is not None:
             shape, repeats = order
             options = {"repeats": repeats, "min_rounds": repeats, "warmup": 2, "relative_interval": 0}
-            connection.send({key: found.samples_ms for key, found in measure_latency(calls[shape], **options).items()})
+            # Not around the loading: a view needs the version counters of its weights, which inference tensors lack.
+            with torch.inference_mode():
+                timed = measure_latency(calls[shape], **options)
+            connection.send({key: found.samples_ms for key, found in timed.items()})
 
 
 def time_in_turns(
