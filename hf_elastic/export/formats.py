@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_elastic import ElasticPreTrainedModel
+from .held_out import HeldOut
 from .parity import Tolerance, default_tolerance
 
 
@@ -48,6 +49,9 @@ class Export:
         tokenizer: the model's, if it has one.
         options: what the caller set of the options of the formats.
         written: format -> its folder, for those that are complete; an int8 format takes the float graph from there.
+        held_out: rows that every format is scored on, if the caller gave some.
+        view_scores: what the view scores on them.
+        max_accuracy_drop: percentage points of accuracy that a format may lose on them; None is no limit.
     """
 
     view: PreTrainedModel
@@ -59,6 +63,9 @@ class Export:
     tokenizer: PreTrainedTokenizerBase | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     written: dict[str, Path] = field(default_factory=dict)
+    held_out: HeldOut | None = None
+    view_scores: Mapping[str, float] | None = None
+    max_accuracy_drop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,11 @@ class Format:
         tolerance: how far `run` may be from the view, or a function of the options that says so; None, or if that returns None:
             the default of the name.
         evidence: further entries of `parity.json`, such as an accuracy; it raises `ParityError` if they are not good enough.
+        check_options: given the options, raises ValueError for those that cannot be, before a model is loaded.
         check: given model, subnet and options, raises ValueError for what cannot be exported, before any work is done.
         in_root: whether it is written to the output folder itself.
+        load: opens what was written, with a number of threads or the runtime's own (None), as a function from a batch to the main
+            output; with it the format can be scored and timed.
     """
 
     name: str
@@ -89,8 +99,10 @@ class Format:
     options: frozenset[str] = frozenset()
     tolerance: Tolerance | Callable[[Mapping[str, Any]], Tolerance | None] | None = None
     evidence: Callable[[Export, Path], Mapping[str, Any]] | None = None
+    check_options: Callable[[Mapping[str, Any]], None] | None = None
     check: Callable[[ElasticPreTrainedModel, Any, Mapping[str, Any]], None] | None = None
     in_root: bool = False
+    load: Callable[[Export, Path, int | None], Callable[[Mapping], np.ndarray]] | None = None
 
     def limits(self, options: Mapping[str, Any]) -> Tolerance:
         """The tolerance that applies with these options."""
@@ -126,7 +138,7 @@ def select(names: Sequence[str], options: Mapping[str, Any] | None = None) -> li
     """The formats of these names, in the order in which they are written, checked to be possible here.
 
     Raises:
-        ValueError: an unknown name, none at all, or an option that none of them takes.
+        ValueError: an unknown name, none at all, an option that none of them takes, or a value that one of them refuses.
         ImportError: a package is missing; the message names the extra.
     """
     unknown = [name for name in names if name not in FORMATS]
@@ -141,6 +153,8 @@ def select(names: Sequence[str], options: Mapping[str, Any] | None = None) -> li
             raise ValueError(f"{option}: {_who_takes(takers)}; formats: {', '.join(names)}")
     for one in chosen:
         one.check_installed()
+        if options is not None and one.check_options is not None:
+            one.check_options(options)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""ONNX: write a model as one file, quantize that file to int8, run either on onnxruntime."""
+"""ONNX: write a model as one file, and run such files on onnxruntime."""
 
 import contextlib
 import inspect
@@ -19,10 +19,7 @@ from .decoding import first_inputs
 from .optimize import check_level, fuses, optimize_graph
 
 try:
-    import onnx
     import onnxruntime
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 except ImportError as error:
     raise missing_extra(error) from error
 
@@ -140,47 +137,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def quantize_onnx(source: Path, target: Path) -> Path:
-    """Quantize an ONNX file to int8: weights now, activations at run time, so no calibration data is needed.
-
-    Embeddings and every product with a weight become int8; attention scores stay float32. Weights get one scale per output
-    channel, which measured closest to float32 on MiniLM (mean logit error half that of one scale per matrix, at the same speed),
-    and all 8 bits: an x86 CPU without VNNI instructions may saturate in some products and lose accuracy.
-
-    Args:
-        source: a float32 file which `export_onnx` wrote.
-        target: the file to write.
-
-    Returns:
-        `target`.
-
-    Raises:
-        ValueError: if `source` is not a file, or keeps its weights in a second file (above 2 GB).
-    """
-    source, target = Path(source), Path(target)
-    _check_file(source)
-    if weight_file(source).exists():
-        raise ValueError(
-            f"{source} keeps its weights in {weight_file(source).name}; int8 takes models of at most 2 GB in one file"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as staging, _quiet():
-        folded, staged = Path(staging) / "folded.onnx", Path(staging) / target.name
-        # Folding makes a constant of a tied output layer's transposed embedding: only constant weights are quantized.
-        quant_pre_process(source, folded, skip_symbolic_shape=True)
-        _forget_shapes(folded)
-        quantize_dynamic(folded, staged, per_channel=True, weight_type=QuantType.QInt8)
-        move_export(staged, target)
-    return target
-
-
-def _forget_shapes(path: Path) -> None:
-    """Drop the recorded shapes: the quantizer transposes some weights, infers all shapes again and stumbles on the old ones."""
-    graph = onnx.load(path)
-    graph.graph.ClearField("value_info")
-    onnx.save(graph, path)
-
-
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
@@ -222,11 +178,14 @@ class OnnxRunner:
         Raises:
             ValueError: if an input of the graph is missing.
         """
+        return dict(zip(self.outputs, self.session.run(self.outputs, self.feed(inputs))))
+
+    def feed(self, inputs: Mapping[str, torch.Tensor | np.ndarray]) -> dict[str, np.ndarray]:
+        """What `__call__` gives to the session: the arrays of all inputs of the graph, in its types."""
         arrays = {name: torch.as_tensor(value).numpy(force=True) for name, value in inputs.items()}
         if "input_ids" in arrays and "attention_mask" in arrays:
             arrays.update(first_inputs(self.inputs, self.shapes, arrays))
         missing = [name for name in self.inputs if name not in arrays]
         if missing:
             raise ValueError(f"the graph needs the inputs {missing}; got {list(inputs)}")
-        feed = {name: np.asarray(arrays[name], dtype) for name, dtype in self.inputs.items()}
-        return dict(zip(self.outputs, self.session.run(self.outputs, feed)))
+        return {name: np.asarray(arrays[name], dtype) for name, dtype in self.inputs.items()}

@@ -1,10 +1,10 @@
-"""ONNX and int8 ONNX as formats of `export_subnet`."""
+"""ONNX as a format of `export_subnet`."""
 
 from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,7 @@ def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]
 
 def run_graph(export: Export, folder: Path) -> np.ndarray:
     """The main output of `model.onnx` in onnxruntime."""
-    from .onnx import OnnxRunner
-
-    return main_output(OnnxRunner(folder / GRAPH)(export.inputs.tensors))
+    return load_graph(export, folder)(export.inputs.tensors)
 
 
 def write_float(export: Export, path: Path) -> Path:
@@ -68,22 +66,17 @@ def describe(export: Export, folder: Path) -> None:
         shutil.copy(path, folder / path.name)
 
 
+def load_graph(export: Export, folder: Path, threads: int | None = None) -> Callable[[Mapping], np.ndarray]:
+    """`model.onnx` as a function from a batch to its main output."""
+    from .onnx import OnnxRunner
+
+    runner = OnnxRunner(folder / GRAPH, threads)
+    return lambda inputs: main_output(runner(inputs))
+
+
 def write_onnx(export: Export, folder: Path) -> None:
     """Write the float32 graph and its description."""
     write_float(export, folder / GRAPH)
-    describe(export, folder)
-
-
-def write_int8(export: Export, folder: Path) -> None:
-    """Quantize the float32 graph, which is written first where it is not there."""
-    from .onnx import quantize_onnx
-
-    if "onnx" in export.written:
-        quantize_onnx(export.written["onnx"] / GRAPH, folder / GRAPH)
-    else:
-        source = write_float(export, folder / "float.onnx")
-        quantize_onnx(source, folder / GRAPH)
-        source.unlink()
     describe(export, folder)
 
 
@@ -150,10 +143,6 @@ def compare_decoded(expected: Decoded, actual: Decoded) -> dict[str, Any]:
     }
 
 
-def _int8_evidence(export: Export, folder: Path) -> dict[str, Any]:
-    return generation_evidence(export, folder, enforce=False)
-
-
 def _tolerance(options: Mapping[str, Any]):
     from .optimize import tolerance_of
 
@@ -166,24 +155,12 @@ ONNX = register(
         "an ONNX graph in float32",
         write=write_onnx,
         run=run_graph,
+        load=load_graph,
         packages=PACKAGES,
         extra=EXTRA,
         options=OPTIONS,
         tolerance=_tolerance,
         evidence=generation_evidence,
-        check=check,
-    )
-)
-ONNX_INT8 = register(
-    Format(
-        "onnx-int8",
-        "the same in int8",
-        write=write_int8,
-        run=run_graph,
-        packages=PACKAGES,
-        extra=EXTRA,
-        options=OPTIONS,
-        evidence=_int8_evidence,
         check=check,
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +46,18 @@ def _write(export: Export, folder: Path) -> None:
     write_checkpoint(export.model, export.subnet, folder, export.tokenizer)
 
 
-def _run(export: Export, folder: Path) -> np.ndarray:
-    """Read the written checkpoint as a user would, and run it."""
+def _load(export: Export, folder: Path, threads: int | None = None) -> Callable[[Mapping], np.ndarray]:
+    """Read the written checkpoint as a user would. The number of threads is torch's own."""
     standard = export.model.portability_of(export.subnet) == "standard"
     loader = type(export.model.base) if standard else type(export.model)
-    return predict(loader.from_pretrained(folder).eval(), export.inputs.tensors)
+    model = loader.from_pretrained(folder).eval()
+    return lambda inputs: predict(model, inputs)
+
+
+def _run(export: Export, folder: Path) -> np.ndarray:
+    return _load(export, folder)(export.inputs.tensors)
 
 
 CHECKPOINT = register(
-    Format("safetensors", "a checkpoint, stock where the size is standard", write=_write, run=_run, in_root=True)
+    Format("safetensors", "a checkpoint, stock where the size is standard", write=_write, run=_run, load=_load, in_root=True)
 )

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..files import write_atomically
 
-LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime")
+LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf")
 
 
 class ParityError(ValueError):
@@ -149,7 +149,7 @@ def write_parity(
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of torch, transformers, onnx and onnxruntime, where installed."""
+    """Versions of torch, transformers, and what writes and runs files, where installed."""
     versions = {}
     for library in LIBRARIES:
         try:

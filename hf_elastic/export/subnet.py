@@ -6,7 +6,9 @@ import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..files import check_output, full_disk_is_one_error, staged
 from ..modeling_elastic import ElasticPreTrainedModel
 from .formats import Export, Format, Inputs, select
+from .held_out import HeldOut, worth
 from .outputs import CHECKPOINT, predict
 from .parity import ParityError, compare, violations, write_parity
 from .vocabulary import prune_and_compare, read_vocabulary_texts
@@ -34,7 +37,9 @@ def export_subnet(
     formats: Sequence[str] = ("safetensors",),
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    texts: Sequence[str] = TEXTS,
+    texts: Sequence[str] | None = None,
+    held_out: HeldOut | None = None,
+    max_accuracy_drop: float | None = None,
     overwrite: bool = False,
     standard_only: bool = False,
     keep_vocabulary_of: str | Path | None = None,
@@ -51,7 +56,9 @@ def export_subnet(
         output_dir: an empty or new folder, unless `overwrite`.
         formats: some of `FORMATS`.
         tokenizer: saved along, and used to make the inputs of the comparison; without it they are random tokens.
-        texts: what to compare on, if there is a tokenizer.
+        texts: what to compare on, if there is a tokenizer; default: the first batch of `held_out`, or a few of our own.
+        held_out: labelled rows; every format is then scored on them and timed next to the view, in its `parity.json`.
+        max_accuracy_drop: most percentage points of accuracy that a format may lose on them; None is no limit.
         overwrite: replace what is in `output_dir`.
         standard_only: refuse a size that plain transformers cannot load.
         keep_vocabulary_of: a text file with one text per line (`.gz` too): tokens that it does not need are dropped from the
@@ -63,16 +70,20 @@ def export_subnet(
 
     Raises:
         ValueError: an unknown format, subnet or option, no format, a folder that is not empty, a size that is not standard where
-            that is asked for, or a vocabulary that cannot be pruned.
+            that is asked for, a vocabulary that cannot be pruned, or one that is to be pruned under rows tokenized before.
         OSError: the disk is full. Nothing is left then either.
-        ParityError: an export differs from the view by more than its tolerance.
+        ParityError: an export differs from the view by more than its tolerance, or loses more accuracy than is allowed.
         ImportError: a format needs an extra that is not installed; the message names it. Nothing has been done then.
     """
     chosen = select(formats, options)
+    check_limit(max_accuracy_drop, held_out is not None, options)
     model.resolve(subnet)
     if standard_only:
         _check_standard(model, subnet)
-    texts_to_keep = None if keep_vocabulary_of is None else read_vocabulary_texts(keep_vocabulary_of, tokenizer)
+    texts_to_keep = None
+    if keep_vocabulary_of is not None:
+        _check_no_ids(held_out, options.get("calibration"))
+        texts_to_keep = read_vocabulary_texts(keep_vocabulary_of, tokenizer)
     for one in chosen:
         if one.check is not None:
             one.check(model, subnet, options)
@@ -80,12 +91,15 @@ def export_subnet(
     pruned = None
     if texts_to_keep is not None:
         model, tokenizer, pruned = prune_and_compare(model, subnet, tokenizer, texts_to_keep)
-    inputs = make_inputs(model, tokenizer, texts)
+    inputs = _held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
     view = model.view(subnet)
     reference = predict(view, inputs.tensors)
     records = {}
     with full_disk_is_one_error(folder), staged(folder) as staging:
         export = Export(view, model, subnet, staging, inputs, reference, tokenizer, options)
+        if held_out is not None:
+            scores = held_out.score(lambda batch: predict(view, batch))
+            export = replace(export, held_out=held_out, view_scores=scores, max_accuracy_drop=max_accuracy_drop)
         # The checkpoint is always written first: the others take their config and tokenizer from it.
         CHECKPOINT.write(export, staging)
         for one in chosen:
@@ -100,6 +114,30 @@ def export_subnet(
     return records
 
 
+def check_limit(max_accuracy_drop: float | None, has_held_out: bool, options: Mapping) -> None:
+    """Refuse a limit on the loss of accuracy that cannot be kept, and what only makes sense with one.
+
+    Raises:
+        ValueError: it is negative, or there are no rows to find the accuracy on; or `fallback` without a limit.
+    """
+    if max_accuracy_drop is None:
+        if options.get("fallback") is not None:
+            raise ValueError("fallback: what exceeds max_accuracy_drop stays in float, so it needs max_accuracy_drop")
+        return
+    if not max_accuracy_drop >= 0:
+        raise ValueError(f"max_accuracy_drop must be 0 or more percentage points, got {max_accuracy_drop!r}")
+    if not has_held_out:
+        raise ValueError("max_accuracy_drop needs labelled rows to find the accuracy on: give a data set")
+
+
+def _check_no_ids(held_out: HeldOut | None, calibration: Any) -> None:
+    """Refuse rows that were tokenized before the vocabulary is pruned: their ids would be those of other tokens."""
+    tokenized = isinstance(calibration, (list, tuple)) and any(isinstance(row, Mapping) for row in calibration)
+    if held_out is not None or tokenized:
+        what = "the rows to score on" if held_out is not None else "the rows of calibration"
+        raise ValueError(f"keep_vocabulary_of: {what} are tokenized with the vocabulary that it changes; leave one of them out")
+
+
 def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> None:
     why = model.why_elastic(subnet)
     if why is not None:
@@ -107,8 +145,14 @@ def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None)
         raise ValueError(f"standard_only: this size is not standard: {why}; the nearest standard size is {nearest}")
 
 
-def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str]) -> Inputs:
-    """A padded batch of the texts, or of random tokens."""
+def _held_out_inputs(held_out: HeldOut) -> Inputs:
+    """Rows like those that the model is for: on a few of any other kind, int8 can decide a near tie the other way."""
+    tensors = {name: tensor for name, tensor in held_out.batches[0].items() if name != "labels"}
+    return Inputs(tensors, {"rows_of": held_out.name, **{name: list(tensor.shape) for name, tensor in tensors.items()}})
+
+
+def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str] | None = None) -> Inputs:
+    """A padded batch of the texts (default: `TEXTS`), or of random tokens."""
     if tokenizer is None or tokenizer.pad_token is None:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, model.config.vocab_size, (len(TEXTS), 16), generator=generator)
@@ -117,11 +161,11 @@ def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     longest = min(128, model.config.max_position_embeddings)
     # On the right, where padding moves no token: a causal model called without positions counts it in.
     settings = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
-    batch = tokenizer(list(texts), return_tensors="pt", **settings)
+    batch = tokenizer(list(texts or TEXTS), return_tensors="pt", **settings)
     taken = inspect.signature(model.base.forward).parameters
     known = ("input_ids", "attention_mask", "token_type_ids")
     accepted = {name: tensor for name, tensor in batch.items() if name in known and name in taken}
-    return Inputs(accepted, list(texts))
+    return Inputs(accepted, list(texts or TEXTS))
 
 
 def _write(export: Export, one: Format) -> None:
@@ -144,6 +188,7 @@ def _certify(export: Export, one: Format) -> dict:
     if found:
         raise ParityError(f"{one.name}: the export differs from the model it came from: {'; '.join(found)}")
     evidence = one.evidence(export, folder) if one.evidence is not None else {}
+    evidence = {**evidence, **worth(export, one, folder)}
     return write_parity(folder / "parity.json", one.name, {**comparison, **evidence}, export.inputs.record, limits)
 
 

@@ -18,6 +18,7 @@ import torch
 
 from ..modeling_elastic import ElasticPreTrainedModel
 from ._onnx_backend import EXTRA, PACKAGES, weight_file
+from .calibration import calibration_rows, check_calibration
 from .formats import Export, Format, register
 from .outputs import main_output, predict
 from .parity import FLOAT32, INT8, ParityError, Tolerance, compare, violations
@@ -37,7 +38,6 @@ HOW_RUN = {
     "bf16": "the file with every bfloat16 value held in float32 and rounded, since the CPU provider has no bfloat16 kernels",
     "int8": "the file itself; QuantizeLinear and DequantizeLinear around the products with weights",
 }
-CALIBRATION_TOKENS = 128
 
 
 def precision_of(options: Mapping[str, Any]) -> str:
@@ -63,14 +63,10 @@ def _profile(model: ElasticPreTrainedModel, options: Mapping[str, Any]) -> Profi
 
 def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]) -> None:
     """Raise ValueError for options that cannot be, and ImportError for a build that cannot be done here."""
-    precision = precision_of(options)
+    precision_of(options)
     _profile(model, options)
-    if options.get("calibration_corpus") is not None:
-        if precision != "int8":
-            raise ValueError(f"calibration_corpus: only for precision int8, not {precision}")
-        from .corpus import read_texts
-
-        read_texts("calibration_corpus", options["calibration_corpus"])
+    if options.get("calibration") is not None:
+        check_calibration(options["calibration"])
     if options.get("build"):
         check_builder()
 
@@ -132,7 +128,7 @@ def _convert(export: Export, graph: Path, precision: str, profile: Profile) -> s
     if precision == "int8":
         from .tensorrt_int8 import quantize
 
-        batches, calibrated_on = _calibration(export)
+        batches, calibrated_on = _calibration(export, graph)
         quantize(graph, batches)
     model = onnx.load(graph)
     fix_axes(model, profile.fixed)
@@ -143,22 +139,14 @@ def _convert(export: Export, graph: Path, precision: str, profile: Profile) -> s
     return calibrated_on
 
 
-def _calibration(export: Export) -> tuple[list[dict[str, np.ndarray]], str]:
-    path = export.options.get("calibration_corpus")
-    if path is None or export.tokenizer is None:
-        rows = len(export.inputs.tensors["input_ids"])
-        return [_arrays(export.inputs.tensors)], f"the {rows} rows that the export is compared on, for want of calibration_corpus"
-    from .corpus import read_texts
-    from .subnet import make_inputs
+def _calibration(export: Export, graph: Path) -> tuple[list[dict[str, np.ndarray]], str]:
+    from .onnx import OnnxRunner
 
-    texts = read_texts("calibration_corpus", path)
-    batches = [texts[start : start + 8] for start in range(0, len(texts), 8)]
-    inputs = [_arrays(make_inputs(export.model, export.tokenizer, batch).tensors) for batch in batches]
-    return inputs, f"{len(texts)} texts of {Path(path).name}"
-
-
-def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    rows = calibration_rows(export)
+    given = export.options.get("calibration") is not None
+    what = "rows of calibration" if given else "rows that the export is compared on, for want of calibration"
+    runner = OnnxRunner(graph)
+    return [runner.feed(row) for row in rows], f"{len(rows)} {what}"
 
 
 def _build(export: Export, folder: Path, profile: Profile, inputs: list[str], options: Mapping[str, Any]) -> dict:
@@ -281,7 +269,7 @@ TENSORRT = register(
         run=run,
         packages=PACKAGES,
         extra=EXTRA,
-        options=frozenset((*OPTIONS, "precision", "calibration_corpus", "build")),
+        options=frozenset((*OPTIONS, "precision", "calibration", "build")),
         tolerance=tolerance_of,
         evidence=evidence,
         check=check,

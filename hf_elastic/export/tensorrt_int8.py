@@ -8,21 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from .onnx import _forget_shapes, _quiet
+from .onnx import _quiet
+from .quantize import Feeds
 from .tensorrt_graph import angle_nodes
 
 PRODUCTS = ["MatMul", "Gemm"]
-
-
-class _Batches(CalibrationDataReader):
-    def __init__(self, batches: Iterable[dict[str, np.ndarray]]):
-        self.batches = iter(batches)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.batches, None)
 
 
 def quantize(path: Path, batches: Iterable[dict[str, np.ndarray]]) -> None:
@@ -39,13 +32,16 @@ def quantize(path: Path, batches: Iterable[dict[str, np.ndarray]]) -> None:
         folded, target = Path(staging) / "folded.onnx", Path(staging) / path.name
         # Folding makes a constant of a tied output layer's transposed embedding: only constant weights are quantized.
         quant_pre_process(path, folded, skip_symbolic_shape=True)
-        _forget_shapes(folded)
-        graph = onnx.load(folded).graph
+        model = onnx.load(folded)
+        # The quantizer transposes weights, infers all shapes again and stumbles on the old ones.
+        model.graph.ClearField("value_info")
+        onnx.save(model, folded)
+        graph = model.graph
         angles = angle_nodes(graph)
         quantize_static(
             folded,
             target,
-            _Batches(batches),
+            Feeds(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=PRODUCTS,
             per_channel=True,

@@ -169,15 +169,10 @@ def exported_call(target: Target, file: Path, inputs: Mapping) -> Callable[[], o
 
         runner = OnnxRunner(file, target.threads)
         return lambda: runner(inputs)
-    import openvino
+    from ..export.openvino import OpenVINORunner
 
-    # Of itself it would compute in bfloat16 where the CPU can, and lose digits that the other runtimes keep.
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if target.threads is not None:
-        options["INFERENCE_NUM_THREADS"] = target.threads
-    request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
-    arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
-    return lambda: request.infer(arrays)
+    runner = OpenVINORunner(file, target.threads)
+    return lambda: runner(inputs)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,57 @@
+"""What `hf-elastic export` prints of the files that it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..export import FORMATS
+
+WIDTH = 110  # of the table in a file (columns)
+
+
+def report(records: Mapping[str, Mapping], output_dir: Path) -> None:
+    """A line for each format; with held-out rows a table of size, accuracy and latency."""
+    for name, record in records.items():
+        where = FORMATS[name].folder(output_dir)
+        difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
+        print(f"{name}: {where}, largest difference {difference:.2g}, same decision {agreement:.1%}")
+        for kept in record.get("quantization", {}).get("kept_in_float", []):
+            print(f"{name}: kept in float: {kept['node']} ({kept['weight']})")
+    scored = {name: record for name, record in records.items() if "held_out" in record}
+    if scored:
+        from rich.console import Console
+
+        console = Console()
+        if not console.is_terminal:
+            console.width = WIDTH
+        console.print(table_of(scored))
+
+
+def table_of(records: Mapping[str, Mapping]):
+    """Formats that were scored, under the view that they came from."""
+    from rich.table import Table
+
+    first = next(iter(records.values()))
+    held_out, length = first["held_out"], first["latency"]["sequence_length"]
+    metrics = list(held_out["view"])
+    title = f"{held_out['rows']:,} rows of {held_out['name']}; latency: one sequence of {length} tokens, 95% interval"
+    table = Table("format", "MB", *metrics, "points lost", "latency", "as fast as torch", title=title, title_justify="left")
+    table.add_row("torch (view)", "", *[_metric(name, held_out["view"][name]) for name in metrics], "", _times(first, "view"), "")
+    for name, record in records.items():
+        found, timed = record["held_out"], record["latency"]
+        values = [_metric(metric, found["file"][metric]) for metric in metrics]
+        ratio = f"{timed['view_ms'] / timed['file_ms']:.1f}x"
+        table.add_row(
+            name, f"{record['size_mb']:.1f}", *values, f"{found['accuracy_drop_points']:+.2f}", _times(record, "file"), ratio
+        )
+    return table
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{value:.2f}" if name == "perplexity" else f"{value:.2%}" if name == "accuracy" else f"{value:.3f}"
+
+
+def _times(record: Mapping, which: str) -> str:
+    low, high = record["latency"][f"{which}_interval_ms"]
+    return f"{record['latency'][f'{which}_ms']:.2f} ms [{low:.2f}, {high:.2f}]"

@@ -1,0 +1,64 @@
+"""Calibration data: unlabelled inputs that the ranges of activations are taken from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .formats import Export
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+LONGEST = 128  # tokens of a text that is tokenized here
+
+
+def check_calibration(calibration: Any) -> None:
+    """Check calibration data: texts, pairs of texts, or tokenized rows.
+
+    Raises:
+        ValueError: there are none, or one is neither text nor a row with `input_ids`; names the row and its columns.
+    """
+    if isinstance(calibration, (str, Mapping)) or not isinstance(calibration, Sequence) or not len(calibration):
+        raise ValueError(f"calibration must be a list of texts or of tokenized rows, at least one; got {calibration!r:.100}")
+    for place, row in enumerate(calibration):
+        if isinstance(row, Mapping):
+            if "input_ids" not in row:
+                raise ValueError(
+                    f"calibration: row {place} has the columns {', '.join(map(str, row))}; a tokenized row needs input_ids "
+                    f"(and may have {', '.join(INPUTS[1:])}), or give texts"
+                )
+        elif not (isinstance(row, str) or _is_pair(row)):
+            raise ValueError(f"calibration: row {place} is {row!r:.100}; it must be a text, two texts, or a tokenized row")
+
+
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, (tuple, list)) and len(row) == 2 and all(isinstance(text, str) for text in row)
+
+
+def calibration_rows(export: Export) -> list[dict[str, torch.Tensor]]:
+    """The calibration data of an export as batches of one, `int64[1, sequence]` each; without any, what it is compared on.
+
+    Raises:
+        ValueError: they are texts, and the export has no tokenizer.
+    """
+    given = export.options.get("calibration")
+    if given is None:
+        return _split(export.inputs.tensors)
+    return [_tensors(row, export) for row in given]
+
+
+def _split(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    return [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(len(batch["input_ids"]))]
+
+
+def _tensors(row: Any, export: Export) -> dict[str, torch.Tensor]:
+    if isinstance(row, Mapping):
+        tensors = {name: torch.as_tensor(row[name])[None] for name in INPUTS if name in row}
+        return {"attention_mask": torch.ones_like(tensors["input_ids"]), **tensors}
+    if export.tokenizer is None:
+        raise ValueError("calibration: texts need a tokenizer; give one, or tokenized rows")
+    texts = (row,) if isinstance(row, str) else tuple(row)
+    longest = min(LONGEST, export.model.config.max_position_embeddings)
+    tokens = export.tokenizer(*texts, truncation=True, max_length=longest, return_tensors="pt")
+    return {name: tokens[name] for name in INPUTS if name in tokens}

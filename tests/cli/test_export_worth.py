@@ -1,0 +1,86 @@
+"""`hf-elastic export` with data: what each file is worth, limits, calibration, one-line errors."""
+
+import json
+
+import pytest
+from tiny import config_of, decisive, randomize
+from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+
+from hf_elastic import ElasticForSequenceClassification
+from hf_elastic.cli.main import main
+
+WORDS = [f"word{index}" for index in range(60)]
+
+
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elastic")
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    stock = decisive(
+        randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2, num_hidden_layers=2)))
+    )
+    model = ElasticForSequenceClassification.from_base(stock, space={"num_hidden_layers": [1, 2]})
+    model.save_pretrained(folder / "model")
+    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 24), ("dev", 16)):
+        rows = [f"{i % 2}\t{WORDS[i % 2]} {WORDS[2 + i % 50]}\t{WORDS[3 + i % 40]}" for i in range(count)]
+        (folder / f"{split}.tsv").write_text("\n".join(["label\tsentence1\tsentence2", *rows]) + "\n")
+    return folder
+
+
+def test_the_table_says_what_each_file_is_worth(elastic, data, tmp_path, capsys):
+    options = ["--dataset", str(data), "--max_eval_rows", "12", "--calibration_rows", "4", "--max_accuracy_drop", "100"]
+    formats = ["--formats", "safetensors", "onnx-int8", "onnx-int8-static", "--cpu_instructions", "avx2"]
+    assert main(["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), *options, *formats]) == 0
+    printed = capsys.readouterr().out
+    assert "12 rows of" in printed
+    for name in ("torch (view)", "safetensors", "onnx-int8", "onnx-int8-static"):
+        assert name in printed
+    record = json.loads((tmp_path / "out" / "onnx-int8-static" / "parity.json").read_text())
+    assert record["held_out"]["rows"] == 12
+    assert record["held_out"]["max_accuracy_drop"] == 100
+    assert record["quantization"]["cpu_instructions"] == "avx2"
+
+
+def test_calibration_of_its_own(elastic, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(f"{word} first" for word in WORDS))
+    options = ["--calibration", str(tmp_path / "texts.txt"), "--calibration_rows", "5", "--formats", "onnx-int8-static"]
+    assert main(["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), *options]) == 0
+    assert "held_out" not in json.loads((tmp_path / "out" / "onnx-int8-static" / "parity.json").read_text())
+
+
+BAD = {
+    "no calibration": (["--formats", "onnx-int8-static"], "onnx-int8-static needs calibration"),
+    "wrong columns": (["--formats", "onnx-int8-static", "--calibration", "{wrong}"], "calibration: no text to calibrate with: "),
+    "names columns": (["--formats", "onnx-int8-static", "--calibration", "{wrong}"], "it has the columns label, number"),
+    "no such calibration": (["--formats", "onnx-int8-static", "--calibration", "{wrong}/none.txt"], "none.txt"),
+    "instructions": (["--formats", "onnx-int8", "--cpu_instructions", "sse"], "'sse' is unknown; known: auto, avx2"),
+    "limit without data": (["--formats", "onnx-int8", "--max_accuracy_drop", "1"], "max_accuracy_drop needs labelled rows"),
+    "fallback without limit": (["--formats", "onnx-int8", "--fallback", "float"], "it needs max_accuracy_drop"),
+    "unknown format": (["--formats", "onnx-int4"], "'onnx-int4' is unknown; known: safetensors, onnx, onnx-int8"),
+    "rows": (["--formats", "onnx-int8", "--dataset", "{data}", "--max_eval_rows", "0"], "max_eval_rows: 0 must be 1 or more"),
+    "no such data": (["--formats", "onnx-int8", "--dataset", "none", "--data_dir", "{data}"], "data_dir: no none in"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(elastic, data, tmp_path, capsys, case):
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for split in ("train", "dev"):
+        (wrong / f"{split}.csv").write_text("label,number\n0,1\n1,2\n")
+    arguments, message = BAD[case]
+    arguments = [one.format(wrong=wrong, data=data) for one in arguments]
+    assert main(["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), *arguments]) == 2
+    # Of reading files the libraries show progress before.
+    *_, printed = capsys.readouterr().err.strip().splitlines()
+    assert printed.startswith("hf-elastic: error: ")
+    assert message in printed
+    assert not (tmp_path / "out").exists()
