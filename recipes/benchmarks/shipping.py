@@ -45,10 +45,10 @@ EXPORTS = {
     "OpenVINO int8": ("openvino-int8", {}),
     "OpenVINO int8 static": ("openvino-int8-static", {}),
 }
-NO_SPINNING = {"session": {"session.intra_op.allow_spinning": "0"}}
+SPINNING = {"session": {"session.intra_op.allow_spinning": "1"}}
 EXPLORED = {
     "onnxruntime": {
-        "no spinning": NO_SPINNING,
+        "spinning": SPINNING,
         "no arena": {"arena": False},
         "fixed shapes": {"fixed": True},
         "1 thread": {"threads": 1},

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from hf_elastic.cli.data import load_elastic
-from hf_elastic.export.onnx import OnnxRunner
 from hf_elastic.search.measure import measure_latency
 from hf_elastic.search.targets import use_threads
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
+# Many sessions are open at once, and their calls alternate: each one's idle threads would spin while the next one computes.
+NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
 PAUSE_SECONDS = 0.2  # until the threads of the process before have gone to sleep
 
 
@@ -79,15 +80,12 @@ def _torch_call(variant: Variant, inputs: Mapping, models: dict) -> Callable[[],
 
 
 def _onnxruntime_call(variant: Variant, arrays: Mapping[str, np.ndarray], threads: int) -> Callable[[], object]:
-    if not variant.settings:
-        runner = OnnxRunner(variant.source, threads)
-        return lambda: runner(arrays)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = variant.settings.get("threads", threads)
     options.enable_cpu_mem_arena = variant.settings.get("arena", True)
-    for name, value in variant.settings.get("session", {}).items():
+    for name, value in {**NO_SPINNING, **variant.settings.get("session", {})}.items():
         options.add_session_config_entry(name, value)
     if variant.settings.get("fixed"):
         batch, length = arrays["input_ids"].shape
