@@ -40,7 +40,7 @@ def random_subnet(model_type: str, generator: random.Random) -> dict:
         subnet["num_key_value_heads"] = generator.choice([1, 2])
         subnet["num_attention_heads"] = subnet["num_key_value_heads"] * generator.choice([1, 2])
     elif generator.random() < 0.3:
-        subnet["num_attention_heads"] = generator.choice([1, 2, 4])
+        subnet["num_attention_heads"] = generator.choice([2, 4] if model_type in GROUPED else [1, 2, 4])
     if generator.random() < 0.3:
         subnet["hidden_size"] = generator.choice([16, 24, 32])
     return subnet
