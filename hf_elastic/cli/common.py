@@ -54,6 +54,21 @@ def parse(types: Sequence[type], argv: Sequence[str], command: str, description:
     return tuple(results)
 
 
+def read_yaml(path: str, label: str = "") -> dict:
+    """The mapping in a YAML file; `label` comes before its path in errors.
+
+    Raises:
+        ValueError: it is not YAML, or not a mapping.
+    """
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{label}{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{label}{path} must be a mapping of options")
+    return recipe
+
+
 def read_recipe(path: str, types: Sequence[type]) -> dict:
     """The keys of a YAML recipe.
 
@@ -63,12 +78,7 @@ def read_recipe(path: str, types: Sequence[type]) -> dict:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no recipe {path!r}; give a YAML file, or options as --key value")
-    try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must be a mapping of options")
+    recipe = read_yaml(path)
     known = {field.name for one in types for field in dataclasses.fields(one) if field.init}
     for key in recipe:
         if key not in known:

@@ -6,12 +6,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from ..files import read_mapping
 from ..loading import check_path
-from .common import parse
+from .common import parse, read_yaml
 from .data import load_elastic, load_tokenizer
 
 DESCRIPTION = (
@@ -169,12 +168,12 @@ def card_facts(model, folder: Path, args: PushArguments):
         tags=args.tags,
         measurements=measurements,
         frontier=frontier,
-        recipe={} if args.recipe is None else read_yaml(args.recipe),
+        recipe={} if args.recipe is None else read_recipe(args.recipe),
         sequence_length=args.sequence_length,
     )
 
 
-def read_yaml(path: str) -> dict:
+def read_recipe(path: str) -> dict:
     """The options of a recipe of any command.
 
     Raises:
@@ -183,10 +182,4 @@ def read_yaml(path: str) -> dict:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"recipe: there is no file {path!r}")
-    try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe: {path} is not YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"recipe: {path} must be a mapping of options")
-    return recipe
+    return read_yaml(path, "recipe: ")
