@@ -60,4 +60,4 @@ def test_a_small_run(model, tmp_path):
     assert len(result["rows"]) == 3 * 5
     full = result["rows"][0]
     assert (full["size"], full["runtime"], full["times_faster"], full["points_lost"]) == ("full", "torch fp32", 1.0, 0.0)
-    assert all(row["ms_batch_1"] > 0 and row["ms_batch_32"] > row["ms_batch_1"] / 2 for row in result["rows"])
+    assert all(row["ms_batch_1"] > 0 and row["ms_batch_32"] > 0 for row in result["rows"])
