@@ -174,13 +174,21 @@ class OpenVINORunner:
         path: the `.xml` or `.onnx` file.
         threads: CPU threads; None takes OpenVINO's default.
         options: further properties of the CPU plugin, such as `DYNAMIC_QUANTIZATION_GROUP_SIZE`.
+        shape: (batch, sequence length) that all inputs are fixed to, so that shapes and memory are planned once and not with
+            every call; shorter inputs have to be padded. None takes any shape.
 
     Raises:
         ImportError: openvino is not installed; it names the extra.
         ValueError: `path` is not a file.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, options: Mapping[str, object] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        options: Mapping[str, object] | None = None,
+        shape: tuple[int, int] | None = None,
+    ):
         try:
             import openvino
         except ImportError as error:
@@ -190,7 +198,11 @@ class OpenVINORunner:
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION, **(options or {})}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        core = openvino.Core()
+        graph = core.read_model(str(path))
+        if shape is not None:
+            graph.reshape({port.get_any_name(): list(shape) for port in graph.inputs})
+        compiled = core.compile_model(graph, "CPU", settings)
         self.inputs = [port.get_any_name() for port in compiled.inputs]
         self.outputs = [port.get_any_name() for port in compiled.outputs]
         self._request = compiled.create_infer_request()
@@ -205,5 +217,5 @@ class OpenVINORunner:
         if lacking:
             raise ValueError(f"the graph needs the inputs {lacking}; got {list(inputs)}")
         feed = {name: torch.as_tensor(inputs[name]).numpy(force=True) for name in self.inputs}
-        results = self._request.infer(feed, share_inputs=True)
-        return {name: results[place] for place, name in enumerate(self.outputs)}
+        results = self._request.infer(feed, share_inputs=True, share_outputs=True)
+        return {name: results[place].copy() for place, name in enumerate(self.outputs)}  # the next call overwrites the buffers

@@ -1,4 +1,8 @@
-"""Processes of `shipping.py`: one for each runtime, so that no runtime's idle threads are around while another is timed."""
+"""Processes of `shipping.py`: one for each runtime; in it one cell at a time is open, as it would be where it serves.
+
+Many open sessions disturb each other: the idle threads of one spin for a while, to be there for its next call, on the cores of the
+one that is timed. Forbidding them to spin is no way out: a small model at batch 1 spends much of its time waking threads up.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,7 @@ from hf_elastic.cli.data import load_elastic
 from hf_elastic.search.measure import measure_latency
 from hf_elastic.search.targets import use_threads
 
-RUNTIMES = ("torch", "onnxruntime", "openvino")
-# Many sessions are open at once, and their calls alternate: each one's idle threads would spin while the next one computes.
-NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
-PAUSE_SECONDS = 0.2  # until the threads of the process before have gone to sleep
+PAUSE_SECONDS = 0.1  # until the threads of the process before have gone to sleep
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Variant:
     Attributes:
         size: name of the subnet.
         label: name of the column of the table.
-        runtime: one of `RUNTIMES`.
+        runtime: "torch", "onnxruntime" or "openvino".
         source: the elastic checkpoint for torch, else the file.
-        settings: for torch `autocast`; for onnxruntime `session` entries, `arena`, `fixed` (shapes); for OpenVINO properties.
+        settings: for torch `autocast`; for onnxruntime `session` entries and `arena`; for OpenVINO properties; for both `fixed` (shapes).
     """
 
     size: str
@@ -61,7 +62,9 @@ def open_variant(variant: Variant, inputs: Mapping[str, torch.Tensor], threads: 
         return _onnxruntime_call(variant, arrays, threads)
     from hf_elastic.export.openvino import OpenVINORunner
 
-    runner = OpenVINORunner(variant.source, threads, variant.settings)
+    settings = dict(variant.settings)
+    shape = arrays["input_ids"].shape if settings.pop("fixed", False) else None
+    runner = OpenVINORunner(variant.source, threads, settings, shape)
     return lambda: runner(arrays)
 
 
@@ -85,7 +88,7 @@ def _onnxruntime_call(variant: Variant, arrays: Mapping[str, np.ndarray], thread
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = variant.settings.get("threads", threads)
     options.enable_cpu_mem_arena = variant.settings.get("arena", True)
-    for name, value in {**NO_SPINNING, **variant.settings.get("session", {})}.items():
+    for name, value in variant.settings.get("session", {}).items():
         options.add_session_config_entry(name, value)
     if variant.settings.get("fixed"):
         batch, length = arrays["input_ids"].shape
@@ -96,64 +99,59 @@ def _onnxruntime_call(variant: Variant, arrays: Mapping[str, np.ndarray], thread
     return lambda: session.run(None, feed)
 
 
-def _serve(connection, variants: list[Variant], threads: int, shapes: list[tuple[int, int]], vocabulary: int) -> None:
-    """Time all variants, interleaved, once for every batch shape that is asked for."""
+def _serve(connection, variants: list[Variant], threads: int, vocabulary: int) -> None:
+    """Open, time and close the variant of the number that is asked for, with the shape that is asked for."""
     torch.set_num_threads(threads)
     models: dict = {}
-    calls = {}
     with use_threads(threads):
-        for shape in shapes:
-            inputs = make_inputs(*shape, vocabulary)
-            calls[shape] = {variant.key: open_variant(variant, inputs, threads, models) for variant in variants}
         connection.send("ready")
         while (order := connection.recv()) is not None:
-            shape, repeats = order
-            options = {"repeats": repeats, "min_rounds": repeats, "warmup": 2, "relative_interval": 0}
+            index, shape, repeats = order
+            call = open_variant(variants[index], make_inputs(*shape, vocabulary), threads, models)
+            options = {"repeats": repeats, "min_rounds": repeats, "warmup": 5, "relative_interval": 0}
             # Not around the loading: a view needs the version counters of its weights, which inference tensors lack.
             with torch.inference_mode():
-                timed = measure_latency(calls[shape], **options)
-            connection.send({key: found.samples_ms for key, found in timed.items()})
+                timed = measure_latency({"cell": call}, **options)
+            del call  # closes the session and ends its threads
+            connection.send(timed["cell"].samples_ms)
 
 
 def time_in_turns(
     variants: list[Variant], threads: int, shapes: list[tuple[int, int]], vocabulary: int, rounds: int, repeats: int, bar
 ) -> dict[tuple[int, int], dict[tuple[str, str], list[float]]]:
-    """Samples (milliseconds) by shape and variant: rounds of all runtimes, A B C A B C, each in its own process.
+    """Samples (milliseconds) by shape and variant, in rounds of all cells: A B C A B C.
 
     Args:
         variants: what is timed.
         threads: CPU threads of every runtime.
         shapes: (batch, length).
         vocabulary: ids are below it.
-        rounds: how often each runtime has its turn.
-        repeats: calls of each variant per turn.
+        rounds: how often each cell has its turn.
+        repeats: calls per turn, after a warm-up.
         bar: progress.
     """
     context = multiprocessing.get_context("spawn")
-    workers = []
+    workers = {}
     samples = {shape: {variant.key: [] for variant in variants} for shape in shapes}
     try:
-        for runtime in RUNTIMES:
-            mine = [variant for variant in variants if variant.runtime == runtime]
-            if not mine:
-                continue
+        for runtime in {variant.runtime for variant in variants}:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, mine, threads, shapes, vocabulary), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, variants, threads, vocabulary), daemon=True)
             process.start()
             theirs.close()
-            workers.append((process, ours))
+            workers[runtime] = process, ours
             ours.recv()
-        bar.start("timing", 0, rounds * len(shapes) * len(workers))
+        bar.start("timing", 0, rounds * len(shapes) * len(variants))
         for _ in range(rounds):
-            for shape in shapes:
-                for _, connection in workers:
+            for index, variant in enumerate(variants):
+                _, connection = workers[variant.runtime]
+                for shape in shapes:
                     time.sleep(PAUSE_SECONDS)
-                    connection.send((shape, repeats))
-                    for key, taken in connection.recv().items():
-                        samples[shape][key] += taken
+                    connection.send((index, shape, repeats))
+                    samples[shape][variant.key] += connection.recv()
                     bar.advance()
     finally:
-        for process, connection in workers:
+        for process, connection in workers.values():
             connection.close()
             process.terminate()
             process.join()

@@ -58,6 +58,18 @@ def test_float_at_other_sizes(model, source):
         assert np.abs(runner(inputs)["logits"] - predict(model.view(None), inputs)).max() < 1e-3
 
 
+def test_a_fixed_shape(model, source):
+    runner = OpenVINORunner(source, threads=1, shape=(3, 9))
+    inputs = batch(length=9, rows=3)
+    first = runner(inputs)["logits"]
+    assert np.abs(first - predict(model.view(None), inputs)).max() < 1e-3
+    kept = first.copy()
+    runner({name: tensor.flip(0) for name, tensor in inputs.items()})
+    assert np.array_equal(first, kept)  # answers are not overwritten by the next call
+    with pytest.raises(RuntimeError, match=r"input \(shape=\[3,9\]\)"):
+        runner(batch(length=9, rows=1))
+
+
 def test_int8_weights_and_int8_with_calibration(model, source, tmp_path):
     compressed = compress_openvino(source, tmp_path / "weights.xml")
     rows = [{name: tensor[:1] for name, tensor in batch(seed=seed).items()} for seed in range(4)]

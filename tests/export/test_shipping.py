@@ -57,7 +57,7 @@ def test_a_small_run(model, tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "out.json").read_text())
-    assert len(result["rows"]) == 3 * 5
+    assert len(result["rows"]) == 3 * 6
     full = result["rows"][0]
     assert (full["size"], full["runtime"], full["times_faster"], full["points_lost"]) == ("full", "torch fp32", 1.0, 0.0)
     assert all(row["ms_batch_1"] > 0 and row["ms_batch_32"] > 0 for row in result["rows"])
