@@ -1,7 +1,7 @@
 """Processes of `shipping.py`: one for each runtime; in it one cell at a time is open, as it would be where it serves.
 
-Many open sessions disturb each other: the idle threads of one spin for a while, to be there for its next call, on the cores of the
-one that is timed. Forbidding them to spin is no way out: a small model at batch 1 spends much of its time waking threads up.
+Many open sessions disturb each other: the idle threads of one spin for a while, to be there for its next call, on the cores of
+the one that is timed. Forbidding them to spin is no way out: a small model at batch 1 spends much of its time waking threads up.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Variant:
         label: name of the column of the table.
         runtime: "torch", "onnxruntime" or "openvino".
         source: the elastic checkpoint for torch, else the file.
-        settings: for torch `autocast`; for onnxruntime `session` entries and `arena`; for OpenVINO properties; for both `fixed` (shapes).
+        settings: for torch `autocast`; for onnxruntime `session` entries and `arena`; for OpenVINO properties; for the last two
+            `fixed` (shape).
     """
 
     size: str

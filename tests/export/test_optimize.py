@@ -115,4 +115,5 @@ def test_the_command_takes_the_options(bert, tmp_path, capsys):
     assert main([*arguments, "--optimize", "O2"]) == 0
     assert operators(tmp_path / "out" / "onnx" / "model.onnx")["Attention"] == 2
     assert main([*arguments[:-1], "safetensors", "--overwrite", "--opset", "20"]) == 2
-    assert "opset: an option of onnx, onnx-int8, onnx-int8-static, onnx-int8-weights; formats: safetensors" in capsys.readouterr().err
+    message = "opset: an option of onnx, onnx-int8, onnx-int8-static, onnx-int8-weights; formats: safetensors"
+    assert message in capsys.readouterr().err
