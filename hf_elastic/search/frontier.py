@@ -38,6 +38,13 @@ class Objective:
         """Factor that turns a value into a cost: 1 if minimised, -1 if maximised."""
         return 1 if self.direction == "minimize" else -1
 
+    @property
+    def title(self) -> str:
+        """For people, with the unit: "peak memory (MB)"."""
+        if not self.unit:
+            return self.name.replace("_", " ")
+        return f"{self.name.removesuffix(f'_{self.unit.lower()}').replace('_', ' ')} ({self.unit})"
+
 
 @dataclass(frozen=True)
 class Point:

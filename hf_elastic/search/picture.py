@@ -85,9 +85,8 @@ def _title(frontier: Frontier, name: str) -> str:
     """A value with its unit and direction, for an axis or a column; just its name if it is no objective."""
     for objective in frontier.objectives:
         if objective.name == name:
-            unit = f" ({objective.unit})" if objective.unit else ""
             better = "lower" if objective.sign > 0 else "higher"
-            return f"{name.removesuffix(f'_{objective.unit}').replace('_', ' ')}{unit}, {better} is better"
+            return f"{objective.title}, {better} is better"
     return name.replace("_", " ")
 
 

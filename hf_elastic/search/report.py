@@ -11,7 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from ..files import write_atomically
-from .frontier import Frontier, Point
+from .frontier import Frontier, Objective, Point
 from .objectives import OBJECTIVES
 from .picture import MARKED, short_names, value_text
 
@@ -59,10 +59,8 @@ def _values(frontier: Frontier) -> dict[str, dict[str, str]]:
     found.update(dict.fromkeys(name for point in frontier.evaluated for name in point.values))
     result = {}
     for name in found:
-        unit = known[name].unit if name in known else ""
-        plain = name.removesuffix(f"_{unit}").replace("_", " ")
-        direction = known[name].direction if name in known else "minimize"
-        result[name] = {"direction": direction, "title": f"{plain} ({unit})" if unit else plain}
+        one = known.get(name, Objective(name, "minimize"))
+        result[name] = {"direction": one.direction, "title": one.title}
     return result
 
 
