@@ -1,6 +1,7 @@
 """Every backbone as ONNX in this environment: how far from torch, and whether decoders generate what torch generates.
 
     python recipes/benchmarks/onnx_graphs.py                    # in transformers 5 and in 4.57 (Optimum): one table each
+    python recipes/benchmarks/onnx_graphs.py --tensorrt         # TensorRT-ready graphs in every precision, run on the CPU
     python recipes/benchmarks/onnx_graphs.py --speed 200        # MiniLM, plain and optimized graph, interleaved runs
 
 The backbones are the tiny random models of tests/tiny.py: the full size, a standard one, and one that no stock config describes.
@@ -22,6 +23,7 @@ import transformers
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, export_subnet
 from hf_elastic.data import minilm_path
 from hf_elastic.export.onnx import OnnxRunner
+from hf_elastic.export.tensorrt import PRECISIONS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from tiny import CONFIGS, ENCODERS, GROUPED, config_of, randomize, space_of
@@ -37,18 +39,44 @@ def sizes_of(name: str) -> dict[str, dict | None]:
     return {"full": None, "standard": {"num_hidden_layers": 2, "intermediate_size": 16}, "elastic": own}
 
 
+def elastic(name: str):
+    """A backbone as an elastic language model with random weights."""
+    encoder = name in ENCODERS
+    cls, auto = (
+        (ElasticForMaskedLM, transformers.AutoModelForMaskedLM)
+        if encoder
+        else (ElasticForCausalLM, transformers.AutoModelForCausalLM)
+    )
+    return cls.from_base(randomize(auto.from_config(config_of(name))), space=space_of(name))
+
+
+def tensorrt(names: list[str]) -> None:
+    """Print how far each precision is from torch; the graph ran on ONNX Runtime's CPU provider, no engine was built."""
+    print(
+        f"transformers {transformers.__version__}: largest difference relative to the largest value (same largest entry, share of rows)\n"
+    )
+    print("| backbone | " + " | ".join(PRECISIONS) + " |")
+    print("| --- " * (len(PRECISIONS) + 1) + "|")
+    for name in names:
+        model, cells = elastic(name), []
+        for precision in PRECISIONS:
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    record = export_subnet(model, None, Path(folder) / "out", ["tensorrt"], precision=precision)["tensorrt"]
+                except ValueError as error:
+                    cells.append(f"refused: {error}")
+                else:
+                    cells.append(f"{record['max_relative_difference']:.1e} ({record['argmax_agreement']:.0%})")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
 def backbones(names: list[str]) -> None:
     """Print the table of differences."""
     print(f"transformers {transformers.__version__}, torch {torch.__version__}\n")
     print("| backbone | size | largest logits difference | relative | tokens as torch's |")
     print("| --- | --- | --- | --- | --- |")
     for name in names:
-        cls, auto = (
-            (ElasticForMaskedLM, transformers.AutoModelForMaskedLM)
-            if name in ENCODERS
-            else (ElasticForCausalLM, transformers.AutoModelForCausalLM)
-        )
-        model = cls.from_base(randomize(auto.from_config(config_of(name))), space=space_of(name))
+        model = elastic(name)
         for label, subnet in sizes_of(name).items():
             with tempfile.TemporaryDirectory() as folder:
                 record = export_subnet(model, subnet, Path(folder) / "out", ["onnx"])["onnx"]
@@ -94,6 +122,7 @@ def interleaved(runners: dict, inputs: dict, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="*", default=list(CONFIGS), help="some of tests/tiny.py's; default: all")
+    parser.add_argument("--tensorrt", action="store_true", help="the graphs for TensorRT instead")
     parser.add_argument("--speed", type=int, metavar="ROUNDS", help="time MiniLM's graph at each level instead")
     parser.add_argument("--threads", type=int, default=1, help="of onnxruntime, for --speed")
     arguments = parser.parse_args()
@@ -103,7 +132,7 @@ def main() -> None:
     if arguments.speed is not None:
         speed(arguments.speed, arguments.threads)
     else:
-        backbones(arguments.backbones)
+        (tensorrt if arguments.tensorrt else backbones)(arguments.backbones)
 
 
 if __name__ == "__main__":
