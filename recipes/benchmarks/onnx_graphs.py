@@ -52,9 +52,8 @@ def elastic(name: str):
 
 def tensorrt(names: list[str]) -> None:
     """Print how far each precision is from torch; the graph ran on ONNX Runtime's CPU provider, no engine was built."""
-    print(
-        f"transformers {transformers.__version__}: largest difference relative to the largest value (same largest entry, share of rows)\n"
-    )
+    print(f"transformers {transformers.__version__}, full size")
+    print("largest difference / largest value (share of the rows with the same largest entry)\n")
     print("| backbone | " + " | ".join(PRECISIONS) + " |")
     print("| --- " * (len(PRECISIONS) + 1) + "|")
     for name in names:
