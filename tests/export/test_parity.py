@@ -26,6 +26,7 @@ def test_compare_equal():
         "largest_reference": 8.0,
         "max_relative_difference": 0.0,
         "argmax_agreement": 1.0,
+        "near_argmax_agreement": 1.0,
         "rows": 2,
     }
 
@@ -97,6 +98,18 @@ def test_check_parity_of_decisions():
     check_parity(result, Tolerance())
     with pytest.raises(ParityError, match=r"agrees in 0.000 of 2 rows, needed 0.9"):
         check_parity(result, INT8)
+
+
+@pytest.mark.parametrize(("below", "passed"), [(0.5, True), (0.7, False)])  # of a range of 12, of which 5% are 0.6
+def test_a_near_tie_is_not_held_against_a_candidate(below, passed):
+    reference = np.array([[4.0, 4.0 - below, -8.0]])
+    result = compare(reference, np.array([[3.9, 4.0, -8.0]]))
+    assert (result["argmax_agreement"], result["near_argmax_agreement"]) == (0.0, float(passed))
+    if passed:
+        check_parity(result, INT8)
+    else:
+        with pytest.raises(ParityError, match=r"agrees in 0\.000 of 1 rows"):
+            check_parity(result, INT8)
 
 
 @pytest.mark.parametrize(("shift", "passed"), [(0.0, True), (1.0, False)])
