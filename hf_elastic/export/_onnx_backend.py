@@ -158,6 +158,8 @@ def _optimum_config(model: PreTrainedModel, inputs: dict, axes: Axes):
     from optimum.exporters.tasks import TasksManager
 
     cached = PAST in inputs
+    if model.config.model_type == "transformer_xl":  # our own architecture, without a key-value cache
+        return given_inputs(_own_decoder_class(), inputs, axes)(model.config, task="text-generation")
     try:
         task = TasksManager.infer_task_from_model(model) + ("-with-past" if cached else "")
         constructor = TasksManager.get_exporter_config_constructor("onnx", model=model, task=task, library_name="transformers")
@@ -166,6 +168,19 @@ def _optimum_config(model: PreTrainedModel, inputs: dict, axes: Axes):
 
     past = {"use_past": True, "use_past_in_inputs": True} if cached else {}
     return functools.partial(given_inputs(constructor.func, inputs, axes), **constructor.keywords)(model.config, **past)
+
+
+def _own_decoder_class() -> type:
+    """Optimum's description of any decoder, complete enough for one that takes no cache."""
+    from optimum.exporters.onnx.config import TextDecoderOnnxConfig
+    from optimum.utils import NormalizedTextConfig
+
+    class OwnDecoder(TextDecoderOnnxConfig):
+        """A decoder that Optimum has no class for."""
+
+        NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
+
+    return OwnDecoder
 
 
 def given_inputs(config_class: type, inputs: dict, axes: Axes) -> type:

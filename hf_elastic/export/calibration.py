@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .formats import Export
+from .formats import Export, longest_sequence
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LONGEST = 128  # tokens of a text that is tokenized here
@@ -59,6 +59,6 @@ def _tensors(row: Any, export: Export) -> dict[str, torch.Tensor]:
     if export.tokenizer is None:
         raise ValueError("calibration: texts need a tokenizer; give one, or tokenized rows")
     texts = (row,) if isinstance(row, str) else tuple(row)
-    longest = min(LONGEST, export.model.config.max_position_embeddings)
+    longest = min(LONGEST, longest_sequence(export.model.base))
     tokens = export.tokenizer(*texts, truncation=True, max_length=longest, return_tensors="pt")
     return {name: tokens[name] for name in INPUTS if name in tokens}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_elastic import ElasticPreTrainedModel
@@ -121,6 +122,20 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {}
+UNLIMITED = 2**31 - 1
+
+
+def longest_sequence(model: PreTrainedModel) -> int:
+    """The most tokens that a stock model takes: its positions, less those that RoBERTa's kind of table keeps for padding.
+
+    `UNLIMITED` where positions have no table and the config names no limit (Transformer-XL).
+    """
+    reserved = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None
+    ]
+    return getattr(model.config, "max_position_embeddings", UNLIMITED) - max(reserved, default=0)
 
 
 def register(one: Format) -> Format:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from ._onnx_backend import EXTRA, OPSET, PACKAGES
 from .decoding import Decoded, decode_greedily, pad_left
-from .formats import Export, Format, register
+from .formats import Export, Format, longest_sequence, register
 from .outputs import main_output
 from .parity import FLOAT32, ParityError
 
@@ -100,9 +100,9 @@ def generation_evidence(export: Export, folder: Path, *, enforce: bool = True) -
     from .onnx import OnnxRunner
 
     batch = {name: tensor.numpy() for name, tensor in export.inputs.tensors.items()}
-    count = min(GENERATED, export.model.config.max_position_embeddings // 2)
-    longest = export.model.config.max_position_embeddings - count
-    ids, mask = pad_left(batch["input_ids"], batch["attention_mask"], longest)
+    longest = longest_sequence(export.model.base)
+    count = min(GENERATED, longest // 2)
+    ids, mask = pad_left(batch["input_ids"], batch["attention_mask"], longest - count)
     expected = decode_with_torch(export.view, ids, mask, count)
     actual = decode_greedily(OnnxRunner(folder / GRAPH), ids, mask, count)
     record = compare_decoded(expected, actual)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import check_output, full_disk_is_one_error, staged
 from ..modeling_elastic import ElasticPreTrainedModel
-from .formats import Export, Format, Inputs, select
+from .formats import Export, Format, Inputs, longest_sequence, select
 from .held_out import HeldOut, worth
 from .outputs import CHECKPOINT, predict
 from .parity import ParityError, compare, violations, write_parity
@@ -158,7 +158,7 @@ def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         ids = torch.randint(0, model.config.vocab_size, (len(TEXTS), 16), generator=generator)
         tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return Inputs(tensors, {name: list(tensor.shape) for name, tensor in tensors.items()})
-    longest = min(128, model.config.max_position_embeddings)
+    longest = min(128, longest_sequence(model.base))
     # On the right, where padding moves no token: a causal model called without positions counts it in.
     settings = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
     batch = tokenizer(list(texts or TEXTS), return_tensors="pt", **settings)

@@ -19,11 +19,11 @@ import torch
 from ..modeling_elastic import ElasticPreTrainedModel
 from ._onnx_backend import EXTRA, PACKAGES, weight_file
 from .calibration import calibration_rows, check_calibration
-from .formats import Export, Format, register
+from .formats import Export, Format, longest_sequence, register
 from .outputs import main_output, predict
 from .parity import FLOAT32, INT8, ParityError, Tolerance, compare, violations
 from .tensorrt_build import HOW_TO_INSTALL, build_engine, build_in_cache, check_builder
-from .tensorrt_profile import OPTIONS, Profile, longest_sequence, profile_of, provider_options, trtexec_command
+from .tensorrt_profile import OPTIONS, Profile, profile_of, provider_options, trtexec_command
 
 GRAPH, ENGINE, CACHE, DESCRIPTION = "model.onnx", "model.engine", "engine_cache", "tensorrt.json"
 PRECISIONS = {
@@ -58,7 +58,7 @@ def tolerance_of(options: Mapping[str, Any]) -> Tolerance:
 
 
 def _profile(model: ElasticPreTrainedModel, options: Mapping[str, Any]) -> Profile:
-    return profile_of(options, longest_sequence(model.base, model.config.max_position_embeddings))
+    return profile_of(options, longest_sequence(model.base))
 
 
 def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 KINDS = ("min", "opt", "max")
 BATCH, SEQUENCE = "batch_size", "sequence_length"
 DEFAULT_BATCH = (1, 8, 32)
@@ -51,16 +49,6 @@ class Profile:
     def to_dict(self) -> dict:
         """As in `tensorrt.json`."""
         return {kind: {BATCH: self.shape(kind)[0], SEQUENCE: self.shape(kind)[1]} for kind in KINDS}
-
-
-def longest_sequence(model: nn.Module, limit: int) -> int:
-    """The most tokens that a model takes: `limit`, less the positions that RoBERTa's kind of table keeps for padding."""
-    reserved = [
-        module.padding_idx + 1
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None
-    ]
-    return limit - max(reserved, default=0)
 
 
 def profile_of(options: Mapping[str, Any], longest: int) -> Profile:

@@ -18,7 +18,7 @@ from hf_elastic.export.onnx_formats import compare_decoded
 
 NEW = 32
 # torch.export takes some ten seconds for each: there the quick tests have one, with grouped heads that differ by layer.
-CACHED = tuple(name for name in DECODERS if name != "transformer_xl")  # which has a memory of its own, and no graph with it
+CACHED = tuple(name for name in DECODERS if name != "transformer_xl")  # its memory is no key-value cache, and not in the graph
 QUICK = ("llama",) if ON_TRANSFORMERS_5 else CACHED
 BACKBONES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CACHED]
 
@@ -170,3 +170,16 @@ def test_a_row_counts_up_to_its_first_difference():
     assert record["max_generation_difference"] == 0.0
     assert record["largest_lost_margin"] == pytest.approx(1e-6, rel=0.1)
     assert compare_decoded(expected, Decoded(np.array([[1, 3, 3]]), other))["largest_lost_margin"] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_a_segment_of_transformer_xl(exported):
+    model, folder, record = exported("transformer_xl")
+    assert record["max_relative_difference"] < 1e-5
+    runner = OnnxRunner(folder / "onnx" / "model.onnx", threads=1)
+    assert list(runner.outputs) == ["logits"]
+    for length, rows in ((9, 3), (1, 1)):
+        inputs = batch(length=length, rows=rows)
+        with torch.no_grad():
+            expected = model.view(subnet_of("transformer_xl"))(**inputs).logits
+        assert np.abs(runner(inputs)["logits"] - expected.numpy()).max() < 1e-5

@@ -15,9 +15,10 @@ from transformers import AutoModelForMaskedLM
 
 from hf_elastic import ElasticForMaskedLM
 from hf_elastic.export import export_subnet
+from hf_elastic.export.formats import longest_sequence
 from hf_elastic.export.tensorrt_graph import FLOAT32_OPERATORS, count_in_floats, fix_axes, lower_precision
 from hf_elastic.export.tensorrt_operators import check_operators, operator_table, problems
-from hf_elastic.export.tensorrt_profile import Profile, longest_sequence, profile_of, provider_options, trtexec_command
+from hf_elastic.export.tensorrt_profile import Profile, profile_of, provider_options, trtexec_command
 
 # `provider_option_names` of onnxruntime/core/providers/tensorrt/tensorrt_execution_provider_info.cc (microsoft/onnxruntime).
 PROVIDER_OPTIONS = frozenset(
@@ -274,7 +275,7 @@ def test_inputs_longer_than_the_profile(model, tmp_path):
 
 
 def test_positions_kept_for_padding(model):
-    assert longest_sequence(model.base, model.config.max_position_embeddings) == 62
+    assert longest_sequence(model.base) == 62
 
 
 def test_a_build_that_cannot_be_stops_before_any_work(model, tmp_path):

@@ -107,6 +107,9 @@ def test_memory_ends_after_mem_len_and_counts():
     assert [memory.shape for memory in model(tokens()[:, :2], mems=first.mems).mems] == [(5, 2, 32)] * 3
     assert (model(tokens(), mems=first.mems).logits - first.logits).abs().max() > 1e-2
     assert model_of(mem_len=0)(tokens()).mems is None
+    assert model(tokens(), use_cache=False).mems is None
+    model.config.use_cache = False
+    assert model(tokens()).mems is None and model(tokens(), use_cache=True).mems is not None
 
 
 def test_same_length_attends_to_the_last_positions_only():

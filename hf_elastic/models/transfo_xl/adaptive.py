@@ -51,10 +51,13 @@ class AdaptiveEmbedding(nn.Module):
     def _ids_within(self, index: int, input_ids: torch.Tensor) -> torch.Tensor:
         """Ids counted from the cluster's first; others become any valid id, except those that no cluster has: they fail."""
         start, end = self.clusters[index]
-        lowest = None if index == 0 else 0
-        highest = None if index == len(self.clusters) - 1 else end - start - 1
         ids = input_ids - start
-        return ids if lowest is None and highest is None else ids.clamp(lowest, highest)
+        # Not clamp, which TensorRT has for floats only.
+        if index > 0:
+            ids = torch.where(ids < 0, 0, ids)
+        if index < len(self.clusters) - 1:
+            ids = torch.where(ids >= end - start, 0, ids)
+        return ids
 
 
 class AdaptiveSoftmax(nn.Module):

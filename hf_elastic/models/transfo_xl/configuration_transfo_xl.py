@@ -58,6 +58,7 @@ class TransformerXLConfig(PretrainedConfig):
             adaptive softmax saves. Set it to True to get metrics out of `Trainer`.
         tie_word_embeddings: the softmax shares the tables of the embedding.
         eos_token_id: end of text.
+        use_cache: whether `forward` returns memory where it is not told.
 
     Raises:
         ValueError: a value that is not allowed, named together with what is.
@@ -103,6 +104,7 @@ class TransformerXLConfig(PretrainedConfig):
         return_logits: bool | None = None,
         tie_word_embeddings: bool = True,
         eos_token_id: int | None = 0,
+        use_cache: bool = True,
         **kwargs,
     ):
         kwargs.pop("model_type", None)  # a checkpoint of transformers' own class says "transfo-xl"
@@ -136,6 +138,7 @@ class TransformerXLConfig(PretrainedConfig):
         self.init_std = init_std
         self.layer_norm_epsilon = layer_norm_epsilon
         self.return_logits = return_logits
+        self.use_cache = use_cache
         super().__init__(tie_word_embeddings=tie_word_embeddings, eos_token_id=eos_token_id, **kwargs)
         self.validate_sizes()
 

@@ -66,7 +66,7 @@ def _summed_loss(model, streams: torch.Tensor, segment_length: int, show_progres
     for start in track(starts, "evaluating segments", disable=not show_progress):
         labels = streams[:, start + 1 : start + 1 + segment_length]
         inputs = streams[:, start : start + labels.shape[1]]
-        outputs = model(inputs, mems=mems, targets=labels, return_logits=False, num_items_in_batch=1)
+        outputs = model(inputs, mems=mems, targets=labels, return_logits=False, num_items_in_batch=1, use_cache=True)
         total += outputs.loss.double().item()
         mems = outputs.mems
     return total

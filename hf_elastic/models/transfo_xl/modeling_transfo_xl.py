@@ -110,6 +110,7 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        use_cache: bool | None = None,
     ) -> TransformerXLModelOutput:
         """Hidden states of one segment.
 
@@ -122,6 +123,7 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
             inputs_embeds: `[batch, length, d_model]` instead of `input_ids`.
             output_attentions: return attention weights; None is the config's.
             output_hidden_states: return the inputs of all layers; None is the config's.
+            use_cache: return `mems`; None is the config's.
 
         Raises:
             ValueError: both or none of `input_ids` and `inputs_embeds`; `mems` of other sizes than this model's.
@@ -131,6 +133,7 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        use_cache = self.config.use_cache if use_cache is None else use_cache
         hidden = self.drop(self.word_emb(input_ids) if inputs_embeds is None else inputs_embeds)
         memories = self._memories(mems, batch=hidden.shape[0])
         remembered = 0 if memories[0] is None else memories[0].shape[1]
@@ -144,7 +147,7 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
         hidden = self.drop(hidden)
         return TransformerXLModelOutput(
             last_hidden_state=hidden,
-            mems=self._remember(inputs, memories),
+            mems=self._remember(inputs, memories) if use_cache else None,
             hidden_states=(*inputs, hidden) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
@@ -174,7 +177,8 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
     def _positions(self, hidden: torch.Tensor, remembered: int) -> torch.Tensor:
         distances = torch.arange(remembered + hidden.shape[1] - 1, -1, -1, device=hidden.device)
         if self.config.clamp_len > 0:
-            distances = distances.clamp(max=self.config.clamp_len)
+            # Not clamp, which TensorRT has for floats only.
+            distances = torch.where(distances > self.config.clamp_len, self.config.clamp_len, distances)
         return self.pos_emb(distances, hidden.dtype)
 
     def _blocked(self, hidden: torch.Tensor, remembered: int, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -186,9 +190,9 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
             blocked = blocked | (distance >= self.config.mem_len)
         blocked = blocked[None, None]
         if attention_mask is not None:
-            padding = attention_mask[:, -len(key) :] == 0
-            padding = nn.functional.pad(padding, (len(key) - padding.shape[1], 0))
-            blocked = blocked | padding[:, None, None]
+            counts = attention_mask[:, -key.shape[0] :]
+            counts = nn.functional.pad(counts, (key.shape[0] - counts.shape[1], 0), value=1)
+            blocked = blocked | (counts == 0)[:, None, None]
         return blocked
 
 
@@ -233,6 +237,7 @@ class TransformerXLForCausalLM(TransformerXLPreTrainedModel, GenerationMixin):
         return_logits: bool | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        use_cache: bool | None = None,
     ) -> TransformerXLCausalLMOutput:
         """Loss or log-probabilities of one segment; see `TransformerXLModel.forward` for what is not listed.
 
@@ -256,6 +261,7 @@ class TransformerXLForCausalLM(TransformerXLPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            use_cache=use_cache,
             return_dict=True,
         )
         hidden = outputs.last_hidden_state
@@ -285,6 +291,7 @@ class TransformerXLForCausalLM(TransformerXLPreTrainedModel, GenerationMixin):
         return {
             "input_ids": input_ids if mems is None else input_ids[:, -1:],
             "mems": mems,
+            "use_cache": use_cache is not False,
             "attention_mask": attention_mask,
             "logits_to_keep": logits_to_keep,
             "return_logits": True,
