@@ -216,6 +216,7 @@ class OpenVINORunner:
         lacking = [name for name in self.inputs if name not in inputs]
         if lacking:
             raise ValueError(f"the graph needs the inputs {lacking}; got {list(inputs)}")
-        feed = {name: torch.as_tensor(inputs[name]).numpy(force=True) for name in self.inputs}
+        given = {name: inputs[name] for name in self.inputs}
+        feed = {name: value if isinstance(value, np.ndarray) else value.numpy(force=True) for name, value in given.items()}
         results = self._request.infer(feed, share_inputs=True, share_outputs=True)
         return {name: results[place].copy() for place, name in enumerate(self.outputs)}  # the next call overwrites the buffers

@@ -1,4 +1,4 @@
-"""Full, half and a fifth of a trained elastic classifier in every runtime: latency, size on disk, accuracy.
+"""Full, half, a third and a fifth of a trained elastic classifier in every runtime: latency, size on disk, accuracy.
 
     python recipes/benchmarks/shipping.py --model runs/sizes/mrpc/elastic-1 --dataset DATA_DIR/glue/mrpc --output shipping.json
 
@@ -31,7 +31,7 @@ from hf_elastic.files import write_atomically
 from hf_elastic.search.measure import Latency, machine_facts
 from hf_elastic.search.progress import Bar
 
-SHARES = {"half": 0.5, "fifth": 0.2}
+SHARES = {"half": 0.5, "third": 0.34, "fifth": 0.2}
 LENGTH, BATCHES = 32, (1, 32)
 # Column -> format and options of the export; those with "O2" only where this version of hf_elastic can fuse.
 EXPORTS = {
@@ -77,7 +77,7 @@ class ShippingArguments(DataArguments):
 
 
 def choose_sizes(model) -> dict[str, str | None]:
-    """full, half and fifth -> the named size whose FLOPs are nearest to that share of the full ones."""
+    """full, half, third and fifth -> the named size whose FLOPs are nearest to that share of the full ones."""
     full = model.flops_of(None)
     chosen: dict[str, str | None] = {"full": None}
     for label, share in SHARES.items():

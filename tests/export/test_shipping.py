@@ -31,7 +31,7 @@ def model():
 
 
 def test_the_sizes_are_the_nearest_named_ones(shipping, model):
-    assert shipping.choose_sizes(model) == {"full": None, "half": "two", "fifth": "one"}
+    assert shipping.choose_sizes(model) == {"full": None, "half": "two", "third": "one", "fifth": "one"}
 
 
 @pytest.mark.parametrize(("times", "lost", "wanted"), [(7.0, 0.9, "reached"), (5.9, 0.0, "missed"), (9.0, 1.1, "no int8 size")])
@@ -57,7 +57,7 @@ def test_a_small_run(model, tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "out.json").read_text())
-    assert len(result["rows"]) == 3 * 6
+    assert len(result["rows"]) == 4 * 6
     full = result["rows"][0]
     assert (full["size"], full["runtime"], full["times_faster"], full["points_lost"]) == ("full", "torch fp32", 1.0, 0.0)
     assert all(row["ms_batch_1"] > 0 and row["ms_batch_32"] > 0 for row in result["rows"])
