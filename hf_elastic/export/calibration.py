@@ -45,20 +45,20 @@ def calibration_rows(export: Export) -> list[dict[str, torch.Tensor]]:
     given = export.options.get("calibration")
     if given is None:
         return _split(export.inputs.tensors)
-    return [_tensors(row, export) for row in given]
+    longest = min(LONGEST, longest_sequence(export.model.base))
+    return [_tensors(row, export, longest) for row in given]
 
 
 def _split(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     return [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(len(batch["input_ids"]))]
 
 
-def _tensors(row: Any, export: Export) -> dict[str, torch.Tensor]:
+def _tensors(row: Any, export: Export, longest: int) -> dict[str, torch.Tensor]:
     if isinstance(row, Mapping):
         tensors = {name: torch.as_tensor(row[name])[None] for name in INPUTS if name in row}
         return {"attention_mask": torch.ones_like(tensors["input_ids"]), **tensors}
     if export.tokenizer is None:
         raise ValueError("calibration: texts need a tokenizer; give one, or tokenized rows")
     texts = (row,) if isinstance(row, str) else tuple(row)
-    longest = min(LONGEST, longest_sequence(export.model.base))
     tokens = export.tokenizer(*texts, truncation=True, max_length=longest, return_tensors="pt")
     return {name: tokens[name] for name in INPUTS if name in tokens}

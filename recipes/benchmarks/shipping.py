@@ -1,6 +1,6 @@
 """Full, half, a third and a fifth of a trained elastic classifier in every runtime: latency, size on disk, accuracy.
 
-    python recipes/benchmarks/shipping.py --model runs/sizes/sst2/elastic-0 --dataset DATA_DIR/glue/sst2 --output shipping.json
+    python recipes/benchmarks/shipping.py --model runs/sizes/sst2/elastic-0 --dataset glue/sst2 --data_dir DATA_DIR
 
 Latencies are medians with 95% intervals, at 32 tokens and batch 1 and 32, of rounds in which each cell has its turn, alone,
 in a process of its runtime. Accuracy is that of `parity.json`, on the held-out rows of the data. Run it on a quiet machine.
