@@ -39,8 +39,8 @@ class ElasticTrainingArguments(TrainingArguments):
     size_weights: str = field(
         default="uniform",
         metadata={
-            "help": "Weight of each size's loss: uniform, flops, or a mapping of largest, smallest, random or a size's name "
-            "to a weight (1 where left out). They are normalised to a sum of 1."
+            "help": "Weight of each size's loss: uniform, flops, or a mapping of largest, smallest and random, or with "
+            "train_subnets or sampling all of largest and names, to a weight (1 where left out). They are normalised to a sum of 1."
         },
     )
     progressive_schedule: str | None = field(

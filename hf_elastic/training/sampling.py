@@ -139,6 +139,12 @@ class Sampler:
             return sizes
         return [*sizes, *(("random", space.sample(generator)) for _ in range(self.num_random)), ("smallest", space.smallest)]
 
+    def roles(self) -> list[str]:
+        """The roles that sizes are drawn with."""
+        if self.sampling == "all" or self.only_named:
+            return [role for role, _ in self._everything()]
+        return ["largest", *(["random"] if self.num_random else []), "smallest"]
+
     def _everything(self) -> Drawn:
         if self.named:
             return [("largest", self.space.largest), *self.named.items()]
@@ -182,7 +188,7 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
         raise ValueError("size_weights: a single_path step has one size, there is nothing to weight")
     if not isinstance(rule, Mapping):
         return
-    known = ("largest", "smallest", "random", *sampler.named)
+    known = sampler.roles()
     for role in rule:
         if role not in known:
             raise ValueError(f"size_weights: {role!r} is no size that is trained; known: {', '.join(known)}")

@@ -127,16 +127,21 @@ def test_size_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "options", "message"),
     [
-        ({"huge": 1}, "'huge' is no size that is trained; known: largest, smallest, random, half"),
-        ({"smallest": -1}, "smallest: -1 is not a weight"),
-        ({"largest": 0, "smallest": 0}, "with largest at 0 every other size needs a weight"),
+        ({"huge": 1}, {}, "'huge' is no size that is trained; known: largest, random, smallest$"),
+        ({"random": 1}, {"num_random_subnets": 0}, "'random' is no size that is trained; known: largest, smallest$"),
+        ({"smallest": 2}, {"train_subnets": ["half"]}, "'smallest' is no size that is trained; known: largest, half$"),
+        ({"half": 2}, {}, "'half' is no size that is trained; known: largest, random, smallest$"),
+        ({"random": 1}, {"sampling": "all"}, "'random' is no size that is trained; known: largest, half$"),
+        ({"smallest": -1}, {}, "smallest: -1 is not a weight"),
+        ({"largest": 0, "smallest": 0, "random": 0}, {}, "with largest at 0 every other size needs a weight"),
     ],
 )
-def test_bad_size_weights(given, message, tmp_path):
+def test_bad_size_weights(given, options, message, tmp_path):
+    """A weight of a role that this sampling never draws would have no effect: refused, with the roles that it draws."""
     with pytest.raises(ValueError, match=f"size_weights: .*{message}"):
-        ElasticTrainer(model=classifier(), args=arguments(tmp_path, size_weights=given))
+        ElasticTrainer(model=classifier(), args=arguments(tmp_path, size_weights=given, **options))
 
 
 def test_cosines_of_gradients(tmp_path):
