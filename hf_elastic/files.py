@@ -82,6 +82,8 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
     """
     if value is None or isinstance(value, Mapping):
         return None if value is None else dict(value)
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{name}: {value!r} is not a mapping")
     text = Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value
     try:
         loaded = json.loads(text)

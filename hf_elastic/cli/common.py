@@ -44,10 +44,12 @@ def parse(types: Sequence[type], argv: Sequence[str], command: str, description:
     arguments = list(argv)
     recipe = read_recipe(arguments.pop(0), types) if arguments and not arguments[0].startswith("-") else {}
     defaults = {**(fixed or {}), **recipe}
-    parser.set_defaults(**defaults)
-    for action in parser._actions:  # a value from the recipe satisfies a required option
+    for action in parser._actions:
         if action.dest in defaults:
-            action.required = False
+            action.required = False  # a value from the recipe satisfies a required option
+            if action.nargs in ("+", "*") and isinstance(defaults[action.dest], str):
+                defaults[action.dest] = [defaults[action.dest]]  # `key: value`, as `--key value` is a list of one
+    parser.set_defaults(**defaults)
     *results, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     if rest:
         parser.error(f"unknown argument {rest[0]!r}; see hf-elastic {command} --help")

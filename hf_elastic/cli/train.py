@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data.task import PREPARED, TASKS
 from ..files import read_mapping, write_atomically
+from ..loading import check_path
 from ..training.arguments import ElasticTrainingArguments
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
@@ -64,6 +65,8 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     Returns:
         The metrics, also written to `metrics.json` there.
     """
+    from transformers import set_seed
+
     from ..export.checkpoint import save_standard
     from ..metrics import compute_classification
     from ..training import ElasticTrainer
@@ -75,6 +78,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
         check_folder(folder, args.overwrite)
     if args.dry_run:
         return {}
+    set_seed(training.seed)  # a new head and a new adapter are drawn before Trainer sets it
     model = load_elastic(args.model) if args.task is None else load_stock(args)
     tokenizer = load_tokenizer(args.model)
     with training.main_process_first(desc="data preparation"):  # the others then find it in the cache
@@ -137,6 +141,7 @@ def load_teacher(name: str | None, model, tokenizer):
 
     Raises:
         ValueError: its tokenizer turns text into other ids.
+        OSError: there is no such checkpoint.
     """
     if name is None:
         return None
@@ -144,7 +149,9 @@ def load_teacher(name: str | None, model, tokenizer):
 
     from ..training.teacher import check_tokenizers
 
+    check_path(name)
+    model_type = AutoConfig.from_pretrained(name).model_type
     check_tokenizers(load_tokenizer(name), tokenizer)
-    if AutoConfig.from_pretrained(name).model_type == "elastic":
+    if model_type == "elastic":
         return load_elastic(name)
     return type(model).base_auto_class.from_pretrained(name)

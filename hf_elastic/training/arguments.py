@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from transformers import TrainingArguments
 
@@ -39,8 +40,8 @@ class ElasticTrainingArguments(TrainingArguments):
     size_weights: str = field(
         default="uniform",
         metadata={
-            "help": "Weight of each size's loss: uniform, flops, or a mapping of largest, smallest and random, or with "
-            "train_subnets or sampling all of largest and names, to a weight (1 where left out). They are normalised to a sum of 1."
+            "help": "Weight of each size's loss: uniform, flops, or a mapping of largest, smallest and random (with "
+            "train_subnets or all: of largest and names) to a weight, 1 where left out. They are normalised to a sum of 1."
         },
     )
     progressive_schedule: str | None = field(
@@ -90,12 +91,15 @@ class ElasticTrainingArguments(TrainingArguments):
             _check_known("distillation", name, DISTILLATION)
         _check_weights("distillation", self.distillation)
         for name in ("task_weight", "num_random_subnets", "gradient_cosine_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative; it must be 0 or more")
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name}: {getattr(self, name)} must be a finite number, 0 or more")
+        for name in ("train_subnets", "eval_subnets"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is one name; it must be a list of names")
         if not self.task_weight + sum(self.distillation.values()):
             raise ValueError("task_weight and every weight of distillation are 0: smaller sizes would learn nothing")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: {self.temperature} must be above 0")
+        if not 0 < self.temperature < inf:
+            raise ValueError(f"temperature: {self.temperature} must be a finite number above 0")
         if self.relation_heads < 1:
             raise ValueError(f"relation_heads: {self.relation_heads} must be 1 or more")
 
@@ -107,5 +111,5 @@ def _check_known(option: str, value: str, known) -> None:
 
 def _check_weights(option: str, weights: Mapping) -> None:
     for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-            raise ValueError(f"{option}: {name}: {weight!r} is not a weight, 0 or more")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < inf:
+            raise ValueError(f"{option}: {name}: {weight!r} is not a weight, a finite number of 0 or more")

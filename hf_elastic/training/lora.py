@@ -67,6 +67,10 @@ def add_lora(model: ElasticPreTrainedModel, options: Mapping | None = None) -> P
     for name in options:
         if name not in known:
             raise ValueError(f"lora: {name!r} is not an option of peft.LoraConfig; known: {', '.join(known)}")
+    for name in ("r", "lora_alpha"):
+        value = options.get(name, 8)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"lora: {name}: {value!r} must be a number above 0")
     check_merged(model.base)
     if options.get("target_modules") is None:
         options["target_modules"] = default_targets(model)

@@ -1,7 +1,8 @@
 """Distillation terms: what a size learns from a larger one.
 
-Each term is a function of a `Pair` and stands in `DISTILLATION` under the name that a recipe uses. Padding and positions
-labelled -100 never count.
+Each term is a function of a `Pair` and stands in `DISTILLATION` under the name that a recipe uses. Padding never counts, and
+neither does the prediction of a position labelled -100. Hidden states and relations have no labels: as in MiniLMv2 all tokens
+that are no padding count.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
+from torch import nn
 from transformers import TrainerCallback
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from ..files import write_atomically
 from .sampling import Sampler
@@ -111,6 +113,31 @@ def last_checkpoint(output_dir: str) -> str:
     if not found:
         raise ValueError(f"resume_from_checkpoint: {output_dir} has no complete checkpoint")
     return str(found[-1])
+
+
+# What decides which tensors an adapter has, and what they mean.
+ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "use_rslora")
+
+
+def check_adapter(model: nn.Module, checkpoint: str) -> None:
+    """Raise ValueError if a checkpoint has another LoRA adapter than the model, or only one of them has any."""
+    configs = list(getattr(model, "peft_config", {}).values())
+    stored = Path(checkpoint) / ADAPTER_CONFIG_NAME
+    if len(configs) > 1:
+        return  # peft keeps each in a folder of its own, and says itself what does not fit
+    if bool(configs) != stored.is_file():
+        kinds = ("all weights", "a LoRA adapter alone")
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} is of a training of {kinds[not configs]}, and this is one of "
+            f"{kinds[bool(configs)]}; the same lora is needed"
+        )
+    if not configs:
+        return
+    theirs, ours = json.loads(stored.read_text(encoding="utf-8")), configs[0].to_dict()
+    for field in ADAPTER_FIELDS:
+        one, other = (sorted(v) if isinstance(v, (list, set)) else v for v in (theirs.get(field), ours.get(field)))
+        if one != other:
+            raise ValueError(f"resume_from_checkpoint: {checkpoint} was trained with lora {field} {one}, not {other}")
 
 
 def restore(sampler: Sampler, checkpoint: str) -> None:

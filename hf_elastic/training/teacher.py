@@ -45,6 +45,13 @@ class Observer:
         depth = len(cut.layers)
         with self.projections.record(module, self.layout.sizes(cut, depth - 1), depth) as collected:
             yield collected
+        # Without checkpointing none is an error: an adapter may train nothing up to these projections.
+        recomputes = torch.is_grad_enabled() and module.is_gradient_checkpointing
+        if recomputes and not any(tensor.requires_grad for tensor in collected.values()):
+            raise ValueError(
+                "the relation term needs gradients of queries, keys and values, which reentrant gradient checkpointing "
+                "takes away: set gradient_checkpointing_kwargs to {'use_reentrant': false}"
+            )
 
     def observed(self, outputs: Mapping, relations: Mapping) -> dict:
         """What the terms compare."""
@@ -52,11 +59,6 @@ class Observer:
         if self.wants_hidden_states:
             kept["hidden_states"] = outputs["hidden_states"]
         if self.projections is not None:
-            if torch.is_grad_enabled() and not all(x.requires_grad for x in relations.values()):
-                raise ValueError(
-                    "the relation term needs gradients of queries, keys and values, which reentrant gradient checkpointing "
-                    "takes away: set gradient_checkpointing_kwargs to {'use_reentrant': false}"
-                )
             kept["relations"] = relations
         return kept
 

@@ -18,7 +18,7 @@ from .distributed import check_arguments, prepare_accelerator
 from .embeddings import add_rows_in_place
 from .losses import DISTILLATION, Pair
 from .publish import PublishMixin
-from .resume import CheckpointsMixin, SamplerCallback, last_checkpoint, restore
+from .resume import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
 from .sampling import check_size_weights, loss_weights, make_sampler
 from .teacher import Observer, Teacher, detach
 
@@ -106,13 +106,15 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
             **kwargs: as for `Trainer.train`.
 
         Raises:
-            ValueError: there is no complete checkpoint, or it is of another space.
+            ValueError: there is no complete checkpoint, or it is of another space or another LoRA adapter.
             FloatingPointError: a loss is not finite; names the size and the step.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             restore(self.sampler, resume_from_checkpoint)
+            if not self.is_fsdp_enabled:  # FSDP may keep its parts under other names
+                check_adapter(self.model, resume_from_checkpoint)
         self.elastic.set_memory_layout("standard")
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)

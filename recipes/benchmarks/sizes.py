@@ -10,7 +10,8 @@ converted, and which teaches. Every other run starts from that same converted ch
 sees the same rows and makes the same number of updates: `elastic` and its variants, `plain/SIZE` (cut out and trained alone) and
 `distilled/SIZE` (cut out and distilled alone). The settings are those of the task's recipe (recipes/minilm/TASK,
 recipes/gpt2/wikitext2). Every number is of a model of its own: elastic sizes are extracted. Each run writes a JSON file, so that
-an interrupted benchmark goes on where it was; those of the README are in recipes/benchmarks/results.
+an interrupted benchmark goes on where it was; those of the README are in recipes/benchmarks/results. The seconds in there are no
+comparison: several runs shared the machine. `cost` is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from workers import Job, run_jobs
 
 from hf_elastic.data.task import TASKS
 from hf_elastic.files import write_atomically
+
+COST_STEPS = 40  # of each training, to compare their times
 
 
 def names_of(runs: Runs, part: str) -> list[str]:
@@ -69,20 +72,29 @@ def one(args: argparse.Namespace) -> None:
 
 
 def cost(args: argparse.Namespace) -> None:
-    """Time of the elastic training / sum of the times of the sizes trained one by one: 40 steps of each, in turn."""
+    """Time the first steps of every training, in turn and alone on the machine; recorded, with what came before."""
     torch.set_num_threads(2)
     runs, seed = Runs(args.task, args.data_dir, args.output, args.max_train_rows), args.seeds[0]
-    kinds = ("plain",) if runs.is_language_model else ("plain", "distilled")
-    sizes = list(runs.convert["subnets"])
+    names = [name for name in names_of(runs, "sizes") if name != "finetuned"]
+    file = runs.folder / "cost.json"
+    rounds = json.loads(file.read_text())["rounds"] if file.exists() else []
     seconds_of(runs, "plain/largest", seed, 5)
     for _ in range(args.rounds):
-        together, full = (seconds_of(runs, name, seed, 40) for name in ("elastic", "plain/largest"))
-        print(f"40 steps, seconds: elastic {together:.1f}, plain/largest {full:.1f}", flush=True)
-        for kind in kinds:
-            others = {size: seconds_of(runs, f"{kind}/{size}", seed, 40) for size in sizes}
-            detail = ", ".join(f"{size} {value:.1f}" for size, value in others.items())
-            ratio = together / (full + sum(others.values()))
-            print(f"    the others one by one, {kind}: {detail}; together / one by one: {ratio:.2f}", flush=True)
+        rounds.append({name: round(seconds_of(runs, name, seed, COST_STEPS), 2) for name in names})
+        write_atomically(file, json.dumps({"task": args.task, "steps": COST_STEPS, "rounds": rounds}, indent=2) + "\n")
+        print(show_cost(runs, rounds[-1:]), flush=True)
+
+
+def show_cost(runs: Runs, rounds: list[dict[str, float]]) -> str:
+    """Time of the elastic training / sum of the times of the sizes trained one by one."""
+    lines = []
+    for kind in ("plain",) if runs.is_language_model else ("plain", "distilled"):
+        alone = ["plain/largest", *(f"{kind}/{size}" for size in runs.convert["subnets"])]
+        ratios = sorted(one["elastic"] / sum(one[name] for name in alone) for one in rounds)
+        detail = ", ".join(f"{name} {np.median([one[name] for one in rounds]):.1f}" for name in ("elastic", *alone))
+        spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)" if len(ratios) > 1 else ""
+        lines.append(f"together / one by one, {kind}: {np.median(ratios):.2f}{spread}; {COST_STEPS} steps, seconds: {detail}")
+    return "\n".join(lines)
 
 
 def spread(values: list[float], metric: str) -> str:
@@ -112,16 +124,15 @@ def table(args: argparse.Namespace) -> None:
     console.print(grid)
     found = [r["sizes"]["largest"][metric] for r in runs.results("finetuned")]
     console.print(f"the fine-tuned model that all start from: {spread(found, metric)}")
-    seconds = {name: [r["seconds"] for r in runs.results(name)] for name in names_of(runs, "sizes")}
-    times = ", ".join(f"{name} {np.mean(value):.0f}" for name, value in seconds.items() if value)
-    console.print(f"seconds of training: {times}")
-    grid = Table("variant", *names, "mean of the sizes", "seconds", title=f"{args.task}: what each part adds")
+    if (runs.folder / "cost.json").exists():
+        console.print(show_cost(runs, json.loads((runs.folder / "cost.json").read_text())["rounds"]))
+    grid = Table("variant", *names, "mean of the sizes", title=f"{args.task}: what each part adds")
     for name in VARIANTS:
         found = runs.results(name)
         if found:
             cells = [spread([r["sizes"][size][metric] for r in found], metric) for size in names]
             mean = spread([float(np.mean([r["sizes"][size][metric] for size in names])) for r in found], metric)
-            grid.add_row(name, *cells, mean, f"{np.mean([r['seconds'] for r in found]):.0f}")
+            grid.add_row(name, *cells, mean)
     console.print(grid)
 
 

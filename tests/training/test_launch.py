@@ -37,7 +37,7 @@ def recipe(tmp_path_factory):
     stock.mkdir()
     data.mkdir()
     (stock / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizerFast(vocab_file=str(stock / "vocab.txt")).save_pretrained(stock)
+    BertTokenizerFast.from_pretrained(stock).save_pretrained(stock)
     AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2)).save_pretrained(stock)
     for split, count in (("train", 64), ("dev", 32)):
         rows = [f"{i % 2}\t{WORDS[i % 2]} {WORDS[2 + i % 50]}" for i in range(count)]

@@ -289,7 +289,7 @@ def test_every_process_and_step_draws_the_same():
         ),
         ({"gradient_surgery": "cut"}, "gradient_surgery: 'cut' is unknown; known: none, pcgrad"),
         ({"size_weights": "depth"}, "size_weights: 'depth' is unknown; known: uniform, flops"),
-        ({"temperature": 0.0}, "temperature: 0.0 must be above 0"),
+        ({"temperature": 0.0}, "temperature: 0.0 must be a finite number above 0"),
         ({"distillation": {"hidden": -1.0}}, "distillation: hidden: -1.0 is not a weight"),
         ({"task_weight": 0.0, "distillation": "{}"}, "would learn nothing"),
     ],
