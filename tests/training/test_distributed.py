@@ -10,6 +10,7 @@ from worker import make_arguments, make_model, run_case
 
 from hf_elastic import ElasticTrainer
 from hf_elastic.training.distributed import check_arguments
+from hf_elastic.training.lora import add_lora
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,7 @@ SHARED = {
     "relation": {"args": {"distillation": {"relation": 0.5, "hidden": 0.5}, "relation_heads": 4}},
     "teacher": {"teacher": True, "args": {"distillation": {"logits": 0.5, "hidden": 0.5}}},
     "single_path": {"args": {"sampling": "single_path", **ACCUMULATE}},
+    "lora": {"lora": {"r": 4, "init_lora_weights": False}},
 }
 DDP_ONLY = {
     "chain": {"args": {"sampling": "single_path", "train_subnets": ["half"]}},
@@ -107,8 +109,11 @@ def test_ddp_equals_one_process(tmp_path):
     status, printed = run_cases(tmp_path, cases)
     assert status == 0, printed[-4000:]
     for name in (*SHARED, *DDP_ONLY):
-        parameters = sum(p.numel() for p in make_model(cases[name].get("kind", "classifier")).parameters())
-        check_case(name, cases[name], tmp_path, once=parameters)
+        model = make_model(cases[name].get("kind", "classifier"))
+        if "lora" in cases[name]:
+            model = add_lora(model, cases[name]["lora"])
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        check_case(name, cases[name], tmp_path, once=trained)
     largest_last = [[role for role, _ in sizes] for sizes in record(tmp_path / "plain")["drawn"]]
     assert all(roles == ["random", "smallest", "largest"] for roles in largest_last)
     for rank in (0, 1):

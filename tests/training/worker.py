@@ -27,6 +27,7 @@ from tiny import VOCAB, config_of, randomize
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, ElasticTrainer
 from hf_elastic.metrics import compute_accuracy
 from hf_elastic.training import ElasticTrainingArguments, resume
+from hf_elastic.training.lora import add_lora
 
 SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
 SUBNETS = {"half": {"num_hidden_layers": 2, "intermediate_size": 16}}
@@ -139,6 +140,8 @@ def train_case(case: dict, folder: Path) -> ElasticTrainer:
     kind = case.get("kind", "classifier")
     model = make_model(kind, case.get("dropout", 0.0), **case.get("model", {}))
     teacher = None
+    if "lora" in case:
+        model = add_lora(model, case["lora"])
     if case.get("teacher"):
         stock, elastic = HEADS[kind]
         config = config_of(stock, num_labels=3, num_hidden_layers=3)
