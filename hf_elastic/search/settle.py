@@ -9,6 +9,7 @@ from .candidate import Candidate, Rules
 from .evaluate import Evaluator
 from .frontier import Frontier, Objective, Point
 from .measure import machine_facts
+from .objectives import number
 from .progress import Bar
 from .surrogate import choose
 from .targets import use_threads
@@ -112,7 +113,12 @@ def _what_excludes(evaluator: Evaluator) -> str:
     for constraint in evaluator.rules.constraints:
         values = [c.values[constraint.name] for c in evaluator.decided if constraint.name in c.values]
         if values and all(constraint.excess(value) > 0 for value in values):
-            found.append(
-                f"no subnet keeps {constraint}, the nearest has {constraint.name}={min(values, key=constraint.excess):g}"
-            )
+            nearest = number(min(values, key=constraint.excess))
+            found.append(f"no subnet keeps {constraint}, the nearest has {constraint.name}={nearest}")
+    if not found:
+        tried = [candidate for candidate in evaluator.evaluated if candidate.why_failed is None]
+        wanted = [] if not tried else [goal.name for goal in evaluator.goals]
+        found = [f"no subnet has a finite {name}" for name in wanted if all(name not in c.values for c in tried)]
+    if not found and not evaluator.rules.constraints:
+        return "no subnet has all that is wanted"
     return "; ".join(found) or "each constraint can be kept, but not all of them"
