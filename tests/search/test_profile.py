@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import BertForSequenceClassification, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BertForSequenceClassification, GPT2LMHeadModel
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
 from hf_elastic.cli.main import main
@@ -77,6 +77,22 @@ def test_bad_targets(options, message):
 def test_a_phase_that_the_model_does_not_have():
     with pytest.raises(ValueError, match="for causal language models; ElasticForSequenceClassification has: forward"):
         Target(phase="token").measure(classifier(), [classifier().subnet(None)])
+
+
+@pytest.mark.parametrize("phase", ["prefill", "token"])
+def test_a_phase_without_a_key_value_cache(phase):
+    base = AutoModelForCausalLM.from_config(tiny.config_of("transformer_xl"))
+    model = ElasticForCausalLM.from_base(base, importance="none")
+    with pytest.raises(ValueError, match=f"phase: '{phase}' needs a key-value cache, which transformer_xl has not"):
+        Target(1, 4, phase=phase).measure(model, [model.subnet(None)])
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there(device, tmp_path, capsys):
+    options = ["--model", str(tmp_path), "--output", str(tmp_path / "profile.json"), "--device", device]
+    assert main(["measure", *options]) == 2
+    error = capsys.readouterr().err
+    assert f"error: device: {device!r} cannot be used here: " in error and error.count("\n") == 1
 
 
 @linux
