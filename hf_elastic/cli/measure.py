@@ -104,14 +104,10 @@ def table_of(model, profile, names: list[str]):
 
 def remarks(model, profile) -> list[str]:
     """How well other sizes can be predicted from these, and whether the machine was busy."""
+    from ..search.measure import doubts
     from ..search.predict import FEWEST, cost_models
 
-    found = []
-    if profile.wide:
-        found.append(
-            f"warning: {len(profile.wide)} of {len(profile.measured)} intervals are wider than 10% of their median: this machine "
-            "is busy with something else; measure again, or raise --repeats"
-        )
+    found = [f"warning: {doubt}" for doubt in doubts([one.latency for one in profile.measured])]
     if len(profile.measured) >= FEWEST:
         for name, fitted in cost_models(model, profile).items():
             found.append(f"{name} of other sizes, predicted from these (5 folds held out): {fitted}")

@@ -23,7 +23,6 @@ from .targets import Target, use_threads
 
 # Facts of a machine that a latency depends on; the rest of `machine_facts` is only recorded.
 DECISIVE = ("processor", "cores", "torch_threads", "torch", "transformers")
-WIDE = 0.1  # half an interval over the median from which on a measurement is no basis for a choice
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,6 @@ class DeviceProfile:
     target: Target
     model: str
     measured: list[Measured] = field(default_factory=list)
-
-    @property
-    def wide(self) -> list[Measured]:
-        """Sizes whose interval is wider than 10% of the median to either side: the machine was busy."""
-        return [one for one in self.measured if one.latency.relative_half_width > WIDE]
 
     def differences(self, machine: Mapping) -> list[str]:
         """What of a machine is not as it was when this was measured, in words."""

@@ -8,7 +8,7 @@ import numpy as np
 from .candidate import Candidate, Rules
 from .evaluate import Evaluator
 from .frontier import Frontier, Objective, Point
-from .measure import machine_facts
+from .measure import doubts, machine_facts
 from .objectives import number
 from .progress import Bar
 from .surrogate import choose
@@ -54,6 +54,9 @@ def settle(
         on_frontier = {id(point) for point in frontier.points}
         new = [c for c, point in pairs if id(point) in on_frontier and all(c is not other for other in together)]
         if not new or most == 0 or not (evaluator.is_timed or evaluator.is_weighed):
+            ours = [candidate.subnet for candidate, point in pairs if id(point) in on_frontier]
+            if found := doubts([evaluator.last_run[subnet] for subnet in ours if subnet in evaluator.last_run]):
+                frontier.facts["warnings"] = [*warnings, *found]
             return frontier
         if chosen is None and most is not None and evaluator.predictors and len(new) > most:
             chosen = new = _spread(new, goals, most)

@@ -276,6 +276,7 @@ def test_command_line(tmp_path, capsys):
     assert main([*command, *options]) == 0
     printed = capsys.readouterr().out
     assert "small" in printed and "latency_ms of other sizes, predicted" in printed
+    assert "(3 samples, " in printed and "warning: 9 of 9 latencies are of fewer than 6 samples" in printed
     assert len(json.loads((tmp_path / "p.json").read_text())["measured"]) == 9
     assert main([*command, *options]) == 2
     assert "is there already; add --overwrite" in capsys.readouterr().err

@@ -193,6 +193,18 @@ def test_new_members_of_the_frontier_are_measured_too(monkeypatch):
     assert {point.values["latency_ms"] for point in frontier.points} <= set(last)
 
 
+@pytest.mark.parametrize("spread", [0.01, 0.5])
+def test_a_busy_machine_is_called_out(monkeypatch, spread):
+    def measure(callables, **options):
+        return {name: Latency.from_samples([5, 5, 5, 5, 5, 5 + 5 * spread]) for name in callables}
+
+    monkeypatch.setattr(targets, "measure_latency", measure)
+    frontier = search_subnets(classifier(), compute_quality=Quality(), sequence_length=4, progress=False)
+    count = len(frontier.points)
+    expected = [f"{count} of {count} intervals are wider than 10% of their median: this machine is busy"] if spread > 0.1 else []
+    assert [warning.partition(" with")[0] for warning in frontier.facts.get("warnings", ())] == expected
+
+
 def test_threads_are_set_for_measuring_only(monkeypatch):
     seen = []
 
