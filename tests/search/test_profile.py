@@ -195,6 +195,8 @@ def test_search_predicts_and_measures_the_frontier(tmp_path):
         ["accuracy", "latency"],
         compute_quality=lambda view: seen.append(view) or quality(view),
         latency_profile=profile,
+        threads=1,
+        sequence_length=8,
         constraints=[f"latency_ms<={median}"],
         progress=False,
     )
@@ -227,6 +229,19 @@ def test_how_many_to_measure_is_for_predictions():
         search_subnets(classifier(), compute_quality=quality, measure_at_most=3)
     with pytest.raises(ValueError, match="measure_at_most must be an integer of at least 0, got -1"):
         search_subnets(classifier(), compute_quality=quality, measure_at_most=-1)
+
+
+@pytest.mark.parametrize(
+    ("option", "ours", "theirs"),
+    [("threads", 2, 1), ("sequence_length", 128, 8), ("latency_batch_size", 3, 1), ("runtime", "openvino", "torch")],
+)
+def test_options_that_contradict_the_profile(option, ours, theirs):
+    if ours == "openvino":
+        pytest.importorskip("openvino")
+    model = classifier()
+    profile = made_up_profile(model, list(model.space.enumerate()), memory=False)
+    with pytest.raises(ValueError, match=f"{option}: {ours!r} is asked for, and the profile was measured with {theirs!r}"):
+        search_subnets(model, compute_quality=quality, latency_profile=profile, progress=False, **{option: ours})
 
 
 @linux
