@@ -15,7 +15,7 @@ from hf_elastic.search import Latency, search_subnets
 from hf_elastic.search.digests import architecture_digest
 from hf_elastic.search.memory import PeakMemory, measure_memory
 from hf_elastic.search.predict import CostModel, features
-from hf_elastic.search.profile import DeviceProfile, Measured, measure_profile, spread_subnets
+from hf_elastic.search.profile import DeviceProfile, Measured, check_machine, measure_profile, spread_subnets
 from hf_elastic.search.targets import Target
 
 SPACE = {"num_hidden_layers": [1, 2, 3, 4], "intermediate_size": [16, 48], "num_attention_heads": [2, 4]}
@@ -269,6 +269,20 @@ def test_a_profile_of_another_machine_is_refused_or_stays_predicted(tmp_path):
     assert all(point.details["peak_memory_mb_is"] == "predicted" for point in frontier.points)
     with pytest.raises(ValueError, match="another model"):
         search_subnets(classifier(num_hidden_layers=5), force=True, **options)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_profile_of_another_version_of_the_runtime_is_refused(runtime, monkeypatch):
+    module = pytest.importorskip(runtime)
+    model = classifier()
+    profile = measure_profile(model, Target(1, 4, 1, runtime=runtime), ("smallest",), memory=False, repeats=1)
+    assert profile.machine[runtime] == module.__version__
+    assert check_machine(profile, model, force=False) == []
+    monkeypatch.setattr(module, "__version__", "0.0.1")
+    with pytest.raises(ValueError, match=f"{runtime} is '0.0.1' here, '{profile.machine[runtime]}' in the profile"):
+        check_machine(profile, model, force=False)
+    torch_profile = measure_profile(model, Target(1, 4, 1), ("smallest",), memory=False, repeats=1)
+    assert runtime not in torch_profile.machine
 
 
 @linux
