@@ -84,7 +84,9 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
         return None if value is None else dict(value)
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"{name}: {value!r} is not a mapping")
-    text = Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value
+    # JSON first: as a path it may be longer than a file name can be.
+    is_json = isinstance(value, str) and value.lstrip().startswith("{")
+    text = value if is_json or not Path(value).is_file() else Path(value).read_text(encoding="utf-8")
     try:
         loaded = json.loads(text)
     except json.JSONDecodeError as error:

@@ -150,10 +150,15 @@ def calibration(args: ConvertArguments) -> list[dict] | None:
 
 
 def from_scratch(elastic_class, args: ConvertArguments):
-    """An elastic model with new weights."""
+    """An elastic model with new weights; of a config whose layers differ, frozen at them.
+
+    Raises:
+        ValueError: no or an unknown model type, or sizes for a config that is one size already.
+    """
     from transformers import AutoConfig
 
     from hf_elastic import ElasticConfig
+    from hf_elastic.export.architecture import frozen_config
     from hf_elastic.layout import named_layer_order
     from hf_elastic.partition import partition_heads
     from hf_elastic.spec import spec_for
@@ -166,6 +171,11 @@ def from_scratch(elastic_class, args: ConvertArguments):
             raise ValueError("model_config: an elastic config says its sizes itself; give no space, subnets or head_partition")
         return elastic_class(ElasticConfig(**fields))
     base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    frozen = frozen_config(base_config)
+    if frozen is not None:
+        if args.space is not None or args.subnets is not None or args.head_partition:
+            raise ValueError("model_config: its layers differ, so it is one size; give no space, subnets or head_partition")
+        return elastic_class(frozen)
     order = named_layer_order(args.layer_order, base_config.num_hidden_layers)
     spec = partition_heads(spec_for(base_config.model_type)).to_dict() if args.head_partition else None
     return elastic_class(ElasticConfig(base_config, spec, args.space, args.subnets, layer_order=order))

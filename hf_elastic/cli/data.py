@@ -53,6 +53,22 @@ def load_elastic(name: str):
     return getattr(hf_elastic, config.architectures[0]).from_pretrained(name)
 
 
+def check_device(name: str) -> str:
+    """The name of a device that this machine has.
+
+    Raises:
+        ValueError: torch cannot use it.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA asserts that it has it
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {name!r} cannot be used here: {reason}") from error
+    return name
+
+
 def adapter_base(name: str) -> str:
     """Folder or Hub id of the checkpoint that an adapter is for.
 

@@ -13,7 +13,7 @@ from transformers.utils.hub import has_file
 
 from ..loading import check_path
 from .common import parse
-from .data import load_elastic, load_tokenizer
+from .data import check_device, load_elastic, load_tokenizer
 
 WIDTH = 110  # of the tables in a file (columns)
 
@@ -90,6 +90,7 @@ def run(args: EvaluateArguments):
     path = Path(args.output)
     if path.is_dir():
         raise ValueError(f"output: {path} is a folder; give a file such as {path / 'evaluation.json'}")
+    check_device(args.device)
     if args.dry_run:
         return None
     candidates, console = load_candidates(args), Console()

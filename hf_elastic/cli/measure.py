@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .common import parse
-from .data import load_elastic
+from .data import check_device, load_elastic
 
 
 @dataclass
@@ -66,9 +66,10 @@ def run(args: MeasureArguments):
         raise ValueError(f"output: {path} is a folder; give a file such as {path / 'profile.json'}")
     if path.exists() and not args.overwrite:
         raise ValueError(f"output: {path} is there already; add --overwrite to replace it, or choose another file")
+    device = check_device(args.device)
     if args.dry_run:
         return None
-    model = load_elastic(args.model).to(args.device)
+    model = load_elastic(args.model).to(device)
     names = ["largest", "smallest", *model.config.subnets] if args.subnets is None else args.subnets
     options = {"repeats": args.repeats, "relative_interval": args.relative_interval, "budget_seconds": args.budget_seconds}
     with Bar(True) as bar:
@@ -103,14 +104,10 @@ def table_of(model, profile, names: list[str]):
 
 def remarks(model, profile) -> list[str]:
     """How well other sizes can be predicted from these, and whether the machine was busy."""
+    from ..search.measure import doubts
     from ..search.predict import FEWEST, cost_models
 
-    found = []
-    if profile.wide:
-        found.append(
-            f"warning: {len(profile.wide)} of {len(profile.measured)} intervals are wider than 10% of their median: this machine "
-            "is busy with something else; measure again, or raise --repeats"
-        )
+    found = [f"warning: {doubt}" for doubt in doubts([one.latency for one in profile.measured])]
     if len(profile.measured) >= FEWEST:
         for name, fitted in cost_models(model, profile).items():
             found.append(f"{name} of other sizes, predicted from these (5 folds held out): {fitted}")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from ..search.profile import WIDE
+from ..search.measure import WIDE
 from ..search.targets import Target
 from .candidates import Candidate
 from .results import Results, macro_average

@@ -12,8 +12,10 @@ from transformers import PretrainedConfig
 from ..configuration_elastic import ElasticConfig
 from ..files import write_atomically
 from ..modeling_elastic import ElasticPreTrainedModel
+from ..partition import partition_heads
 from ..portable import portable_config
 from ..space import DEPTH_AXES
+from ..spec import spec_for
 
 
 def architecture_config(model: ElasticPreTrainedModel, subnet: str | Mapping | None = None) -> PretrainedConfig:
@@ -55,3 +57,36 @@ def save_architecture(model: ElasticPreTrainedModel, subnet: str | Mapping | Non
     values = config.to_diff_dict() if isinstance(config, ElasticConfig) else portable_config(config)
     values["model_type"] = config.model_type
     write_atomically(Path(folder) / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def frozen_config(config: PretrainedConfig) -> ElasticConfig | None:
+    """The elastic config that is frozen at the layers of a stock config that lists them; None if its layers are all alike.
+
+    A layout knows one full size of all layers, so its base is as large as the largest layer in every field.
+
+    Raises:
+        ValueError: heads of different sizes that do not partition the hidden size.
+    """
+    spec = spec_for(config.model_type)
+    values = {field: getattr(config, field, None) for field in spec.layered_config}
+    listed = {field: list(value) for field, value in values.items() if isinstance(value, (list, tuple))}
+    unequal = {field: value for field, value in listed.items() if len(set(value)) > 1}
+    if not unequal:
+        return None
+    field_of = {axis: field for field, axis in spec.config.items()}
+    heads, head = field_of["heads"], field_of["head"]
+    changes = {field: max(value) for field, value in listed.items()}
+    if head in unequal or (values[head] is None and heads in unequal):
+        counts = listed.get(heads, [values[heads]] * config.num_hidden_layers)
+        sizes = listed.get(head, [config.hidden_size // count for count in counts])
+        if any(count * size != config.hidden_size for count, size in zip(counts, sizes, strict=True)):
+            raise ValueError(
+                f"{head}: {sizes} differ from layer to layer, and {heads} {counts} times that is not always the hidden size "
+                f"{config.hidden_size}"
+            )
+        spec = partition_heads(spec)
+        changes[head] = config.hidden_size // max(counts)
+    frozen = {name: unequal[field_of[axis]] for name, axis in spec.axes().items() if field_of[axis] in unequal}
+    kept = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+    base = type(config).from_dict({**kept, **changes})
+    return ElasticConfig(base, spec.to_dict(), frozen={"num_hidden_layers": config.num_hidden_layers, **frozen})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..space import Subnet
 from .measure import Latency
-from .objectives import LATENCY, MEMORY, Constraint
+from .objectives import LATENCY, MEMORY, Constraint, number
 
 MEASURED, PREDICTED = "measured", "predicted"
 
@@ -73,7 +73,7 @@ class Rules:
         for constraint in self.constraints:
             value = candidate.values.get(constraint.name)
             if value is not None and constraint.excess(value) > 0:
-                words = f"{constraint.name}={value:g} breaks {constraint} by {constraint.excess(value):g}"
+                words = f"{constraint.name}={number(value)} breaks {constraint} by {constraint.excess(value):g}"
                 found[words] = constraint.violation(value)
         if candidate.why_elastic is not None:
             found[f"not standard: {candidate.why_elastic}"] = 1.0

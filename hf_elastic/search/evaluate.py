@@ -63,6 +63,7 @@ class Evaluator:
         self.is_weighed = MEMORY in rules.wanted and measures
         self.closed = Known(model, self.predictors, latency.batch_size, latency.sequence_length)
         self.candidates: dict[Cut, Candidate] = {}
+        self.last_run: dict[Subnet, Latency] = {}
         self.refresh()
 
     @property
@@ -246,7 +247,7 @@ class Evaluator:
         """Replace the latencies of candidates by those of one run, and scale those of all others to that run."""
         largest = self.largest
         subnets = [largest.subnet, *(c.subnet for c in candidates if c is not largest)]
-        measured = self.latency.measure(self.model, subnets, progress)
+        measured = self.last_run = self.latency.measure(self.model, subnets, progress)
         factor = measured[largest.subnet].median_ms / largest.values[LATENCY]
         for candidate in self.evaluated:
             if candidate.subnet in measured:

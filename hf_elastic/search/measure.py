@@ -17,17 +17,19 @@ import transformers
 
 SINGLE_CALL_SECONDS = 1e-3  # a call at least this long is timed on its own
 SHORTEST_SAMPLE_SECONDS = 2e-3  # shorter calls are repeated until one sample lasts this long
+FEWEST_SAMPLES = 6  # 1 - 2 / 2**6 is the first coverage of smallest to largest sample that is above 95%
+WIDE = 0.1  # half an interval over the median from which on a measurement is no basis for a choice
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Median time of one call with a 95% confidence interval.
+    """Median time of one call with a 95% confidence interval, which takes 6 samples; fewer have a range only.
 
     Attributes:
         median_ms: median of the samples, in milliseconds.
-        low_ms: lower end of the interval of the median, in milliseconds.
-        high_ms: upper end of the interval of the median, in milliseconds.
+        low_ms: lower end of the interval of the median, or the smallest of fewer than 6 samples, in milliseconds.
+        high_ms: upper end of the interval of the median, or the largest of fewer than 6 samples, in milliseconds.
         samples_ms: every sample in the order it was taken, in milliseconds per call.
     """
 
@@ -52,6 +54,11 @@ class Latency:
         return cls(**{**data, "samples_ms": tuple(data["samples_ms"])})
 
     @property
+    def has_interval(self) -> bool:
+        """Whether the samples are enough for a 95% interval."""
+        return len(self.samples_ms) >= FEWEST_SAMPLES
+
+    @property
     def relative_half_width(self) -> float:
         """Half the width of the interval divided by the median."""
         return (self.high_ms - self.low_ms) / 2 / self.median_ms
@@ -62,7 +69,29 @@ class Latency:
 
     def __str__(self) -> str:
         digits = 2 if self.median_ms >= 1 else 4
-        return f"{self.median_ms:.{digits}f} ms [{self.low_ms:.{digits}f}, {self.high_ms:.{digits}f}]"
+        low, median, high = (f"{value:.{digits}f}" for value in (self.low_ms, self.median_ms, self.high_ms))
+        if self.has_interval:
+            return f"{median} ms [{low}, {high}]"
+        count = len(self.samples_ms)
+        return f"{median} ms (1 sample)" if count == 1 else f"{median} ms ({count} samples, {low} to {high})"
+
+
+def doubts(latencies: Sequence[Latency]) -> list[str]:
+    """Which of the measurements of one run are no basis for a choice, in words: too few samples, or a busy machine."""
+    found = []
+    few = [latency for latency in latencies if not latency.has_interval]
+    wide = [latency for latency in latencies if latency.relative_half_width > WIDE]
+    if few:
+        found.append(
+            f"{len(few)} of {len(latencies)} latencies are of fewer than {FEWEST_SAMPLES} samples, too few for a 95% interval of "
+            "the median: raise --repeats or --budget_seconds"
+        )
+    if wide:
+        found.append(
+            f"{len(wide)} of {len(latencies)} intervals are wider than 10% of their median: this machine is busy with something "
+            "else; measure again, or raise --repeats"
+        )
+    return found
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -70,7 +99,8 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple
 
     The k-th smallest and k-th largest of n independent samples enclose the median with probability
     1 - 2 P(Binomial(n, 1/2) < k) (David & Nagaraja, Order Statistics, 3rd ed., section 7.1). The largest k that reaches
-    `confidence` is used. Fewer samples than that takes (6 for 0.95) give the smallest and largest sample.
+    `confidence` is used. Fewer samples than that takes (6 for 0.95) have no such interval; of them it is the smallest and
+    largest.
 
     Args:
         samples: measurements in any unit, at least one.

@@ -83,7 +83,12 @@ class Constraint:
         return self.excess(value) / (abs(self.limit) or 1.0)
 
     def __str__(self) -> str:
-        return f"{self.name}{self.relation}{self.limit:g}"
+        return f"{self.name}{self.relation}{number(self.limit)}"
+
+
+def number(value: float) -> str:
+    """All digits of a number, so that it means the same when it is read again."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def read_objectives(given: Sequence[str | Objective], *, custom: bool) -> list[Objective]:

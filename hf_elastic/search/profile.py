@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -21,9 +22,8 @@ from .memory import PeakMemory, measure_memory
 from .progress import Bar
 from .targets import Target, use_threads
 
-# Facts of a machine that a latency depends on; the rest of `machine_facts` is only recorded.
-DECISIVE = ("processor", "cores", "torch_threads", "torch", "transformers")
-WIDE = 0.1  # half an interval over the median from which on a measurement is no basis for a choice
+# Facts of a machine that a latency depends on; the rest of `machine_facts` is only recorded. Of the last two the one that ran.
+DECISIVE = ("processor", "cores", "torch_threads", "torch", "transformers", "device", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class DeviceProfile:
     """Measurements of one model on one machine.
 
     Attributes:
-        machine: `machine_facts` of the machine that measured, with the threads that were used, and `device`.
+        machine: `machine_facts` of the machine that measured, with the threads that were used, `device`, and the version of
+            onnxruntime or openvino under its name where that ran.
         target: what was timed.
         model: `architecture_digest` of the supernet.
         measured: the sizes.
@@ -57,16 +58,11 @@ class DeviceProfile:
     model: str
     measured: list[Measured] = field(default_factory=list)
 
-    @property
-    def wide(self) -> list[Measured]:
-        """Sizes whose interval is wider than 10% of the median to either side: the machine was busy."""
-        return [one for one in self.measured if one.latency.relative_half_width > WIDE]
-
     def differences(self, machine: Mapping) -> list[str]:
         """What of a machine is not as it was when this was measured, in words."""
         return [
             f"{name} is {machine.get(name)!r} here, {self.machine.get(name)!r} in the profile"
-            for name in (*DECISIVE, "device")
+            for name in DECISIVE
             if machine.get(name) != self.machine.get(name)
         ]
 
@@ -145,7 +141,7 @@ def measure_profile(
         bar.start("measuring peak memory", 0, len(subnets))
         memories = measure_memory(model, subnets, target, bar.update, memory_workers)
     with use_threads(target.threads):
-        machine = {**machine_facts(), "device": device_name(model.device)}
+        machine = _facts(target, model)
     measured = [Measured(subnet, latencies[subnet], memories.get(subnet)) for subnet in subnets]
     return DeviceProfile(machine, target, architecture_digest(model), measured)
 
@@ -157,13 +153,18 @@ def check_machine(profile: DeviceProfile, model: ElasticPreTrainedModel, *, forc
         ValueError: something is not, and `force` is False.
     """
     with use_threads(profile.target.threads):
-        differences = profile.differences({**machine_facts(), "device": device_name(model.device)})
+        differences = profile.differences(_facts(profile.target, model))
     if differences and not force:
         raise ValueError(
             f"the profile is not of this machine as it is now: {'; '.join(differences)}. Measure here with hf-elastic measure, "
             "or add --force to search for that machine with costs that stay predicted"
         )
     return [f"costs are predicted for another machine: {difference}" for difference in differences]
+
+
+def _facts(target: Target, model: ElasticPreTrainedModel) -> dict[str, object]:
+    runtime = {target.runtime: importlib.import_module(target.runtime).__version__} if target.exports else {}
+    return {**machine_facts(), "device": device_name(model.device), **runtime}
 
 
 def device_name(device: torch.device) -> str:

@@ -90,7 +90,7 @@ def search_subnets(
         stale_after: seconds (at least 2) after which the subnets of a process that is not heard of are evaluated by another.
         latency_profile: measurements of this model (`hf-elastic measure`) from which latency and, if the profile has it, peak
             memory are predicted; only what ends up on the frontier is measured. Its target replaces `latency_batch_size`,
-            `sequence_length`, `threads`, `runtime` and `phase`.
+            `sequence_length`, `threads`, `runtime` and `phase`, which must be as in the profile, or be left at their defaults.
         force: take a profile of another machine, library version or number of threads: nothing is measured then, costs stay
             predicted for that machine, and `facts` has a "warnings".
         measure_at_most: with a profile, how many of the predicted frontier to measure: those that together keep the most of its
@@ -101,8 +101,9 @@ def search_subnets(
         The frontier. Points are named "full" (or "largest") and "smallest". `facts` has "machine" and "settings".
 
     Raises:
-        ValueError: an argument outside what is allowed above, a `storage` that cannot be used or is of another search, or no
-            subnet that keeps the constraints; the message then names the constraint that excludes all and the nearest value.
+        ValueError: an argument outside what is allowed above or not as in the profile, a `storage` that cannot be used or is of
+            another search, or no subnet that keeps the constraints; the message then names the constraint that excludes all and
+            the nearest value.
         ImportError: the driver of a storage is not installed.
     """
     custom = compute_quality is not None
@@ -129,6 +130,7 @@ def search_subnets(
     predictors, warnings = {}, []
     if latency_profile is not None:
         profile = latency_profile if isinstance(latency_profile, DeviceProfile) else DeviceProfile.load(latency_profile)
+        _check_target(latency, profile.target, length_is_given=optional["sequence_length"] is not None)
         predictors, latency = cost_models(model, profile), profile.target
         warnings = check_machine(profile, model, force=force)
     metrics = [name for name in wanted if name in QUALITY]
@@ -157,6 +159,20 @@ def search_subnets(
         evaluator.complete(n_trials, bar.advance)
         settings = {**sizes, "population_size": population_size, "algorithm": algorithm, "portability": portability}
         return settle(evaluator, goals, names, settings, warnings, bar, measure_at_most)
+
+
+def _check_target(given: Target, profiled: Target, *, length_is_given: bool) -> None:
+    """Raise ValueError if an option that is not at its default is not what the profile was measured with."""
+    options = {"latency_batch_size": "batch_size", "threads": "threads", "runtime": "runtime", "phase": "phase"}
+    asked = {option: key for option, key in options.items() if getattr(given, key) != getattr(Target, key)}
+    if length_is_given:
+        asked["sequence_length"] = "sequence_length"
+    for option, key in asked.items():
+        if getattr(given, key) != getattr(profiled, key):
+            raise ValueError(
+                f"{option}: {getattr(given, key)!r} is asked for, and the profile was measured with {getattr(profiled, key)!r}; "
+                "leave the option out, or measure another profile"
+            )
 
 
 def _check_model(model: object, portability: object) -> None:

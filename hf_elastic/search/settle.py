@@ -8,7 +8,8 @@ import numpy as np
 from .candidate import Candidate, Rules
 from .evaluate import Evaluator
 from .frontier import Frontier, Objective, Point
-from .measure import machine_facts
+from .measure import doubts, machine_facts
+from .objectives import number
 from .progress import Bar
 from .surrogate import choose
 from .targets import use_threads
@@ -53,6 +54,9 @@ def settle(
         on_frontier = {id(point) for point in frontier.points}
         new = [c for c, point in pairs if id(point) in on_frontier and all(c is not other for other in together)]
         if not new or most == 0 or not (evaluator.is_timed or evaluator.is_weighed):
+            ours = [candidate.subnet for candidate, point in pairs if id(point) in on_frontier]
+            if found := doubts([evaluator.last_run[subnet] for subnet in ours if subnet in evaluator.last_run]):
+                frontier.facts["warnings"] = [*warnings, *found]
             return frontier
         if chosen is None and most is not None and evaluator.predictors and len(new) > most:
             chosen = new = _spread(new, goals, most)
@@ -112,7 +116,12 @@ def _what_excludes(evaluator: Evaluator) -> str:
     for constraint in evaluator.rules.constraints:
         values = [c.values[constraint.name] for c in evaluator.decided if constraint.name in c.values]
         if values and all(constraint.excess(value) > 0 for value in values):
-            found.append(
-                f"no subnet keeps {constraint}, the nearest has {constraint.name}={min(values, key=constraint.excess):g}"
-            )
+            nearest = number(min(values, key=constraint.excess))
+            found.append(f"no subnet keeps {constraint}, the nearest has {constraint.name}={nearest}")
+    if not found:
+        tried = [candidate for candidate in evaluator.evaluated if candidate.why_failed is None]
+        wanted = [] if not tried else [goal.name for goal in evaluator.goals]
+        found = [f"no subnet has a finite {name}" for name in wanted if all(name not in c.values for c in tried)]
+    if not found and not evaluator.rules.constraints:
+        return "no subnet has all that is wanted"
     return "; ".join(found) or "each constraint can be kept, but not all of them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,9 @@ class Target:
         """Raise ValueError unless the model has this phase."""
         if self.phase != "forward" and not isinstance(model, ElasticForCausalLM):
             raise ValueError(f"phase: {self.phase!r} is for causal language models; {type(model).__name__} has: forward")
+        if self.phase != "forward" and "past_key_values" not in inspect.signature(model.base.forward).parameters:
+            model_type = model.config.base_config.model_type
+            raise ValueError(f"phase: {self.phase!r} needs a key-value cache, which {model_type} has not")
 
     def write_file(self, view: PreTrainedModel, inputs: Mapping, path: Path) -> Path:
         """Export a size for a runtime that runs files."""

@@ -47,8 +47,9 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
         **kwargs: as for `Trainer`.
 
     Raises:
-        ValueError: the model is not elastic or is frozen at one size; a name, a schedule, the teacher or the number of relation
-            heads does not fit; or the processes are arranged in a way that cannot work (see `training/distributed.py`).
+        ValueError: the model is not elastic; it is frozen at one size, with adapters or the relation term; a name, a schedule,
+            the teacher or the number of relation heads does not fit; or the processes are arranged in a way that cannot work
+            (see `training/distributed.py`).
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
         **kwargs,
     ):
         elastic = elastic_of(model)
-        if not isinstance(elastic, ElasticPreTrainedModel) or elastic.frozen_cut is not None:
-            raise ValueError(f"ElasticTrainer needs an elastic model that is not frozen, got {type(model).__name__}")
+        if not isinstance(elastic, ElasticPreTrainedModel):
+            raise ValueError(f"ElasticTrainer needs an elastic model, got {type(model).__name__}")
         args = args or ElasticTrainingArguments(output_dir="runs")
+        if elastic.frozen_cut is not None:
+            _check_frozen(model, elastic, args)
         self.sampler = make_sampler(elastic, args)
         check_size_weights(self.sampler, args.size_weights)
         self.observer = Observer(elastic.layout, elastic.base, args)
@@ -300,6 +303,14 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
             finally:
                 self.elastic.select(None)
         return metrics
+
+
+def _check_frozen(model, elastic: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> None:
+    """Raise ValueError for what needs the layers that a model had before it was cut to one size."""
+    if elastic is not model:
+        raise ValueError("this checkpoint is frozen at one size, which is trained without adapters (LoRA)")
+    if args.distillation.get("relation"):
+        raise ValueError("distillation: this checkpoint is frozen at one size, which is trained without the term 'relation'")
 
 
 def elastic_of(model):

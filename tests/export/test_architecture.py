@@ -64,3 +64,42 @@ def test_convert_makes_a_checkpoint_with_new_weights(tmp_path, capsys):
     assert built.num_parameters() == model_of("gpt2").num_parameters_of(UNEQUAL)
     assert main(["convert", *options, "--space", json.dumps({"hidden_size": [24]}), "--overwrite", "true"]) == 2
     assert "an elastic config says its sizes itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("heads", [{"n_head": [4, 2], "d_head": [8, 16]}, {"n_head": [4, 2], "d_head": 8}, {"n_head": 4}])
+def test_a_transformer_xl_of_unequal_layers_is_trained(heads, tmp_path, capsys):
+    """By the two commands of recipes/lts/README.md."""
+    config = config_of("transformer_xl", n_layer=2, d_inner=[20, 48], vocab_size=300, **heads)
+    config.save_pretrained(tmp_path / "found")
+    data = tmp_path / "text"
+    data.mkdir()
+    for split in ("train", "validation"):
+        (data / f"{split}.txt").write_text("The same sentence, said once more.\n" * 40)
+    options = ["--task", "causal-lm", "--importance", "none", "--tokenizer_dataset", "text", "--data_dir", str(tmp_path)]
+    options += ["--model_config", str(tmp_path / "found" / "config.json"), "--output_dir", str(tmp_path / "new")]
+    assert main(["convert", *options]) == 0, capsys.readouterr().err
+    new = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    stock = TransformerXLForCausalLM(config)
+    assert {n: p.shape for n, p in new.named_parameters()} == {n: p.shape for n, p in stock.named_parameters()}
+    stock.load_state_dict(new.state_dict())
+    inputs = {"input_ids": torch.arange(24).view(2, 12)}
+    with torch.no_grad():
+        torch.testing.assert_close(new(**inputs).logits, stock.eval()(**inputs).logits)
+    recipe = "recipes/lts/transfo_xl/train.yaml"
+    options = ["--model", str(tmp_path / "new"), "--dataset", "text", "--data_dir", str(tmp_path), "--max_length", "16"]
+    options += ["--max_steps", "2", "--output_dir", str(tmp_path / "trained"), "--use_cpu", "true"]
+    assert main(["train", recipe, *options]) == 0, capsys.readouterr().err
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "trained")
+    assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), new.parameters(), strict=True))
+
+
+def test_unequal_layers_that_cannot_be_converted(tmp_path, capsys):
+    folders = ["--task", "causal-lm", "--tokenizer", "none", "--importance", "none", "--output_dir", str(tmp_path / "new")]
+    config = config_of("transformer_xl", n_head=[4, 2, 2, 2], d_head=[8, 16, 8, 16])
+    config.save_pretrained(tmp_path)
+    assert main(["convert", *folders, "--model_config", str(tmp_path / "config.json")]) == 2
+    assert "d_head: [8, 16, 8, 16] differ from layer to layer" in capsys.readouterr().err
+    config = config_of("transformer_xl", d_inner=[8, 16, 8, 16])
+    options = ["--model_config", json.dumps(config.to_dict()), "--space", json.dumps({"hidden_size": [24]})]
+    assert main(["convert", *folders, *options]) == 2
+    assert "its layers differ, so it is one size" in capsys.readouterr().err

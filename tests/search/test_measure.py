@@ -4,7 +4,7 @@ import time
 import pytest
 
 from hf_elastic.search import measure
-from hf_elastic.search.measure import Latency, machine_facts, measure_latency, median_interval
+from hf_elastic.search.measure import Latency, doubts, machine_facts, measure_latency, median_interval
 
 
 class Clock:
@@ -126,14 +126,22 @@ def test_median_interval_covers_the_true_median_of_a_skewed_distribution():
 
 def test_latency_round_trip_and_text():
     latency = Latency.from_samples([7.2, 7.45, 7.31])
-    assert str(latency) == "7.31 ms [7.20, 7.45]"
-    assert str(Latency.from_samples([0.01234])) == "0.0123 ms [0.0123, 0.0123]"
+    assert str(latency) == "7.31 ms (3 samples, 7.20 to 7.45)", "fewer than 6 samples have no 95% interval"
+    assert str(Latency.from_samples([0.01234])) == "0.0123 ms (1 sample)"
+    assert str(Latency.from_samples([7.2, 7.45, 7.3, 7.3, 7.3, 7.3])) == "7.30 ms [7.20, 7.45]"
     assert Latency.from_dict(latency.to_dict()) == latency
     assert latency.relative_half_width == pytest.approx(0.125 / 7.31)
     with pytest.raises(ValueError, match="high_ms"):
         Latency.from_dict({"median_ms": 1.0})
     with pytest.raises(ValueError, match="empty"):
         Latency.from_samples([])
+
+
+def test_doubts_say_what_is_uncertain():
+    sure, few, wide = (Latency.from_samples(samples) for samples in ([5.0] * 6, [5.0] * 5, [5.0, 5.0, 5.0, 5.0, 5.0, 7.0]))
+    assert doubts([sure]) == []
+    assert doubts([sure, few])[0].startswith("1 of 2 latencies are of fewer than 6 samples, too few for a 95% interval")
+    assert doubts([sure, wide, wide])[0].startswith("2 of 3 intervals are wider than 10% of their median: this machine is busy")
 
 
 @pytest.mark.parametrize(

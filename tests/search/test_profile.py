@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import BertForSequenceClassification, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BertForSequenceClassification, GPT2LMHeadModel
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
 from hf_elastic.cli.main import main
@@ -15,7 +15,7 @@ from hf_elastic.search import Latency, search_subnets
 from hf_elastic.search.digests import architecture_digest
 from hf_elastic.search.memory import PeakMemory, measure_memory
 from hf_elastic.search.predict import CostModel, features
-from hf_elastic.search.profile import DeviceProfile, Measured, measure_profile, spread_subnets
+from hf_elastic.search.profile import DeviceProfile, Measured, check_machine, measure_profile, spread_subnets
 from hf_elastic.search.targets import Target
 
 SPACE = {"num_hidden_layers": [1, 2, 3, 4], "intermediate_size": [16, 48], "num_attention_heads": [2, 4]}
@@ -77,6 +77,22 @@ def test_bad_targets(options, message):
 def test_a_phase_that_the_model_does_not_have():
     with pytest.raises(ValueError, match="for causal language models; ElasticForSequenceClassification has: forward"):
         Target(phase="token").measure(classifier(), [classifier().subnet(None)])
+
+
+@pytest.mark.parametrize("phase", ["prefill", "token"])
+def test_a_phase_without_a_key_value_cache(phase):
+    base = AutoModelForCausalLM.from_config(tiny.config_of("transformer_xl"))
+    model = ElasticForCausalLM.from_base(base, importance="none")
+    with pytest.raises(ValueError, match=f"phase: '{phase}' needs a key-value cache, which transformer_xl has not"):
+        Target(1, 4, phase=phase).measure(model, [model.subnet(None)])
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there(device, tmp_path, capsys):
+    options = ["--model", str(tmp_path), "--output", str(tmp_path / "profile.json"), "--device", device]
+    assert main(["measure", *options]) == 2
+    error = capsys.readouterr().err
+    assert f"error: device: {device!r} cannot be used here: " in error and error.count("\n") == 1
 
 
 @linux
@@ -179,6 +195,8 @@ def test_search_predicts_and_measures_the_frontier(tmp_path):
         ["accuracy", "latency"],
         compute_quality=lambda view: seen.append(view) or quality(view),
         latency_profile=profile,
+        threads=1,
+        sequence_length=8,
         constraints=[f"latency_ms<={median}"],
         progress=False,
     )
@@ -213,6 +231,19 @@ def test_how_many_to_measure_is_for_predictions():
         search_subnets(classifier(), compute_quality=quality, measure_at_most=-1)
 
 
+@pytest.mark.parametrize(
+    ("option", "ours", "theirs"),
+    [("threads", 2, 1), ("sequence_length", 128, 8), ("latency_batch_size", 3, 1), ("runtime", "openvino", "torch")],
+)
+def test_options_that_contradict_the_profile(option, ours, theirs):
+    if ours == "openvino":
+        pytest.importorskip("openvino")
+    model = classifier()
+    profile = made_up_profile(model, list(model.space.enumerate()), memory=False)
+    with pytest.raises(ValueError, match=f"{option}: {ours!r} is asked for, and the profile was measured with {theirs!r}"):
+        search_subnets(model, compute_quality=quality, latency_profile=profile, progress=False, **{option: ours})
+
+
 @linux
 def test_two_processes_find_the_same_peaks():
     """Weights of zeros weigh as much: the peak is at least that of the parameters."""
@@ -240,6 +271,20 @@ def test_a_profile_of_another_machine_is_refused_or_stays_predicted(tmp_path):
         search_subnets(classifier(num_hidden_layers=5), force=True, **options)
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_profile_of_another_version_of_the_runtime_is_refused(runtime, monkeypatch):
+    module = pytest.importorskip(runtime)
+    model = classifier()
+    profile = measure_profile(model, Target(1, 4, 1, runtime=runtime), ("smallest",), memory=False, repeats=1)
+    assert profile.machine[runtime] == module.__version__
+    assert check_machine(profile, model, force=False) == []
+    monkeypatch.setattr(module, "__version__", "0.0.1")
+    with pytest.raises(ValueError, match=f"{runtime} is '0.0.1' here, '{profile.machine[runtime]}' in the profile"):
+        check_machine(profile, model, force=False)
+    torch_profile = measure_profile(model, Target(1, 4, 1), ("smallest",), memory=False, repeats=1)
+    assert runtime not in torch_profile.machine
+
+
 @linux
 def test_peak_memory_as_an_objective():
     model = classifier()
@@ -260,6 +305,7 @@ def test_command_line(tmp_path, capsys):
     assert main([*command, *options]) == 0
     printed = capsys.readouterr().out
     assert "small" in printed and "latency_ms of other sizes, predicted" in printed
+    assert "(3 samples, " in printed and "warning: 9 of 9 latencies are of fewer than 6 samples" in printed
     assert len(json.loads((tmp_path / "p.json").read_text())["measured"]) == 9
     assert main([*command, *options]) == 2
     assert "is there already; add --overwrite" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import math
+import re
 import sqlite3
 
 import pytest
@@ -20,6 +21,7 @@ from hf_elastic import (
     ElasticForTokenClassification,
 )
 from hf_elastic.search import Frontier, Latency, Objective, search_subnets, targets
+from hf_elastic.search.objectives import Constraint
 from hf_elastic.search.quality import QualityPass, median_length
 
 SMALL = {"num_hidden_layers": [2, 4], "intermediate_size": [16, 48], "num_attention_heads": [2, 4]}
@@ -191,6 +193,18 @@ def test_new_members_of_the_frontier_are_measured_too(monkeypatch):
     assert {point.values["latency_ms"] for point in frontier.points} <= set(last)
 
 
+@pytest.mark.parametrize("spread", [0.01, 0.5])
+def test_a_busy_machine_is_called_out(monkeypatch, spread):
+    def measure(callables, **options):
+        return {name: Latency.from_samples([5, 5, 5, 5, 5, 5 + 5 * spread]) for name in callables}
+
+    monkeypatch.setattr(targets, "measure_latency", measure)
+    frontier = search_subnets(classifier(), compute_quality=Quality(), sequence_length=4, progress=False)
+    count = len(frontier.points)
+    expected = [f"{count} of {count} intervals are wider than 10% of their median: this machine is busy"] if spread > 0.1 else []
+    assert [warning.partition(" with")[0] for warning in frontier.facts.get("warnings", ())] == expected
+
+
 def test_threads_are_set_for_measuring_only(monkeypatch):
     seen = []
 
@@ -259,6 +273,20 @@ def test_nothing_that_satisfies(timed, space):
         search_subnets(model, ["accuracy"], constraints=[f"parameters<={smallest - 100}"], **options)
     with pytest.raises(ValueError, match=r"no subnet keeps latency_ms<=1e-06, the nearest has latency_ms=.* breaks"):
         search_subnets(model, ["accuracy"], constraints=["latency_ms<=1e-6"], **options)
+
+
+def test_the_nearest_value_can_be_given_back():
+    """Whatever its digits: rounded, it would exclude everything again."""
+    model = classifier()
+    smallest = model.flops_of("smallest", 7, 1003)
+    assert float(f"{smallest:g}") != smallest
+    options = {"compute_quality": Quality(), "latency_batch_size": 7, "sequence_length": 1003, "progress": False}
+    with pytest.raises(ValueError, match="no subnet keeps flops<=1") as raised:
+        search_subnets(model, ["accuracy"], constraints=["flops<=1"], **options)
+    nearest = re.search(r"the nearest has (flops)=(\S+);", str(raised.value))
+    frontier = search_subnets(model, ["accuracy"], constraints=["<=".join(nearest.groups())], **options)
+    assert [point.values["flops"] for point in frontier.points] == [smallest]
+    assert str(Constraint.parse("flops<=1335552")) == "flops<=1335552"
 
 
 def test_standard_subnets_only():
@@ -389,7 +417,8 @@ def test_a_subnet_that_computes_nan_is_infeasible():
     frontier = search_subnets(classifier(), ["accuracy", "parameters"], compute_quality=quality, progress=False)
     full = next(point for point in frontier.evaluated if point.name == "full")
     assert not full.feasible and full.details["infeasible"] == ["accuracy is not a finite number"]
-    with pytest.raises(ValueError, match="closest: accuracy is not a finite number"):
+    message = "is allowed: no subnet has a finite accuracy; the closest: accuracy is not a finite number"
+    with pytest.raises(ValueError, match=message):
         search_subnets(classifier(), ["accuracy"], compute_quality=Quality(lambda _: math.inf), progress=False)
 
 

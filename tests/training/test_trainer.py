@@ -299,12 +299,35 @@ def test_bad_arguments(changes, message, tmp_path):
         arguments(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("sampling", ["sandwich", "single_path"])
+@pytest.mark.parametrize("distillation", [{}, {"logits": 1.0, "hidden": 1.0}])
+def test_a_frozen_size_is_trained_as_in_the_full_model(sampling, distillation, tmp_path):
+    """Layers that differ are one size: the largest, the smallest and every random one are itself."""
+    model = classifier()
+    frozen = model.extract({"layers": [0, 2, 3], "intermediate_size": [40, 16, 48]})
+    assert frozen.frozen_cut is not None
+    before, view = weights(frozen), copy.deepcopy(frozen.base)
+    options = {"sampling": sampling, "distillation": distillation, "max_steps": 1}
+    options |= {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "learning_rate": 0.1}
+    trainer = train(frozen, arguments(tmp_path, **options), rows(4), teacher=classifier().base if distillation else None)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(frozen).items())
+    assert trainer.evaluate(rows(4))["eval_loss"] > 0
+    if not distillation:
+        inputs = {key: torch.tensor(rows(4)[key][:]) for key in ("input_ids", "attention_mask", "labels")}
+        view.train()(**inputs).loss.backward()
+        expected = {name: p.detach() - 0.1 * p.grad for name, p in view.named_parameters()}
+        assert_same(expected, {name: p.detach() for name, p in frozen.named_parameters()}, 1e-6)
+
+
 def test_bad_models_and_names(tmp_path):
     model = classifier()
     with pytest.raises(ValueError, match="unknown subnet 'tiny'; known: largest, smallest, half"):
         ElasticTrainer(model=model, args=arguments(tmp_path, eval_subnets=["tiny"]))
-    with pytest.raises(ValueError, match="not frozen"):
-        ElasticTrainer(model=model.extract({"num_attention_heads": [2, 4, 4, 4]}), args=arguments(tmp_path))
+    with pytest.raises(ValueError, match="needs an elastic model, got Bert"):
+        ElasticTrainer(model=model.base, args=arguments(tmp_path))
+    with pytest.raises(ValueError, match="frozen at one size, which is trained without the term 'relation'"):
+        frozen = model.extract({"num_attention_heads": [2, 4, 4, 4]})
+        ElasticTrainer(model=frozen, args=arguments(tmp_path, distillation={"relation": 1.0}))
     config = config_of("bert", num_labels=5)
     with pytest.raises(ValueError, match="the teacher's num_labels is 5, the model's is 3"):
         teacher = ElasticForSequenceClassification.stock_class(config)(config)
