@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
 from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.cli.main import main
+from hf_elastic.export.held_out import HeldOut
 
 WORDS = [f"word{index}" for index in range(60)]
 
@@ -47,6 +48,24 @@ def test_the_table_says_what_each_file_is_worth(elastic, data, tmp_path, capsys)
     assert record["held_out"]["rows"] == 12
     assert record["held_out"]["max_accuracy_drop"] == 100
     assert record["quantization"]["cpu_instructions"] == "avx2"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_tensorrt_is_scored_on_the_cpu_and_not_timed(precision, elastic, data, tmp_path, capsys, monkeypatch):
+    options = ["--dataset", str(data), "--calibration_rows", "4", "--formats", "tensorrt", "--precision", precision]
+    options += ["--max_sequence_length", "16", "--max_batch_size", "5", "--max_accuracy_drop", "100"]
+    assert main(["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "16 rows of" in printed and "points lost" in printed and " ms [" not in printed
+    record = json.loads((tmp_path / "out" / "tensorrt" / "parity.json").read_text())
+    assert record["held_out"]["rows"] == 16 and record["size_mb"] > 0
+    assert "accuracy" in record["held_out"]["file"] and "latency" not in record
+    accuracies = iter((0.9, 0.5))  # of the view, and of the file
+    monkeypatch.setattr(HeldOut, "score", lambda *_args: {"accuracy": next(accuracies)})
+    refused = ["export", "--model", str(elastic), "--output_dir", str(tmp_path / "no"), *options[:-1], "1"]
+    assert main(refused) == 2
+    assert "40.00 points; max_accuracy_drop is 1" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_calibration_of_its_own(elastic, tmp_path):
