@@ -151,7 +151,7 @@ def _calibration(export: Export, graph: Path) -> tuple[list[dict[str, np.ndarray
 
 def _build(export: Export, folder: Path, profile: Profile, inputs: list[str], options: Mapping[str, Any]) -> dict:
     if not export.options.get("build"):
-        return {"built": False, "how": f"run the trtexec command, or export with --build true ({HOW_TO_INSTALL})"}
+        return {"built": False, "how": f"run the trtexec command, or export with --build ({HOW_TO_INSTALL})"}
     if check_builder() == "tensorrt":
         version = build_engine(folder / GRAPH, folder / ENGINE, profile, inputs)
         return {"built": True, "file": ENGINE, "with": f"tensorrt {version}"}

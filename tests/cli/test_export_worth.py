@@ -1,5 +1,6 @@
 """`hf-elastic export` with data: what each file is worth, limits, calibration, one-line errors."""
 
+import importlib.util
 import json
 
 import pytest
@@ -85,6 +86,9 @@ BAD = {
     "fallback without limit": (["--formats", "onnx-int8", "--fallback", "float"], "it needs max_accuracy_drop"),
     "unknown format": (["--formats", "onnx-int4"], "'onnx-int4' is unknown; known: safetensors, onnx, onnx-int8"),
     "rows": (["--formats", "onnx-int8", "--dataset", "{data}", "--max_eval_rows", "0"], "max_eval_rows: 0 must be 1 or more"),
+    "bare build": (["--build", "--formats", "tensorrt"], "build: neither tensorrt nor onnxruntime's"),
+    "build true": (["--build", "true", "--formats", "tensorrt"], "build: neither tensorrt nor onnxruntime's"),
+    "build of another": (["--build", "--formats", "onnx"], "build: an option of tensorrt; formats: onnx"),
     "no such data": (["--formats", "onnx-int8", "--dataset", "none", "--data_dir", "{data}"], "data_dir: no none in"),
 }
 
@@ -96,6 +100,8 @@ def test_bad_input_is_one_line(elastic, data, tmp_path, capsys, case):
     for split in ("train", "dev"):
         (wrong / f"{split}.csv").write_text("label,number\n0,1\n1,2\n")
     arguments, message = BAD[case]
+    if "neither tensorrt" in message and importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed")
     arguments = [one.format(wrong=wrong, data=data) for one in arguments]
     assert main(["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), *arguments]) == 2
     # Of reading files the libraries show progress before.
