@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..data.task import TASKS
 from ..files import check_output, read_mapping, staged
+from ..portable_tokenizer import save_tokenizer
 from .common import parse
 
 
@@ -121,7 +122,7 @@ def run(args: ConvertArguments) -> None:
     with staged(folder) as staging:
         model.save_pretrained(staging)
         if tokenizer is not None:
-            tokenizer.save_pretrained(staging)
+            save_tokenizer(tokenizer, staging)
     sizes = {"largest": model.space.largest, "smallest": model.space.smallest, **model.config.subnets}
     for name, subnet in sizes.items():
         print(f"{name}: {model.num_parameters_of(subnet):,} parameters, {model.subnet(subnet).to_dict()}")

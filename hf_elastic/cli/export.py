@@ -82,8 +82,8 @@ class ExportArguments(DataArguments):
     max_sequence_length: int | None = field(
         default=None, metadata={"help": "tensorrt: most tokens; default 512, or what the model takes. The same as min: static."}
     )
-    build: bool | None = field(
-        default=None, metadata={"help": "tensorrt: build the engine, where TensorRT and its GPU are; else stop before any work."}
+    build: bool = field(
+        default=False, metadata={"help": "tensorrt: build the engine, where TensorRT and its GPU are; else stop before any work."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
@@ -106,7 +106,11 @@ def main(argv: list[str]) -> int:
 def format_options(args: ExportArguments) -> dict:
     """The options of formats that are set; each is a field of the same name."""
     known = frozenset().union(*(one.options for one in FORMATS.values()))
-    values = {name: value for name, value in dataclasses.asdict(args).items() if name in known and value is not None}
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(args).items()
+        if name in known and value is not None and value is not False
+    }
     chosen = [FORMATS[name] for name in args.formats if name in FORMATS]
     if any("calibration" in one.options for one in chosen) and (args.calibration or args.dataset):
         values["calibration"] = read_calibration(args)

@@ -11,7 +11,7 @@ WIDTH = 110  # of the table in a file (columns)
 
 
 def report(records: Mapping[str, Mapping], output_dir: Path) -> None:
-    """A line for each format; with held-out rows a table of size, accuracy and latency."""
+    """A line for each format; with held-out rows a table of size, accuracy and, where it was timed, latency."""
     for name, record in records.items():
         where = FORMATS[name].folder(output_dir)
         difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
@@ -32,16 +32,18 @@ def table_of(records: Mapping[str, Mapping]):
     """Formats that were scored, under the view that they came from."""
     from rich.table import Table
 
-    first = next(iter(records.values()))
-    held_out, length = first["held_out"], first["latency"]["sequence_length"]
+    held_out = next(iter(records.values()))["held_out"]
     metrics = list(held_out["view"])
-    title = f"{held_out['rows']:,} rows of {held_out['name']}; latency: one sequence of {length} tokens, 95% interval"
+    title = f"{held_out['rows']:,} rows of {held_out['name']}"
+    timed = next((record for record in records.values() if "latency" in record), {})
+    if timed:
+        title += f"; latency: one sequence of {timed['latency']['sequence_length']} tokens, 95% interval"
     table = Table("format", "MB", *metrics, "points lost", "latency", "as fast as torch", title=title, title_justify="left")
-    table.add_row("torch (view)", "", *[_metric(name, held_out["view"][name]) for name in metrics], "", _times(first, "view"), "")
+    table.add_row("torch (view)", "", *[_metric(name, held_out["view"][name]) for name in metrics], "", _times(timed, "view"), "")
     for name, record in records.items():
-        found, timed = record["held_out"], record["latency"]
+        found, latency = record["held_out"], record.get("latency")
         values = [_metric(metric, found["file"][metric]) for metric in metrics]
-        ratio = f"{timed['view_ms'] / timed['file_ms']:.1f}x"
+        ratio = f"{latency['view_ms'] / latency['file_ms']:.1f}x" if latency else ""
         table.add_row(
             name, f"{record['size_mb']:.1f}", *values, f"{found['accuracy_drop_points']:+.2f}", _times(record, "file"), ratio
         )
@@ -53,5 +55,7 @@ def _metric(name: str, value: float) -> str:
 
 
 def _times(record: Mapping, which: str) -> str:
+    if "latency" not in record:
+        return ""
     low, high = record["latency"][f"{which}_interval_ms"]
     return f"{record['latency'][f'{which}_ms']:.2f} ms [{low:.2f}, {high:.2f}]"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..files import check_output
 from ..loading import check_path
+from ..portable_tokenizer import save_tokenizer
 from .common import parse
 
 # Depth and feed-forward width leave a stock BERT of that size; fewer heads at full hidden size do not, so the search, asked
@@ -176,7 +177,7 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> No
     model.eval()
     with staged(folder / "elastic") as staging:
         model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+        save_tokenizer(tokenizer, staging)
 
 
 def search(model, data, args: QuickstartArguments, folder: Path, console):

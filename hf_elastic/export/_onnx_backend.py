@@ -23,6 +23,7 @@ EXTRA = "hf-elastic[onnx]" if ON_TRANSFORMERS_5 else "hf-elastic[optimum]"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript" if ON_TRANSFORMERS_5 else "optimum.exporters.onnx")
 # The oldest opset both exporters target natively: every onnxruntime, TensorRT and OpenVINO of the last years reads it.
 OPSET = 18
+OLDEST_OPSET = 7
 # A protobuf message holds at most 2 GiB; the margin is for the graph around the weights.
 LARGEST_SINGLE_FILE = 2**31 - 2**26
 
@@ -32,6 +33,31 @@ Axes = dict[str, dict[int, str]]
 def missing_extra(error: ImportError) -> ImportError:
     """The error to raise from `error`: it names what is missing and the extra that installs it."""
     return ImportError(f"ONNX needs {error.name or error}, which is not installed: run pip install '{EXTRA}'")
+
+
+def newest_opset() -> int:
+    """The newest opset that the installed exporter and onnx know.
+
+    Raises:
+        ImportError: one of them is missing; it names the extra.
+    """
+    try:
+        import onnx
+
+        if ON_TRANSFORMERS_5:
+            from onnxscript.version_converter._version_converter import SUPPORTED_MAX_ONNX_OPSET as newest
+        else:
+            from torch.onnx._constants import ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET as newest
+    except ImportError as error:
+        raise missing_extra(error) from error
+    return min(newest, onnx.defs.onnx_opset_version())
+
+
+def check_opset(opset: object) -> None:
+    """Raise ValueError for an opset that no model can be written in, before any work is done."""
+    newest = newest_opset()
+    if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
+        raise ValueError(f"opset must be an integer from {OLDEST_OPSET} to {newest}, got {opset!r}; the default is {OPSET}")
 
 
 def weight_file(path: Path) -> Path:
@@ -137,7 +163,8 @@ def _write_with_optimum(model: PreTrainedModel, inputs: dict, axes: Axes, path: 
     settings = vars(model.config)
     before = dict(settings)
     try:
-        export(model, config, path, opset=opset, device=inputs["input_ids"].device.type)
+        with _no_graph_dump():
+            export(model, config, path, opset=opset, device=inputs["input_ids"].device.type)
     except OnnxExporterError as error:
         raise too_old(opset, model, error) from error
     finally:
@@ -146,6 +173,17 @@ def _write_with_optimum(model: PreTrainedModel, inputs: dict, axes: Axes, path: 
         settings.update(before)
     # Stores tied embeddings once: TorchScript has written the output layer's as a transposed copy.
     config.post_process_exported_models(path.parent, {"model": (model, config)}, [path.name])
+
+
+@contextlib.contextmanager
+def _no_graph_dump() -> Iterator[None]:
+    """torch never turns its log of TorchScript off, and prints the whole graph where an operator is not in the opset."""
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_args: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 def _optimum_config(model: PreTrainedModel, inputs: dict, axes: Axes):

@@ -12,9 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..portable import portable_config
-
-# Class of transformers 5 -> what 4.57 calls it; transformers 5 knows the old name as well.
-OLD_TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+from ..portable_tokenizer import save_tokenizer
 
 
 def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -39,8 +37,7 @@ def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreT
         model.save_pretrained(unfinished, state_dict=_state_dict(model))
         _write_json(unfinished / "config.json", portable_config(model.config))
         if tokenizer is not None:
-            tokenizer.save_pretrained(unfinished)
-            _make_tokenizer_portable(unfinished / "tokenizer_config.json")
+            save_tokenizer(tokenizer, unfinished)
         _move(unfinished, directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -57,15 +54,6 @@ def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             tensors[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     return tensors
-
-
-def _make_tokenizer_portable(path: Path) -> None:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    name = values.get("tokenizer_class")
-    values["tokenizer_class"] = OLD_TOKENIZER_CLASSES.get(name, name)
-    if isinstance(values.get("extra_special_tokens"), list):  # a mapping in 4.57, which has another name for the list
-        values["additional_special_tokens"] = values.pop("extra_special_tokens")
-    _write_json(path, values)
 
 
 def _write_json(path: Path, values: dict) -> None:

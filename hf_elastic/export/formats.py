@@ -89,6 +89,7 @@ class Format:
         in_root: whether it is written to the output folder itself.
         load: opens what was written, with a number of threads or the runtime's own (None), as a function from a batch to the main
             output; with it the format can be scored and timed.
+        is_timed: whether `load` runs it where it is meant to run; of a stand-in the latency would mislead.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Format:
     check: Callable[[ElasticPreTrainedModel, Any, Mapping[str, Any]], None] | None = None
     in_root: bool = False
     load: Callable[[Export, Path, int | None], Callable[[Mapping], np.ndarray]] | None = None
+    is_timed: bool = True
 
     def limits(self, options: Mapping[str, Any]) -> Tolerance:
         """The tolerance that applies with these options."""

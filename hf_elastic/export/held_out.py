@@ -153,7 +153,7 @@ def weights_on_disk(folder: Path) -> float:
 
 
 def worth(export: Export, one: Format, folder: Path) -> dict[str, Any]:
-    """What `parity.json` says of an export besides parity: size, and with held-out rows accuracy and latency.
+    """What `parity.json` says of an export besides parity: size, and with held-out rows accuracy and, where timed, latency.
 
     Args:
         export: the export in progress.
@@ -174,6 +174,8 @@ def worth(export: Export, one: Format, folder: Path) -> dict[str, Any]:
         "name": held_out.name, "rows": held_out.rows, "view": dict(export.view_scores), "file": scores,
         "accuracy_drop_points": round(drop, 4), "max_accuracy_drop": export.max_accuracy_drop,
     }  # fmt: skip
+    if not one.is_timed:
+        return record
     inputs = held_out.typical_input()
     with torch.inference_mode():
         timed = side_by_side({"view": lambda: export.view(**inputs), "file": lambda: predict(inputs)})

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import upload as client
 from ..modeling_elastic import ElasticPreTrainedModel
+from ..portable_tokenizer import save_tokenizer
 from ..upload import MAIN, Upload
 from . import FORMATS
 from .card import CardFacts, elastic_card, is_ours, size_card
@@ -238,7 +239,7 @@ def _root(model, repo_id, folder, tokenizer, facts: CardFacts, places, supernet:
         folder = workspace / "supernet"
         model.save_pretrained(folder)
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
     return Upload(repo_id, {**files, **files_of(Path(folder)), **_card_file(Path(folder), card)})
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ._onnx_backend import OPSET, Axes, missing_extra, move_export, weight_file, write_graph
+from ._onnx_backend import OPSET, Axes, check_opset, missing_extra, move_export, weight_file, write_graph
 from .cache import cache_axes, open_head_axes, sample_step
 from .decoding import first_inputs
 from .optimize import check_level, fuses, optimize_graph
@@ -58,13 +58,15 @@ def export_onnx(
 
     Raises:
         ValueError: for an input the model does not take, weights that are no real float32 parameters, an architecture which
-            the installed exporter does not know, an unknown `optimize`, or an opset that is too old for the model.
+            the installed exporter does not know, an unknown `optimize`, or an opset that is too old for the model or too new
+            for the exporter.
         ImportError: if the exporter is not installed; it names the extra.
     """
     path = Path(path)
     _check_inputs(model, inputs)
     _check_weights(model)
     check_level(optimize, model.config.model_type)
+    check_opset(opset)
     path.parent.mkdir(parents=True, exist_ok=True)
     training = model.training
     model.eval()

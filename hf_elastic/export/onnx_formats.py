@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
-from ._onnx_backend import EXTRA, OPSET, PACKAGES
+from ._onnx_backend import EXTRA, OPSET, PACKAGES, check_opset
 from .decoding import Decoded, decode_greedily, pad_left
 from .formats import Export, Format, longest_sequence, register
 from .outputs import main_output
@@ -23,7 +23,6 @@ GRAPH = "model.onnx"
 OPTIONS = frozenset({"opset", "optimize"})
 # How many tokens a graph with a cache has to generate like torch.
 GENERATED = 32
-OLDEST_OPSET = 7
 
 
 def is_cached(export: Export) -> bool:
@@ -37,9 +36,7 @@ def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]
     from .optimize import check_level
 
     check_level(options.get("optimize"), model.config.base_config.model_type)
-    opset = options.get("opset", OPSET)
-    if isinstance(opset, bool) or not isinstance(opset, int) or opset < OLDEST_OPSET:
-        raise ValueError(f"opset must be an integer of at least {OLDEST_OPSET}, got {opset!r}; the default is {OPSET}")
+    check_opset(options.get("opset", OPSET))
 
 
 def run_graph(export: Export, folder: Path) -> np.ndarray:

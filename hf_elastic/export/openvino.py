@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import tempfile
@@ -22,6 +23,8 @@ PRECISION = "f32"
 # Operators that NNCF would quantize besides products with weights.
 STAY_FLOAT = ["ScaledDotProductAttention", "Add"]
 NO_SMOOTHING = -1
+# All that OpenVINO says of a file that it could not write to its end.
+STREAM_FAILED = "iostream error"
 
 
 def missing(error: ImportError) -> ImportError:
@@ -52,6 +55,7 @@ def export_openvino(model: PreTrainedModel, inputs: dict[str, torch.Tensor], pat
     Raises:
         ValueError: for inputs or weights as in `export_onnx`.
         ImportError: a package is missing; it names the extra.
+        OSError: the disk is full.
     """
     _check_inputs(model, inputs)
     _check_weights(model)
@@ -90,13 +94,22 @@ def _convert(path: Path):
 
 
 def save(graph, path: Path) -> Path:
-    """Write both files of an `openvino.Model`; they appear complete or not at all."""
+    """Write both files of an `openvino.Model`; they appear complete or not at all.
+
+    Raises:
+        OSError: they cannot be written: most likely the disk is full, which OpenVINO does not say.
+    """
     import openvino
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         staged = Path(folder) / path.name
-        openvino.save_model(graph, str(staged), compress_to_fp16=False)
+        try:
+            openvino.save_model(graph, str(staged), compress_to_fp16=False)
+        except RuntimeError as error:
+            if STREAM_FAILED not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: OpenVINO could not write {path}") from error
         for source, target in ((weights_of(staged), weights_of(path)), (staged, path)):
             os.replace(source, target)
     return path

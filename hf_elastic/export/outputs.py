@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling_elastic import ElasticPreTrainedModel
+from ..portable_tokenizer import save_tokenizer
 from .checkpoint import save_standard
 from .formats import Export, Format, register
 
@@ -39,7 +40,7 @@ def write_checkpoint(model: ElasticPreTrainedModel, subnet, folder: Path, tokeni
         return
     extracted.save_pretrained(folder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def _write(export: Export, folder: Path) -> None:

@@ -151,7 +151,7 @@ def _calibration(export: Export, graph: Path) -> tuple[list[dict[str, np.ndarray
 
 def _build(export: Export, folder: Path, profile: Profile, inputs: list[str], options: Mapping[str, Any]) -> dict:
     if not export.options.get("build"):
-        return {"built": False, "how": f"run the trtexec command, or export with --build true ({HOW_TO_INSTALL})"}
+        return {"built": False, "how": f"run the trtexec command, or export with --build ({HOW_TO_INSTALL})"}
     if check_builder() == "tensorrt":
         version = build_engine(folder / GRAPH, folder / ENGINE, profile, inputs)
         return {"built": True, "file": ENGINE, "with": f"tensorrt {version}"}
@@ -235,6 +235,11 @@ def run(export: Export, folder: Path) -> np.ndarray:
     return _runner(export, folder)(export.inputs.tensors)
 
 
+def load(export: Export, folder: Path, threads: int | None = None) -> CpuRunner:
+    """The graph on the CPU as a function from a batch to its main output; the number of threads is onnxruntime's own."""
+    return _runner(export, folder)
+
+
 def evidence(export: Export, folder: Path) -> dict:
     """Random tokens at the ends of the profile, compared with the view; one row where the longest would be many.
 
@@ -267,6 +272,8 @@ TENSORRT = register(
         "an ONNX graph for TensorRT (fp16, bf16, int8 or fp32) and how to build its engine",
         write=write,
         run=run,
+        load=load,
+        is_timed=False,  # an engine on a GPU is what counts
         packages=PACKAGES,
         extra=EXTRA,
         options=frozenset((*OPTIONS, "precision", "calibration", "build")),

@@ -209,7 +209,7 @@ def _pruned_tokenizer(tokenizer: PreTrainedTokenizerBase, data: dict, kept: Mapp
     """The same kind of tokenizer, read from files with the new ids."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)  # read again by the same version, right below
         for file in OLD_FILES:
             (folder / file).unlink(missing_ok=True)
         (folder / "tokenizer.json").write_text(json.dumps(pruned_json(data, kept), ensure_ascii=False), encoding="utf-8")

@@ -6,6 +6,7 @@ import dataclasses
 
 from transformers.utils import is_peft_available
 
+from ..portable_tokenizer import make_tokenizer_portable
 from .arguments import ElasticTrainingArguments
 
 # Options that say how a model was trained, as far as they differ from their defaults.
@@ -58,13 +59,14 @@ class PublishMixin:
             **{key: value for key, value in known.items() if value is not None},
         )
 
-    def _save(self, *args, **kwargs) -> None:
-        """Trainer pickles its arguments beside the weights, the token for the Hub with them."""
+    def _save(self, output_dir: str | None = None, *args, **kwargs) -> None:
+        """Trainer pickles its arguments beside the weights, the token for the Hub with them. Its tokenizer is for one major."""
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            super()._save(*args, **kwargs)
+            super()._save(output_dir, *args, **kwargs)
         finally:
             self.args.hub_token = token
+        make_tokenizer_portable(output_dir or self.args.output_dir)
 
 
 def published_arguments(args: ElasticTrainingArguments) -> dict:

@@ -1,5 +1,6 @@
 """`hf-elastic export` with data: what each file is worth, limits, calibration, one-line errors."""
 
+import importlib.util
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
 from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.cli.main import main
+from hf_elastic.export.held_out import HeldOut
 
 WORDS = [f"word{index}" for index in range(60)]
 
@@ -49,6 +51,24 @@ def test_the_table_says_what_each_file_is_worth(elastic, data, tmp_path, capsys)
     assert record["quantization"]["cpu_instructions"] == "avx2"
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_tensorrt_is_scored_on_the_cpu_and_not_timed(precision, elastic, data, tmp_path, capsys, monkeypatch):
+    options = ["--dataset", str(data), "--calibration_rows", "4", "--formats", "tensorrt", "--precision", precision]
+    options += ["--max_sequence_length", "16", "--max_batch_size", "5", "--max_accuracy_drop", "100"]
+    assert main(["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "16 rows of" in printed and "points lost" in printed and " ms [" not in printed
+    record = json.loads((tmp_path / "out" / "tensorrt" / "parity.json").read_text())
+    assert record["held_out"]["rows"] == 16 and record["size_mb"] > 0
+    assert "accuracy" in record["held_out"]["file"] and "latency" not in record
+    accuracies = iter((0.9, 0.5))  # of the view, and of the file
+    monkeypatch.setattr(HeldOut, "score", lambda *_args: {"accuracy": next(accuracies)})
+    refused = ["export", "--model", str(elastic), "--output_dir", str(tmp_path / "no"), *options[:-1], "1"]
+    assert main(refused) == 2
+    assert "40.00 points; max_accuracy_drop is 1" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 def test_calibration_of_its_own(elastic, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(f"{word} first" for word in WORDS))
     options = ["--calibration", str(tmp_path / "texts.txt"), "--calibration_rows", "5", "--formats", "onnx-int8-static"]
@@ -66,6 +86,9 @@ BAD = {
     "fallback without limit": (["--formats", "onnx-int8", "--fallback", "float"], "it needs max_accuracy_drop"),
     "unknown format": (["--formats", "onnx-int4"], "'onnx-int4' is unknown; known: safetensors, onnx, onnx-int8"),
     "rows": (["--formats", "onnx-int8", "--dataset", "{data}", "--max_eval_rows", "0"], "max_eval_rows: 0 must be 1 or more"),
+    "bare build": (["--build", "--formats", "tensorrt"], "build: neither tensorrt nor onnxruntime's"),
+    "build true": (["--build", "true", "--formats", "tensorrt"], "build: neither tensorrt nor onnxruntime's"),
+    "build of another": (["--build", "--formats", "onnx"], "build: an option of tensorrt; formats: onnx"),
     "no such data": (["--formats", "onnx-int8", "--dataset", "none", "--data_dir", "{data}"], "data_dir: no none in"),
 }
 
@@ -77,6 +100,8 @@ def test_bad_input_is_one_line(elastic, data, tmp_path, capsys, case):
     for split in ("train", "dev"):
         (wrong / f"{split}.csv").write_text("label,number\n0,1\n1,2\n")
     arguments, message = BAD[case]
+    if "neither tensorrt" in message and importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed")
     arguments = [one.format(wrong=wrong, data=data) for one in arguments]
     assert main(["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), *arguments]) == 2
     # Of reading files the libraries show progress before.

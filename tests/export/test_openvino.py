@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +121,21 @@ def test_optimum_intel_reads_it(model, tmp_path):
     inputs = batch()
     expected = predict(model.view({"num_hidden_layers": 2}), inputs)
     assert np.abs(loaded(**inputs).logits.numpy() - expected).max() < 1e-3
+
+
+def test_a_full_disk(model, source, tmp_path, monkeypatch):
+    """OpenVINO says no more than that its stream failed."""
+
+    def fail(_graph, path, **_options):
+        Path(path).write_text("<net")
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", fail)
+    with pytest.raises(OSError, match=r"the disk of .*out is full; nothing was written"):
+        export_subnet(model, {"num_hidden_layers": 1}, tmp_path / "out", ["openvino"])
+    with pytest.raises(OSError, match=r"No space left on device: OpenVINO could not write .*some\.xml"):
+        compress_openvino(source, tmp_path / "some.xml")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_input(model, source, tmp_path, monkeypatch):
