@@ -211,7 +211,7 @@ def main() -> int:
     parser.add_argument("--latencies", nargs="+", default=list(LATENCIES), choices=LATENCIES, help="default: all")
     parser.add_argument("--algorithms", nargs="+", default=["surrogate"], choices=list(ALGORITHMS), help="default: surrogate")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each algorithm (count; default 10)")
-    parser.add_argument("--budget", type=int, default=400, help="evaluations of our algorithms (count; default 400)")
+    parser.add_argument("--budget", type=int, default=1000, help="evaluations of our algorithms (count; default 1000)")
     parser.add_argument(
         "--plain-budget", type=int, default=3000, help="evaluations of plain NSGA-II and of random (count; default 3000)"
     )
