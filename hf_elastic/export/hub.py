@@ -204,6 +204,8 @@ def check_push(
         raise ValueError(f"formats: {unknown[0]!r} is unknown; known: {', '.join(FORMATS)}")
     if "safetensors" not in formats:
         raise ValueError("formats: a size is pushed with its checkpoint; add safetensors")
+    if set(names) - set(exports):
+        _check_options_of(formats)
     if not supernet and not names:
         raise ValueError("nothing to push: neither the supernet nor any subnets")
     if model.frozen_cut is not None:
@@ -215,6 +217,17 @@ def check_push(
         model.resolve(name)
     for name, path in exports.items():
         check_size(model, name, path)
+
+
+def _check_options_of(formats: Sequence[str]) -> None:
+    """Refuse formats that need an option such as calibration: sizes that are cut while pushing have none."""
+    for name in formats:
+        check = FORMATS[name].check_options
+        try:
+            if check is not None:
+                check({})
+        except ValueError as error:
+            raise ValueError(f"formats: {error}; write it by hf-elastic export, and give its folder to --exports") from error
 
 
 def _export(model, name: str, folder: Path, formats: Sequence[str], tokenizer) -> Path:

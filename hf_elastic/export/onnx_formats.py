@@ -116,10 +116,14 @@ def decode_with_torch(model: PreTrainedModel, ids: np.ndarray, mask: np.ndarray,
     """`count` tokens of greedy `generate`, which does not stop early."""
     settings = GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0, use_cache=True)
     settings.output_logits = settings.return_dict_in_generate = True
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), generation_config=settings, eos_token_id=-1
-        )
+    # `generate` takes from the model's own settings what is not set here: its end of text is one.
+    own, model.generation_config = model.generation_config, settings
+    try:
+        with torch.no_grad():
+            inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+            output = model.generate(**inputs, generation_config=settings)
+    finally:
+        model.generation_config = own
     logits = torch.stack(output.logits, 1).float().numpy()
     return Decoded(output.sequences[:, ids.shape[1] :].numpy(), logits)
 

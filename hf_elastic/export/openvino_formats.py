@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ._onnx_backend import PACKAGES
+from ._onnx_backend import ON_TRANSFORMERS_5, PACKAGES
 from .calibration import calibration_rows, check_calibration
 from .formats import Export, Format, register
 from .outputs import main_output
@@ -18,7 +18,8 @@ from .parity import INT8, Tolerance
 
 # As transformers' exporter and optimum-intel call it, so that `OVModelFor*` find it.
 IR = "openvino_model.xml"
-EXTRA = "hf-elastic[openvino]"
+# On 4.57 the graph is drawn by Optimum, which is an extra of its own.
+EXTRA = "hf-elastic[openvino]" if ON_TRANSFORMERS_5 else "hf-elastic[openvino,optimum]"
 
 
 def load(export: Export, folder: Path, threads: int | None = None) -> Callable[[Mapping], np.ndarray]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from ..files import write_atomically
 
-LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf")
+LIBRARIES = (
+    "hf-elastic", "torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optimum", "optimum-onnx", "openvino", "nncf",
+)  # fmt: skip
 
 
 class ParityError(ValueError):
@@ -162,7 +164,7 @@ def write_parity(
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of torch, transformers, and what writes and runs files, where installed."""
+    """Versions of this package, torch, transformers, and what writes and runs files, where installed."""
     versions = {}
     for library in LIBRARIES:
         try:

@@ -1,6 +1,7 @@
 """Every causal backbone as one ONNX graph with its cache: the tokens are torch's, in our runner and in the libraries' own."""
 
 import json
+import logging
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from hf_elastic.evaluation.candidates import GraphModel
 from hf_elastic.export._onnx_backend import ON_TRANSFORMERS_5
 from hf_elastic.export.decoding import Decoded, decode_greedily, pad_left
 from hf_elastic.export.onnx import OnnxRunner
-from hf_elastic.export.onnx_formats import compare_decoded
+from hf_elastic.export.onnx_formats import compare_decoded, decode_with_torch
 
 NEW = 32
 # torch.export takes some ten seconds for each: there the quick tests have one, with grouped heads that differ by layer.
@@ -183,3 +184,14 @@ def test_a_segment_of_transformer_xl(exported):
         with torch.no_grad():
             expected = model.view(subnet_of("transformer_xl"))(**inputs).logits
         assert np.abs(runner(inputs)["logits"] - expected.numpy()).max() < 1e-5
+
+
+def test_torch_goes_on_after_the_end_of_text_without_a_warning(caplog, monkeypatch):
+    model = randomize(AutoModelForCausalLM.from_config(config_of("llama", num_hidden_layers=1)))
+    ids = batch()["input_ids"].numpy()
+    first = decode_with_torch(model, ids, np.ones_like(ids), 1).tokens
+    model.generation_config.eos_token_id = first[:, 0].tolist()  # every row is at its end at once
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert decode_with_torch(model, ids, np.ones_like(ids), 6).tokens.shape == (len(ids), 6)
+    assert "eos_token_id" not in caplog.text
+    assert model.generation_config.eos_token_id == first[:, 0].tolist()

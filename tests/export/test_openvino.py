@@ -1,5 +1,6 @@
 """OpenVINO IR: parity, compressed and quantized weights, the runner, bad input."""
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,13 +12,14 @@ from tiny import batch, config_of, decisive, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.export import _onnx_backend, export_subnet
+from hf_elastic.export import _onnx_backend, export_subnet, formats
 
 openvino = pytest.importorskip("openvino", reason="pip install 'hf-elastic[openvino]'")
 pytest.importorskip("nncf", reason="pip install 'hf-elastic[openvino]'")
 
 from hf_elastic.export.onnx import export_onnx  # noqa: E402
 from hf_elastic.export.openvino import OpenVINORunner, compress_openvino, export_openvino, quantize_openvino  # noqa: E402
+from hf_elastic.export.openvino_formats import EXTRA  # noqa: E402
 from hf_elastic.export.outputs import predict  # noqa: E402
 
 LAYERS = 2
@@ -85,12 +87,12 @@ def test_int8_weights_and_int8_with_calibration(model, source, tmp_path):
 
 
 def test_formats(model, tmp_path):
-    formats = ["openvino", "openvino-int8", "openvino-int8-static"]
+    names = ["openvino", "openvino-int8", "openvino-int8-static"]
     calibration = [{"input_ids": row.tolist()} for seed in range(4) for row in batch(16, 4, seed)["input_ids"]]
     subnet = {"num_hidden_layers": 2, "intermediate_size": 33, "num_attention_heads": 3}
-    records = export_subnet(model, subnet, tmp_path / "out", formats, calibration=calibration)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(formats)
-    for name in formats:
+    records = export_subnet(model, subnet, tmp_path / "out", names, calibration=calibration)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    for name in names:
         files = sorted(path.name for path in (tmp_path / "out" / name).iterdir())
         assert set(FILES) | {"config.json", "parity.json"} <= set(files)
         assert records[name]["versions"].keys() >= {"openvino", "nncf"}
@@ -146,6 +148,15 @@ def test_bad_input(model, source, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="openvino-int8-static needs calibration"):
         export_subnet(model, None, tmp_path / "out", ["openvino-int8-static"])
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(ImportError, match=r"openvino-int8 needs nncf, .* pip install 'hf-elastic\[openvino\]'"):
+    with pytest.raises(ImportError, match=rf"openvino-int8 needs nncf, .* pip install '{re.escape(EXTRA)}'"):
         export_subnet(model, None, tmp_path / "out", ["openvino-int8"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_extra_pulls_what_draws_the_graph(monkeypatch):
+    """On 4.57 that is Optimum, on 5.x onnxscript."""
+    package = _onnx_backend.PACKAGES[-1]
+    monkeypatch.setattr(formats, "_is_installed", lambda name: name != package)
+    extra = re.escape("[openvino]" if _onnx_backend.ON_TRANSFORMERS_5 else "[openvino,optimum]")
+    with pytest.raises(ImportError, match=rf"openvino needs {package}, .* pip install 'hf-elastic{extra}'"):
+        formats.select(["openvino"])

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from hf_elastic.export.formats import _is_installed
 from hf_elastic.export.parity import (
     FLOAT32,
     INT8,
@@ -136,4 +137,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_installed_versions_names_the_libraries():
-    assert {"torch", "transformers"} <= set(installed_versions())
+    assert {"hf-elastic", "torch", "transformers"} <= set(installed_versions())
+    assert ("optimum" in installed_versions()) == _is_installed("optimum.onnxruntime")

@@ -218,6 +218,7 @@ def test_a_card_that_somebody_wrote_is_kept(hub, model, tmp_path):
         (["--layout", "zip"], "layout: 'zip' is unknown; known: repos, revisions, subfolders"),
         (["--formats", "gguf"], "formats: 'gguf' is unknown"),
         (["--formats", "onnx", "--subnets", "small"], "add safetensors"),
+        (["--formats", "safetensors", "onnx-int8-static", "--subnets", "small"], "give its folder to --exports"),
         (["--supernet", "false"], "nothing to push"),
         (["--exports", '{"small": "/nowhere"}'], "/nowhere holds no model"),
         (["--exports", "[1]"], "exports: '[1]' is not a mapping"),
