@@ -21,7 +21,7 @@ def compare(measured: Sequence[Mapping], quality: str) -> list[dict]:
 
     Returns:
         one entry per homogeneous model that some found model reaches: its name, and for "latency" and "memory" the ratio
-        (homogeneous / found) and the found model's name. `low` is the ratio of the nearest ends of the 95% intervals.
+        (homogeneous / found) and the found model's name. `low` is the ratio of the nearest ends of the ranges.
     """
     found = [one for one in measured if not one["is_baseline"]]
     rows = []
@@ -98,7 +98,7 @@ def print_report(record: Mapping) -> None:
         print(f"{name}, held out: {text}" + ("" if after is None else f"; of what was then measured: {100 * after:.1f}%"))
     for cost, paper in zip(("latency", "memory"), PAPER[record["backbone"]]):
         row = best(record, cost)
-        low = f" (nearest ends of the 95% intervals: {row[cost]['low']:.2f}x)" if "low" in row[cost] else ""
+        low = f" (nearest ends of the ranges: {row[cost]['low']:.2f}x)" if "low" in row[cost] else ""
         print(
             f"largest ratio of {cost} at equal or more decoder parameters: {row[cost]['ratio']:.2f}x{low}, {row['baseline']} "
             f"against {row[cost]['found']}; the paper reports up to {paper}x"
