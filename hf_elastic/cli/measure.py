@@ -107,7 +107,8 @@ def remarks(model, profile) -> list[str]:
     from ..search.measure import doubts
     from ..search.predict import FEWEST, cost_models
 
-    found = [f"warning: {doubt}" for doubt in doubts([one.latency for one in profile.measured])]
+    uncertain = doubts([one.latency for one in profile.measured])
+    found = [f"warning: {doubt} (--repeats and --budget_seconds allow more samples)" for doubt in uncertain]
     if len(profile.measured) >= FEWEST:
         for name, fitted in cost_models(model, profile).items():
             found.append(f"{name} of other sizes, predicted from these (5 folds held out): {fitted}")

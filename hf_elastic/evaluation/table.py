@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from ..search.measure import WIDE
+from ..search.measure import doubts
 from ..search.targets import Target
 from .candidates import Candidate
 from .results import Results, macro_average
@@ -59,7 +59,4 @@ def remarks(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFi
         if truncated:
             found.append(f"warning: {file.name}: {truncated} requests were longer than the model's input and were cut")
     latencies = (target and results.latencies([size.name for size in sizes], asdict(target))) or {}
-    wide = [name for name, latency in latencies.items() if latency.relative_half_width > WIDE]
-    if wide:
-        found.append(f"warning: this machine is busy: the latency of {', '.join(wide)} is uncertain by more than 10%")
-    return found
+    return found + [f"warning: {doubt}" for doubt in doubts(list(latencies.values()))]

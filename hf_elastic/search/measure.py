@@ -84,12 +84,12 @@ def doubts(latencies: Sequence[Latency]) -> list[str]:
     if few:
         found.append(
             f"{len(few)} of {len(latencies)} latencies are of fewer than {FEWEST_SAMPLES} samples, too few for a 95% interval of "
-            "the median: raise --repeats or --budget_seconds"
+            "the median"
         )
     if wide:
         found.append(
             f"{len(wide)} of {len(latencies)} intervals are wider than 10% of their median: this machine is busy with something "
-            "else; measure again, or raise --repeats"
+            "else; measure again"
         )
     return found
 

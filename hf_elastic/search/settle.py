@@ -120,8 +120,8 @@ def _what_excludes(evaluator: Evaluator) -> str:
             found.append(f"no subnet keeps {constraint}, the nearest has {constraint.name}={nearest}")
     if not found:
         tried = [candidate for candidate in evaluator.evaluated if candidate.why_failed is None]
-        wanted = [] if not tried else [goal.name for goal in evaluator.goals]
-        found = [f"no subnet has a finite {name}" for name in wanted if all(name not in c.values for c in tried)]
+        lacking = [goal.name for goal in evaluator.goals if not any(goal.name in c.values for c in tried)]
+        found = [f"no subnet has a finite {name}" for name in lacking if tried]
     if not found and not evaluator.rules.constraints:
         return "no subnet has all that is wanted"
     return "; ".join(found) or "each constraint can be kept, but not all of them"

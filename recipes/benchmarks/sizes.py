@@ -32,6 +32,7 @@ from hf_elastic.data.task import TASKS
 from hf_elastic.files import write_atomically
 
 COST_STEPS = 40  # of each training, to compare their times
+COST = "cost.json"
 
 
 def names_of(runs: Runs, part: str) -> list[str]:
@@ -76,13 +77,20 @@ def cost(args: argparse.Namespace) -> None:
     torch.set_num_threads(2)
     runs, seed = Runs(args.task, args.data_dir, args.output, args.max_train_rows), args.seeds[0]
     names = [name for name in names_of(runs, "sizes") if name != "finetuned"]
-    file = runs.folder / "cost.json"
-    rounds = json.loads(file.read_text())["rounds"] if file.exists() else []
+    rounds = cost_rounds(runs)
     seconds_of(runs, "plain/largest", seed, 5)
     for _ in range(args.rounds):
         rounds.append({name: round(seconds_of(runs, name, seed, COST_STEPS), 2) for name in names})
-        write_atomically(file, json.dumps({"task": args.task, "steps": COST_STEPS, "rounds": rounds}, indent=2) + "\n")
+        write_atomically(
+            runs.folder / COST, json.dumps({"task": args.task, "steps": COST_STEPS, "rounds": rounds}, indent=2) + "\n"
+        )
         print(show_cost(runs, rounds[-1:]), flush=True)
+
+
+def cost_rounds(runs: Runs) -> list[dict[str, float]]:
+    """Seconds of each training in every round that is recorded."""
+    file = runs.folder / COST
+    return json.loads(file.read_text())["rounds"] if file.exists() else []
 
 
 def show_cost(runs: Runs, rounds: list[dict[str, float]]) -> str:
@@ -124,8 +132,8 @@ def table(args: argparse.Namespace) -> None:
     console.print(grid)
     found = [r["sizes"]["largest"][metric] for r in runs.results("finetuned")]
     console.print(f"the fine-tuned model that all start from: {spread(found, metric)}")
-    if (runs.folder / "cost.json").exists():
-        console.print(show_cost(runs, json.loads((runs.folder / "cost.json").read_text())["rounds"]))
+    if rounds := cost_rounds(runs):
+        console.print(show_cost(runs, rounds))
     grid = Table("variant", *names, "mean of the sizes", title=f"{args.task}: what each part adds")
     for name in VARIANTS:
         found = runs.results(name)
