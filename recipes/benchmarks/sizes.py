@@ -76,6 +76,8 @@ def cost(args: argparse.Namespace) -> None:
     """Time the first steps of every training, in turn and alone on the machine; recorded, with what came before."""
     torch.set_num_threads(2)
     runs, seed = Runs(args.task, args.data_dir, args.output, args.max_train_rows), args.seeds[0]
+    if "model" in runs.convert and not runs.finetuned(seed).exists():
+        sys.exit(f"{runs.finetuned(seed)} is missing: run first `sizes.py run {args.task} --names finetuned --seeds {seed}`")
     names = [name for name in names_of(runs, "sizes") if name != "finetuned"]
     rounds = cost_rounds(runs)
     seconds_of(runs, "plain/largest", seed, 5)
