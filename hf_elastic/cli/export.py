@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..export import FORMATS, export_subnet
@@ -139,14 +140,13 @@ def run(args: ExportArguments) -> dict | None:
     if args.frontier is not None:
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
     model, tokenizer = load_elastic(args.model), load_tokenizer(args.model)
-    held_out = None if args.dataset is None else read_held_out(args, model, tokenizer)
     records = export_subnet(
         model,
         subnet,
         args.output_dir,
         args.formats,
         tokenizer=tokenizer,
-        held_out=held_out,
+        held_out=None if args.dataset is None else partial(read_held_out, args),
         max_accuracy_drop=args.max_accuracy_drop,
         overwrite=args.overwrite,
         standard_only=args.standard_only,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def export_subnet(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Sequence[str] | None = None,
-    held_out: HeldOut | None = None,
+    held_out: HeldOut | Callable[[ElasticPreTrainedModel, PreTrainedTokenizerBase | None], HeldOut] | None = None,
     max_accuracy_drop: float | None = None,
     overwrite: bool = False,
     standard_only: bool = False,
@@ -57,8 +57,10 @@ def export_subnet(
         formats: some of `FORMATS`.
         tokenizer: saved along, and used to make the inputs of the comparison; without it they are random tokens.
         texts: what to compare on, if there is a tokenizer; default: the first batch of `held_out`, or a few of our own.
-        held_out: labelled rows; every format is then scored on them and timed next to the view, in its `parity.json`.
-        max_accuracy_drop: most percentage points of accuracy that a format may lose on them; None is no limit.
+        held_out: labelled rows; every format is then scored on them and timed next to the view, in its `parity.json`. Or a
+            function of the model and the tokenizer that tokenizes such rows, which is what `keep_vocabulary_of` needs.
+        max_accuracy_drop: most percentage points of accuracy that a format may lose on them; None is no limit. What pruning the
+            vocabulary costs a classifier counts; the tokens of a language model are others after it, so its score starts there.
         overwrite: replace what is in `output_dir`.
         standard_only: refuse a size that plain transformers cannot load.
         keep_vocabulary_of: a text file with one text per line (`.gz` too): tokens that it does not need are dropped from the
@@ -88,9 +90,15 @@ def export_subnet(
         if one.check is not None:
             one.check(model, subnet, options)
     folder = check_output(output_dir, overwrite=overwrite)
-    pruned = None
+    read_rows, scores, pruned = held_out, None, None
+    if callable(read_rows):
+        held_out = read_rows(model, tokenizer)
     if texts_to_keep is not None:
+        if held_out is not None and not held_out.is_language_model:
+            scores = _scores(model.view(subnet), held_out)
         model, tokenizer, pruned = prune_and_compare(model, subnet, tokenizer, texts_to_keep)
+        if held_out is not None:
+            held_out = read_rows(model, tokenizer)
     inputs = _held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
     view = model.view(subnet)
     reference = predict(view, inputs.tensors)
@@ -98,7 +106,7 @@ def export_subnet(
     with full_disk_is_one_error(folder), staged(folder) as staging:
         export = Export(view, model, subnet, staging, inputs, reference, tokenizer, options)
         if held_out is not None:
-            scores = held_out.score(lambda batch: predict(view, batch))
+            scores = _scores(view, held_out) if scores is None else scores
             export = replace(export, held_out=held_out, view_scores=scores, max_accuracy_drop=max_accuracy_drop)
         # The checkpoint is always written first: the others take their config and tokenizer from it.
         CHECKPOINT.write(export, staging)
@@ -130,12 +138,16 @@ def check_limit(max_accuracy_drop: float | None, has_held_out: bool, options: Ma
         raise ValueError("max_accuracy_drop needs labelled rows to find the accuracy on: give a data set")
 
 
-def _check_no_ids(held_out: HeldOut | None, calibration: Any) -> None:
+def _check_no_ids(held_out: HeldOut | Callable | None, calibration: Any) -> None:
     """Refuse rows that were tokenized before the vocabulary is pruned: their ids would be those of other tokens."""
     tokenized = isinstance(calibration, (list, tuple)) and any(isinstance(row, Mapping) for row in calibration)
-    if held_out is not None or tokenized:
-        what = "the rows to score on" if held_out is not None else "the rows of calibration"
-        raise ValueError(f"keep_vocabulary_of: {what} are tokenized with the vocabulary that it changes; leave one of them out")
+    if isinstance(held_out, HeldOut) or tokenized:
+        what = "texts as calibration" if tokenized else "held_out as a function of the model and the tokenizer"
+        raise ValueError(f"keep_vocabulary_of: the rows are tokenized with the vocabulary that it changes; give {what}")
+
+
+def _scores(view: PreTrainedModel, held_out: HeldOut) -> dict[str, float]:
+    return held_out.score(lambda batch: predict(view, batch))
 
 
 def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> None:

@@ -3,15 +3,24 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
 import torch
 from tiny import ENCODERS, STOCK, config_of, randomize, space_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+)
 
-from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM
+from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification
 from hf_elastic.export import export_subnet
 from hf_elastic.export.corpus import read_texts
+from hf_elastic.export.held_out import HeldOut
 from hf_elastic.export.vocabulary import prune_vocabulary
 
 ALL = [
@@ -157,6 +166,35 @@ def test_export(tmp_path):
     assert again.config.pad_token_id == pruned.pad_token_id
     assert pruned("the happy fox").input_ids == [report["kept_ids"].index(i) for i in tokenizer("the happy fox").input_ids]
     assert model.config.vocab_size == len(tokenizer) + 7  # the supernet is as it was
+
+
+def test_scores_on_labelled_rows(tmp_path):
+    """Rows are tokenized again with what is left; a classifier's loss of accuracy counts from before pruning."""
+    tokenizer = word_piece()
+    stock = AutoModelForSequenceClassification.from_config(config_of("bert", vocab_size=len(tokenizer), num_labels=8))
+    model = ElasticForSequenceClassification.from_base(randomize(stock), space=space_of("bert"))
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(KEPT))
+    view = model.view(None)
+    texts = [*ALL[:4], *KEPT]
+    right = [int(view(**tokenizer([text], return_tensors="pt")).logits.argmax()) for text in texts]
+    seen = []
+
+    def rows(model, tokenizer):
+        seen.append(len(tokenizer))
+        found = [{**tokenizer(text), "labels": label} for text, label in zip(texts, right)]
+        return HeldOut.from_rows(model, found, DataCollatorWithPadding(tokenizer), "made up")
+
+    options = {"tokenizer": tokenizer, "held_out": rows, "keep_vocabulary_of": corpus}
+    record = export_subnet(model, None, tmp_path / "out", **options)["safetensors"]["held_out"]
+    pruned = AutoTokenizer.from_pretrained(tmp_path / "out")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    found = [int(again(**pruned([text], return_tensors="pt")).logits.argmax()) for text in texts]
+    assert seen == [len(tokenizer), len(pruned)] and record["view"]["accuracy"] == 1.0
+    assert record["file"]["accuracy"] == pytest.approx(np.mean(np.equal(found, right)))
+    with pytest.raises(ValueError, match=r"keep_vocabulary_of: the rows are tokenized .* give held_out as a function"):
+        export_subnet(model, None, tmp_path / "two", **{**options, "held_out": rows(model, tokenizer)})
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.mark.parametrize(
