@@ -134,7 +134,7 @@ def size_card(
     subnet = None if size in FULL_NAMES else size
     portability = model.portability_of(subnet)
     loading = [loading_code(model, place, portability=portability)]
-    loading += [loading_code(model, place, onnx=folder) for folder in records if folder.startswith("onnx")]
+    loading += [loading_code(model, place, export=folder) for folder in records if folder]
     return render(
         "size.md",
         metadata(model, place.name, facts, [size], parent),

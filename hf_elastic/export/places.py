@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 from ..modeling_elastic import ElasticPreTrainedModel
 
+# Format of an export, up to its first hyphen -> the package with classes for it, what their names begin with, and what they want
+# behind a subfolder: ORTModel takes one for the beginning of a path, and without a slash loads "onnx-int8" for "onnx".
+CLASSES = {"onnx": ("optimum.onnxruntime", "ORTModel", "/"), "openvino": ("optimum.intel", "OVModel", "")}
+TENSORRT = """\
+import json
+import onnxruntime  # built with TensorRT
+from huggingface_hub import snapshot_download
+from transformers import AutoTokenizer
+
+folder = snapshot_download("{repo_id}"{revision}, allow_patterns="{folder}/*") + "/{folder}"
+settings = json.load(open(folder + "/tensorrt.json"))["onnxruntime"]
+model = onnxruntime.InferenceSession(folder + "/model.onnx", providers=[(settings["provider"], settings["options"])])"""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -33,7 +46,7 @@ def loading_code(
     *,
     subnet: str | None = None,
     portability: str = "elastic",
-    onnx: str | None = None,
+    export: str | None = None,
 ) -> str:
     """Python that loads a model and its tokenizer.
 
@@ -42,17 +55,20 @@ def loading_code(
         place: where it is.
         subnet: which size of a supernet.
         portability: whether it takes hf_elastic ("elastic").
-        onnx: the folder of an ONNX export beside the checkpoint: then it is loaded with Optimum.
+        export: the folder of an export beside the checkpoint, named after its format: "onnx-int8", "openvino", "tensorrt".
     """
     auto_class = type(model).base_auto_class.__name__
     options = {"revision": place.revision, "subfolder": place.subfolder}
     tokenizer = _call("AutoTokenizer", place.repo_id, options)
-    if onnx is not None:
-        suffix = auto_class.removeprefix("AutoModel") or "ForFeatureExtraction"
-        runtime_class = f"ORTModel{suffix}"
-        # Optimum takes a subfolder for the beginning of a path: without the slash, "onnx" loads "onnx-int8", which sorts first.
-        folder = "/".join(part for part in (place.subfolder, onnx, "") if part is not None)
-        lines = [f"from optimum.onnxruntime import {runtime_class}", "from transformers import AutoTokenizer", ""]
+    if export == "tensorrt":
+        folder = "/".join(part for part in (place.subfolder, export) if part is not None)
+        revision = "" if place.revision is None else f', revision="{place.revision}"'
+        lines = [TENSORRT.format(repo_id=place.repo_id, revision=revision, folder=folder)]
+    elif export is not None:
+        package, prefix, slash = CLASSES[export.partition("-")[0]]
+        runtime_class = prefix + (auto_class.removeprefix("AutoModel") or "ForFeatureExtraction")
+        folder = "/".join(part for part in (place.subfolder, export) if part is not None) + slash
+        lines = [f"from {package} import {runtime_class}", "from transformers import AutoTokenizer", ""]
         lines.append(f"model = {_call(runtime_class, place.repo_id, {**options, 'subfolder': folder})}")
     else:
         imports = ["import hf_elastic  # or pass trust_remote_code=True"] if portability == "elastic" else []

