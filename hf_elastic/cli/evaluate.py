@@ -23,7 +23,9 @@ class EvaluateArguments:
     """Which sizes to evaluate, and on what."""
 
     model: str = field(
-        metadata={"help": "An elastic or stock causal checkpoint (folder or Hub id), an adapter, or a folder with model.onnx."}
+        metadata={
+            "help": "An elastic or stock causal checkpoint (folder or Hub id), an adapter, or an export to ONNX or OpenVINO."
+        }
     )
     data_dir: str = field(metadata={"help": "Folder with the tasks' data files, or with a folder 'zeroshot' of them."})
     tasks: list[str] | None = field(default=None, metadata={"help": "Tasks, separated by commas or spaces; default: all 14."})
@@ -114,10 +116,10 @@ def load_candidates(args: EvaluateArguments):
         FileNotFoundError: `model` looks like a path and is none.
         ValueError: it is no causal language model; or `subnets` for a model that has no sizes.
     """
-    from ..evaluation.candidates import GRAPH, elastic_candidates, graph_candidates, stock_candidates
+    from ..evaluation.candidates import elastic_candidates, find_graph, graph_candidates, stock_candidates
 
     check_path(args.model)
-    is_graph = (Path(args.model) / GRAPH).is_file()
+    is_graph = find_graph(args.model) is not None
     if not is_graph and (has_file(args.model, ADAPTER_CONFIG_NAME) or is_elastic(args.model)):
         return elastic_candidates(load_elastic(args.model).to(args.device), args.subnets)
     if args.subnets is not None:

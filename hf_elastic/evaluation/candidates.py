@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ..export.openvino_formats import IR
 from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from ..search.digests import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
-from ..search.targets import Target, exported_call, model_call
+from ..search.targets import Target, exported_call, load_graph, model_call
 
-GRAPH = "model.onnx"
+# File of a graph -> the runtime that it is run with.
+GRAPHS = {"model.onnx": "onnxruntime", IR: "openvino"}
 
 
 @dataclass(frozen=True)
@@ -57,25 +59,24 @@ class GraphModel:
     """An exported graph that is called like a causal language model, without a cache.
 
     Args:
-        folder: what `hf-elastic export --formats onnx` or `onnx-int8` wrote.
+        folder: what `hf-elastic export` wrote with `--formats onnx`, `openvino` or one of their kinds of int8.
         threads: CPU threads; None takes the runtime's default.
 
     Raises:
-        ImportError: onnxruntime is not installed; it names the extra.
+        ImportError: onnxruntime or OpenVINO is not installed; it names the extra.
         ValueError: it is no causal language model.
     """
 
     device = torch.device("cpu")
 
     def __init__(self, folder: Path, threads: int | None = None):
-        from ..export.onnx import OnnxRunner
-
         written = AutoConfig.from_pretrained(folder)
         check_causal(str(folder), written)
-        self.file = Path(folder) / GRAPH
+        self.file = find_graph(folder)
+        self.runtime = GRAPHS[self.file.name]
         self.config = stock_config(written)
         self.num_parameters = build_empty(written).num_parameters()
-        self._run = OnnxRunner(self.file, threads)
+        self._run = load_graph(self.runtime, self.file, threads)
 
     def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
         """The logits `float[batch, sequence, vocabulary]` of `int64[batch, sequence]`; padding on the right changes no others."""
@@ -124,18 +125,21 @@ def stock_candidates(name: str, device: str) -> Candidates:
     return Candidates([size], digest.hexdigest()[:16])
 
 
+def find_graph(folder: str | Path) -> Path | None:
+    """The file of the graph in a folder, if there is one."""
+    return next((path for path in (Path(folder) / name for name in GRAPHS) if path.is_file()), None)
+
+
 def graph_candidates(folder: Path, threads: int | None = None) -> Candidates:
     """An exported graph.
 
     Raises:
         ImportError, ValueError: as for `GraphModel`.
     """
-    from ..export._onnx_backend import weight_file
-
     model = GraphModel(folder, threads)
     size = Candidate(folder.name, None, model.num_parameters, model, False, graph_call(model))
     digest = hashlib.sha256(_config_text(model.config).encode())
-    for path in filter(Path.exists, (model.file, weight_file(model.file))):
+    for path in sorted(model.file.parent.glob(f"{model.file.stem}.*")):  # and its weights: .onnx_data, .onnx.data or .bin
         digest.update(path.read_bytes())
     return Candidates([size], digest.hexdigest()[:16])
 
@@ -147,13 +151,12 @@ def torch_call(model: PreTrainedModel) -> Callable[[Target], Callable[[], object
 
 def graph_call(model: GraphModel) -> Callable[[Target], Callable[[], object]]:
     """What is timed of a graph; raises ValueError if it cannot run the target's input."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
     def call(target: Target) -> Callable[[], object]:
-        run = exported_call(replace(target, runtime="onnxruntime"), model.file, random_input(target, model))
+        run = exported_call(replace(target, runtime=model.runtime), model.file, random_input(target, model))
         try:
             run()
-        except (Fail, InvalidArgument, RuntimeException) as error:
+        except Exception as error:  # onnxruntime's own types, which have no common base
             raise ValueError(f"sequence_length: the graph cannot run {target.sequence_length} tokens: {error}") from error
         return run
 

@@ -167,16 +167,20 @@ def _token(run: Callable, inputs: Mapping) -> Callable[[], object]:
 
 
 def exported_call(target: Target, file: Path, inputs: Mapping) -> Callable[[], object]:
-    """A call of an ONNX file in the target's runtime."""
-    if target.runtime == "onnxruntime":
+    """A call of an exported file in the target's runtime."""
+    runner = load_graph(target.runtime, file, target.threads)
+    return lambda: runner(inputs)
+
+
+def load_graph(runtime: str, file: Path, threads: int | None) -> Callable[[Mapping], dict]:
+    """An exported file in "onnxruntime" or "openvino", as a function from inputs to outputs by name."""
+    if runtime == "onnxruntime":
         from ..export.onnx import OnnxRunner
 
-        runner = OnnxRunner(file, target.threads)
-        return lambda: runner(inputs)
+        return OnnxRunner(file, threads)
     from ..export.openvino import OpenVINORunner
 
-    runner = OpenVINORunner(file, target.threads)
-    return lambda: runner(inputs)
+    return OpenVINORunner(file, threads)
 
 
 @contextlib.contextmanager

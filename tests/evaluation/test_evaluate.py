@@ -79,6 +79,18 @@ def test_a_view_scores_as_its_extracted_and_exported_size(elastic, exported, dat
     assert graph["latency"]["median_ms"] > 0
 
 
+def test_an_openvino_export(elastic, data, tmp_path):
+    """Scores of the view, but for rounding, and not those of another size."""
+    pytest.importorskip("openvino", reason="needs openvino")
+    options = ["--subnet", "small", "--output_dir", str(tmp_path / "out"), "--formats", "openvino"]
+    assert main(["export", "--model", str(elastic), *options]) == 0
+    tasks = ["--tasks", "copa,piqa,lambada_openai"]
+    view = run(elastic, data, tmp_path / "view.json", *tasks, "--subnets", "small")["sizes"]["small"]
+    graph = run(tmp_path / "out" / "openvino", data, tmp_path / "graph.json", *tasks)["sizes"]["openvino"]
+    assert graph["scores"] == view["scores"] and graph["parameters"] == view["parameters"]
+    assert graph["latency"]["median_ms"] > 0
+
+
 def test_transformer_xl(data, tmp_path):
     """A stock model of our own, with adaptive embeddings."""
     shape = {"d_model": 32, "d_embed": 32, "n_layer": 2, "n_head": 2, "d_head": 16, "d_inner": 32, "mem_len": 16, "cutoffs": []}
