@@ -10,7 +10,6 @@ from pathlib import Path
 from ..layout import Cut
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..search import Frontier
-from ..search.candidate import PREDICTED
 from ..search.objectives import COUNTS, OBJECTIVES
 from ..search.picture import value_text
 
@@ -89,8 +88,7 @@ def from_frontier(model: ElasticPreTrainedModel, frontier: Frontier) -> list[Mea
             raise ValueError(f"the frontier is of another model: {error}") from error
         for metric, value in point.values.items():
             if metric not in COUNTS:
-                predicted = " predicted" if point.details.get(f"{metric}_is") == PREDICTED else ""
-                found.append(Measurement(cut, metric, value, value_text(point, metric) + predicted))
+                found.append(Measurement(cut, metric, value, value_text(point, metric)))
     return found
 
 

@@ -8,6 +8,7 @@ import numpy
 from rich.table import Table
 from rich.text import Text
 
+from .candidate import PREDICTED
 from .frontier import Frontier, Objective, Point, non_dominated, replace_file, signed_costs
 
 MOST_LABELS = 8
@@ -20,6 +21,7 @@ LABEL_LETTERS = {
     "hidden_size": "D",
 }
 LETTERS_EXPLAINED = "L layers, H heads, K key-value heads, F intermediate size, D hidden size, ~ mean over layers"
+HOLLOW = {"mfc": "white", "mec": None}
 MARKED = {"full": {"fmt": "*", "ms": 15, "color": "#c44e52"}, "chosen": {"fmt": "D", "ms": 9, "color": "#dd8452"}}
 
 
@@ -57,7 +59,9 @@ def draw(frontier: Frontier, path: str | os.PathLike, x: str | None, y: str | No
     for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
         if max(point.values[name] for point in shown) >= 1e5:
             axis.set_major_formatter(EngFormatter(sep=""))  # "60M" rather than "6" and a far-off "1e7"
-    figure.text(0.99, 0.01, LETTERS_EXPLAINED, ha="right", fontsize=6, color="#777777")
+    has_predicted = any(is_predicted(point, name) for point in shown for name in (x, y))
+    footer = f"hollow: predicted, not measured. {LETTERS_EXPLAINED}" if has_predicted else LETTERS_EXPLAINED
+    figure.text(0.99, 0.01, footer, ha="right", fontsize=6, color="#777777")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     # Better values lie to the left if x is minimised and above if y is maximised.
     corner = tuple(-objectives[name].sign if name in objectives else default for name, default in ((x, -1), (y, 1)))
@@ -106,9 +110,13 @@ def _draw_points(axes, x: str, y: str, shown: list[Point], front: list[Point]) -
         **{name: ([p for p in shown if p.name == name], {**style, "mec": "white"}) for name, style in MARKED.items()},
     }
     for order, (label, (points, style)) in enumerate(groups.items()):
-        if points:
-            (xs, x_error), (ys, y_error) = (_values_and_errors(points, name) for name in (x, y))
-            axes.errorbar(xs, ys, y_error, x_error, label=label, elinewidth=1, zorder=3 + order, **style)
+        predicted = [point for point in points if is_predicted(point, x) or is_predicted(point, y)]
+        measured = [point for point in points if point not in predicted]
+        for some, look in ((measured, {}), (predicted, HOLLOW)):
+            if some:
+                (xs, x_error), (ys, y_error) = (_values_and_errors(some, name) for name in (x, y))
+                title = label if some is measured or not measured else None  # one line of the legend for each group
+                axes.errorbar(xs, ys, y_error, x_error, label=title, elinewidth=1, zorder=3 + order, **{**style, **look})
 
 
 def _values_and_errors(points: list[Point], name: str) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -160,10 +168,16 @@ def _size_text(key: str, size: object) -> str:
     return f"{LABEL_LETTERS[key]}{'~' if len(set(size)) > 1 else ''}{sum(size) / len(size):.0f}"
 
 
+def is_predicted(point: Point, name: str) -> bool:
+    """Whether a value was predicted from measurements of other sizes."""
+    return point.details.get(f"{name}_is") == PREDICTED
+
+
 def value_text(point: Point, name: str) -> str:
-    """A value with its interval, or nothing where there is none."""
+    """A value with its interval, or nothing where there is none; one that was not measured says so."""
     if name not in point.values:
         return ""
     numbers = [point.values[name], *point.details.get(name, ())]
     value, *ends = (f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.4g}" for number in numbers)
-    return f"{value} [{', '.join(ends)}]" if ends else value
+    text = f"{value} [{', '.join(ends)}]" if ends else value
+    return f"{text} {PREDICTED}" if is_predicted(point, name) else text

@@ -66,8 +66,6 @@ def _values(frontier: Frontier) -> dict[str, dict[str, str]]:
 
 def _point(point: Point, label: str, values: Mapping[str, Mapping]) -> dict:
     texts = {name: value_text(point, name) for name in point.values}
-    marks = {name: point.details.get(f"{name}_is") for name in point.values}
-    texts = {name: f"{text} {marks[name]}" if marks[name] == "predicted" else text for name, text in texts.items()}
     lines = [label, *(f"{values[name]['title']}: {text}" for name, text in texts.items())]
     lines += [f"{axis}: {value}" for axis, value in point.subnet.items()]
     lines += [f"not allowed: {problem}" for problem in point.details.get("infeasible", ())]

@@ -92,7 +92,7 @@ def search_subnets(
             memory are predicted; only what ends up on the frontier is measured. Its target replaces `latency_batch_size`,
             `sequence_length`, `threads`, `runtime` and `phase`, which must be as in the profile, or be left at their defaults.
         force: take a profile of another machine, library version or number of threads: nothing is measured then, costs stay
-            predicted for that machine, and `facts` has a "warnings".
+            predicted for that machine, which `facts` names, with "warnings".
         measure_at_most: with a profile, how many of the predicted frontier to measure: those that together keep the most of its
             hypervolume; the others leave the frontier. None measures all, 0 none: costs stay predicted.
         progress: whether to show progress on stderr, if that is a terminal.
@@ -127,12 +127,13 @@ def search_subnets(
     if sequence_length is None:
         sequence_length = median_length(rows) if rows else DEFAULT_LENGTH
     latency = Target(latency_batch_size, sequence_length, threads, seed, runtime, phase)
-    predictors, warnings = {}, []
+    predictors, warnings, machine = {}, [], None
     if latency_profile is not None:
         profile = latency_profile if isinstance(latency_profile, DeviceProfile) else DeviceProfile.load(latency_profile)
         _check_target(latency, profile.target, length_is_given=optional["sequence_length"] is not None)
         predictors, latency = cost_models(model, profile), profile.target
         warnings = check_machine(profile, model, force=force)
+        machine = profile.machine if warnings else None
     metrics = [name for name in wanted if name in QUALITY]
     quality = compute_quality
     if quality is None and metrics:
@@ -158,7 +159,7 @@ def search_subnets(
         explore(evaluator, space, goals, algorithm=algorithm, **options, on_each=bar.advance)
         evaluator.complete(n_trials, bar.advance)
         settings = {**sizes, "population_size": population_size, "algorithm": algorithm, "portability": portability}
-        return settle(evaluator, goals, names, settings, warnings, bar, measure_at_most)
+        return settle(evaluator, goals, names, settings, warnings, bar, measure_at_most, machine)
 
 
 def _check_target(given: Target, profiled: Target, *, length_is_given: bool) -> None:

@@ -33,15 +33,16 @@ def settle(
     warnings: list[str],
     bar: Bar,
     most: int | None = None,
+    machine: Mapping | None = None,
 ) -> Frontier:
     """The frontier, all of whose latencies are from one run, and all of whose costs are measured if this machine can.
 
     Measuring again may bring other subnets onto the frontier; they join the next run, until all have been in it. Where costs are
     predicted, at most `most` are measured if it is given: those that add the most hypervolume. The frontier is then one of
-    these, and of what is predicted if that is 0.
+    these, and of what is predicted if that is 0. `machine` describes the one that costs are predicted for, if it is another.
     """
     with use_threads(evaluator.latency.threads):
-        facts = {"machine": machine_facts(), "settings": {**settings, **_settings(evaluator)}}
+        facts = {"machine": dict(machine or machine_facts()), "settings": {**settings, **_settings(evaluator)}}
     if warnings:
         facts["warnings"] = warnings
     together: list[Candidate] = []

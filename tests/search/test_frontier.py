@@ -236,6 +236,23 @@ def test_plot_shows_groups_units_and_intervals(frontier, tmp_path, monkeypatch):
     assert step.get_ydata().tolist() == [0.80, 0.85, 0.91]
 
 
+def test_what_is_predicted_says_so(tmp_path, monkeypatch):
+    """Hollow in the picture, a word in the table; the measured ones keep their group."""
+    points = [point(0.9, 12, "full", latency_ms_is="measured"), point(0.8, 4, latency_ms_is="predicted"), point(0.85, 6)]
+    frontier = Frontier([ACCURACY, LATENCY], points)
+    axes = drawn_axes(frontier, tmp_path / "f.png", monkeypatch)
+    hollow = [one.lines[0] for one in axes.containers if one.lines[0].get_markerfacecolor() == "white"]
+    assert [line.get_xdata().tolist() for line in hollow] == [[4], [4]]  # as evaluated, and as of the frontier
+    groups = {one.get_label(): one for one in axes.containers}
+    assert groups["frontier"].lines[0].get_xdata().tolist() == [6, 12]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["evaluated", "frontier", "full"]
+    assert axes.figure.texts[0].get_text().startswith("hollow: predicted")
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(frontier.table())
+    [row] = [line for line in console.export_text().splitlines() if "predicted" in line]
+    assert "4 predicted" in row
+
+
 def test_plot_labels_cover_neither_points_nor_each_other(tmp_path, monkeypatch):
     # A crowd at the left edge, and infeasible points where labels of the others would go.
     points = [point(0.5 + i / 4000, 1 + i / 1000, f"one of a crowd, {i}") for i in range(8)]

@@ -265,7 +265,7 @@ def test_a_profile_of_another_machine_is_refused_or_stays_predicted(tmp_path):
     with pytest.raises(ValueError, match=r"processor is .* here, 'Other' in the profile.*torch_threads.*--force"):
         search_subnets(model, **options)
     frontier = search_subnets(model, ["accuracy", "latency", "peak_memory"], force=True, **options)
-    assert len(frontier.facts["warnings"]) == 2
+    assert len(frontier.facts["warnings"]) == 2 and frontier.facts["machine"]["processor"] == "Other"
     assert all(point.details["peak_memory_mb_is"] == "predicted" for point in frontier.points)
     with pytest.raises(ValueError, match="another model"):
         search_subnets(classifier(num_hidden_layers=5), force=True, **options)
