@@ -43,7 +43,7 @@ class ExportArguments(DataArguments):
         default=None,
         metadata={
             "help": "For ONNX: O1 basic rewrites, O2 and fused attention (onnxruntime only), O3 and approximate GELU, "
-            "O4 and half precision (GPU); default: the plain graph, which any runtime reads."
+            "O4 and half precision (for GPUs); default: the plain graph, which any runtime reads."
         },
     )
     max_eval_rows: int | None = field(default=None, metadata={"help": "Score on the first so many rows only (count)."})

@@ -42,6 +42,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, known in (("fallback", FALLBACKS), ("weights_compute", COMPUTES)):
         if options.get(name) is not None and options[name] not in known:
             raise ValueError(f"{name}: {options[name]!r} is unknown; known: {', '.join(known)}")
+    if options.get("optimize") == "O4":
+        raise ValueError("optimize: O4 is half precision, of which there is no int8; take O1, O2 or O3 for formats in int8")
     if options.get("calibration") is not None:
         check_calibration(options["calibration"])
 

@@ -292,6 +292,7 @@ def test_the_limit_is_on_points_of_accuracy(held_out):
         (["onnx-int8"], {"fallback": "float"}, "fallback: .* needs max_accuracy_drop"),
         (["onnx-int8"], {"max_accuracy_drop": 0.5}, "max_accuracy_drop needs labelled rows"),
         (["onnx-int8"], {"max_accuracy_drop": -1.0}, "max_accuracy_drop must be 0 or more"),
+        (["onnx", "onnx-int8"], {"optimize": "O4"}, "optimize: O4 is half precision, of which there is no int8"),
         (["onnx-int8-weights"], {"weights_compute": "int4"}, "weights_compute: 'int4' is unknown; known: float, int8"),
         (["onnx"], {"cpu_instructions": "avx2"}, "cpu_instructions: an option of onnx-int8, onnx-int8-static; formats: onnx"),
     ],
