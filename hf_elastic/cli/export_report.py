@@ -26,6 +26,9 @@ def report(records: Mapping[str, Mapping], output_dir: Path) -> None:
         if not console.is_terminal:
             console.width = WIDTH
         console.print(table_of(scored))
+        for name, record in scored.items():
+            for doubt in record.get("latency", {}).get("warnings", ()):
+                print(f"warning: {name}: {doubt}")
 
 
 def table_of(records: Mapping[str, Mapping]):

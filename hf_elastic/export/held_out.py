@@ -14,7 +14,7 @@ import torch
 
 from ..metrics import compute_classification
 from ..modeling_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticPreTrainedModel
-from ..search.measure import Latency, measure_latency
+from ..search.measure import Latency, Watch, doubts, measure_latency
 from ..search.objectives import ACCURACY
 from ..search.quality import IGNORED, QualityPass
 from .parity import ParityError
@@ -138,12 +138,14 @@ def side_by_side(calls: Mapping[str, Callable[[], object]]) -> dict[str, Latency
     slow the next one down on the same cores.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    watch = Watch()
     for _ in range(ROUNDS):
         for name, call in calls.items():
             time.sleep(PAUSE_SECONDS)
             options = {"repeats": CALLS, "min_rounds": CALLS, "relative_interval": 0, "warmup": 2}
             samples[name] += measure_latency({name: call}, **options)[name].samples_ms
-    return {name: Latency.from_samples(taken) for name, taken in samples.items()}
+    others = watch.share()
+    return {name: Latency.from_samples(taken, others) for name, taken in samples.items()}
 
 
 def weights_on_disk(folder: Path) -> float:
@@ -183,4 +185,6 @@ def worth(export: Export, one: Format, folder: Path) -> dict[str, Any]:
     for name, latency in timed.items():
         record["latency"][f"{name}_ms"] = round(latency.median_ms, 4)
         record["latency"][f"{name}_interval_ms"] = [round(latency.low_ms, 4), round(latency.high_ms, 4)]
+    if found := doubts(list(timed.values())):
+        record["latency"]["warnings"] = found
     return record

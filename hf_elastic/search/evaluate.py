@@ -240,8 +240,11 @@ class Evaluator:
         first = self.ledger.get(largest, "latency")
         measured = self.latency.measure(self.model, list(dict.fromkeys([largest, *subnets])))
         factor = first["median_ms"] / measured[largest].median_ms if first else 1.0
-        scaled = {subnet: [factor * sample for sample in measured[subnet].samples_ms] for subnet in subnets}
-        self.ledger.put("latency", {subnet: Latency.from_samples(samples).to_dict() for subnet, samples in scaled.items()})
+        scaled = {
+            subnet: Latency.from_samples([factor * sample for sample in one.samples_ms], one.others)
+            for subnet, one in ((subnet, measured[subnet]) for subnet in subnets)
+        }
+        self.ledger.put("latency", {subnet: latency.to_dict() for subnet, latency in scaled.items()})
 
     def measure_together(self, candidates: Sequence[Candidate], progress: Callable[[int, int], object]) -> None:
         """Replace the latencies of candidates by those of one run, and scale those of all others to that run."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
+import psutil
 import torch
 import transformers
 
@@ -19,6 +20,8 @@ SINGLE_CALL_SECONDS = 1e-3  # a call at least this long is timed on its own
 SHORTEST_SAMPLE_SECONDS = 2e-3  # shorter calls are repeated until one sample lasts this long
 FEWEST_SAMPLES = 6  # 1 - 2 / 2**6 is the first coverage of smallest to largest sample that is above 95%
 WIDE = 0.1  # half an interval over the median from which on a measurement is no basis for a choice
+BUSY = 0.2  # share of the machine's cores that other work takes, from which on it may multiply a latency
+SHORTEST_WATCH_SECONDS = 0.5  # the system counts busy time in ticks of 10 ms
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -31,20 +34,24 @@ class Latency:
         low_ms: lower end of the interval of the median, or the smallest of fewer than 6 samples, in milliseconds.
         high_ms: upper end of the interval of the median, or the largest of fewer than 6 samples, in milliseconds.
         samples_ms: every sample in the order it was taken, in milliseconds per call.
+        others: share of the machine's cores that other processes, or other virtual machines, kept busy meanwhile (0 to 1); None
+            where that is not known. Two threads on two cores of which one is taken wait for each other: every call is
+            longer then, perhaps a hundred times, and the interval stays narrow.
     """
 
     median_ms: float
     low_ms: float
     high_ms: float
     samples_ms: tuple[float, ...]
+    others: float | None = None
 
     @classmethod
-    def from_samples(cls, samples_ms: Sequence[float]) -> "Latency":
+    def from_samples(cls, samples_ms: Sequence[float], others: float | None = None) -> "Latency":
         """Summarise samples (milliseconds per call); raises ValueError if there are none."""
         if not samples_ms:
             raise ValueError("samples_ms is empty; a median needs at least one sample")
         low, high = median_interval(samples_ms)
-        return cls(statistics.median(samples_ms), low, high, tuple(samples_ms))
+        return cls(statistics.median(samples_ms), low, high, tuple(samples_ms), others)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Latency":
@@ -91,7 +98,36 @@ def doubts(latencies: Sequence[Latency]) -> list[str]:
             f"{len(wide)} of {len(latencies)} intervals are wider than 10% of their median: this machine is busy with something "
             "else; measure again"
         )
+    taken = max((latency.others or 0.0 for latency in latencies), default=0.0)
+    if taken > BUSY:
+        found.append(
+            f"other work kept {taken:.0%} of this machine's cores busy meanwhile: latencies may be several times too long; "
+            "measure again when it is done"
+        )
     return found
+
+
+class Watch:
+    """How busy others keep this machine: between two calls, the cores that neither idled nor worked for this process."""
+
+    def __init__(self):
+        self._start, self._busy = perf_counter(), self._others()
+
+    @staticmethod
+    def _others() -> float:
+        """Seconds of all cores since the machine started, without those of this process."""
+        machine, own = psutil.cpu_times(), os.times()
+        idle = machine.idle + getattr(machine, "iowait", 0.0)
+        # A guest's time is in `user` already; `steal` is what other virtual machines took.
+        guests = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)
+        return sum(machine) - idle - guests - own.user - own.system
+
+    def share(self) -> float | None:
+        """Of the machine's cores since the start; None if that was too short ago to say."""
+        elapsed = perf_counter() - self._start
+        if elapsed < SHORTEST_WATCH_SECONDS:
+            return None
+        return min(1.0, max(0.0, (self._others() - self._busy) / elapsed / (os.cpu_count() or 1)))
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -163,6 +199,7 @@ def measure_latency(
     # The first sample only finds how many calls one sample needs.
     loops = {name: _take_sample(call, 1)[1] for name, call in callables.items()}
     samples: dict[str, list[float]] = {name: [] for name in callables}
+    watch = Watch()
     generator = random.Random(seed)
     order = list(callables)
     for done in range(1, repeats + 1):
@@ -178,7 +215,8 @@ def measure_latency(
             break
         if done >= min_rounds and _precise_enough(samples, relative_interval):
             break
-    return {name: Latency.from_samples(taken) for name, taken in samples.items()}
+    others = watch.share()
+    return {name: Latency.from_samples(taken, others) for name, taken in samples.items()}
 
 
 def machine_facts() -> dict[str, object]:

@@ -1,4 +1,7 @@
+import os
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -142,6 +145,24 @@ def test_doubts_say_what_is_uncertain():
     assert doubts([sure]) == []
     assert doubts([sure, few])[0].startswith("1 of 2 latencies are of fewer than 6 samples, too few for a 95% interval")
     assert doubts([sure, wide, wide])[0].startswith("2 of 3 intervals are wider than 10% of their median: this machine is busy")
+    quiet, beset = (Latency.from_samples([5.0] * 6, others) for others in (0.05, 0.5))
+    assert doubts([quiet]) == []
+    assert doubts([quiet, beset])[0].startswith("other work kept 50% of this machine's cores busy meanwhile")
+
+
+def test_others_are_noticed():
+    """Processes that spin on every core, while this one sleeps."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        latency = measure_latency({"nap": lambda: time.sleep(0.05)}, repeats=20, relative_interval=0)["nap"]
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    assert 0.5 < latency.others <= 1
+    assert Latency.from_dict(latency.to_dict()) == latency
+    assert any("other work" in doubt for doubt in doubts([latency]))
+    assert measure_latency({"short": lambda: time.sleep(0.01)}, repeats=1, warmup=0)["short"].others is None
 
 
 @pytest.mark.parametrize(
