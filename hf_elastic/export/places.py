@@ -40,6 +40,11 @@ class Place:
         return f"[{self.name}](https://huggingface.co/{self.repo_id}{tree})"
 
 
+def has_loading_code(format: str) -> bool:
+    """Whether `loading_code` knows how an export of this format is loaded."""
+    return format == "tensorrt" or format.partition("-")[0] in CLASSES
+
+
 def loading_code(
     model: ElasticPreTrainedModel,
     place: Place,
@@ -47,6 +52,7 @@ def loading_code(
     subnet: str | None = None,
     portability: str = "elastic",
     export: str | None = None,
+    format: str = "onnx",
 ) -> str:
     """Python that loads a model and its tokenizer.
 
@@ -55,17 +61,18 @@ def loading_code(
         place: where it is.
         subnet: which size of a supernet.
         portability: whether it takes hf_elastic ("elastic").
-        export: the folder of an export beside the checkpoint, named after its format: "onnx-int8", "openvino", "tensorrt".
+        export: the folder of an export beside the checkpoint.
+        format: of that export, one that `has_loading_code`.
     """
     auto_class = type(model).base_auto_class.__name__
     options = {"revision": place.revision, "subfolder": place.subfolder}
     tokenizer = _call("AutoTokenizer", place.repo_id, options)
-    if export == "tensorrt":
+    if export is not None and format == "tensorrt":
         folder = "/".join(part for part in (place.subfolder, export) if part is not None)
         revision = "" if place.revision is None else f', revision="{place.revision}"'
         lines = [TENSORRT.format(repo_id=place.repo_id, revision=revision, folder=folder)]
     elif export is not None:
-        package, prefix, slash = CLASSES[export.partition("-")[0]]
+        package, prefix, slash = CLASSES[format.partition("-")[0]]
         runtime_class = prefix + (auto_class.removeprefix("AutoModel") or "ForFeatureExtraction")
         folder = "/".join(part for part in (place.subfolder, export) if part is not None) + slash
         lines = [f"from {package} import {runtime_class}", "from transformers import AutoTokenizer", ""]

@@ -143,9 +143,11 @@ def test_the_card_of_a_size(model):
     assert 'ORTModelForSequenceClassification.from_pretrained("user/model", revision="small", subfolder="onnx/")' in card.text
     assert "| the checkpoint | safetensors | 1.5e-08 | 100.0% of 4 | x 0.0001 |" in card.text
     assert "| `onnx/` | onnx | 2e-07 |" in card.text
-    records |= {"openvino-int8": records["onnx"], "tensorrt": records["onnx"]}
+    others = {"openvino-int8": "openvino-int8", "tensorrt": "tensorrt", "by hand/graph": "onnx-int8", "notes": "text"}
+    records |= {folder: {**records["onnx"], "format": name} for folder, name in others.items()}
     card = size_card(model, "small", Place("user/model", subfolder="small"), facts, records)
     assert 'OVModelForSequenceClassification.from_pretrained("user/model", subfolder="small/openvino-int8")' in card.text
+    assert 'subfolder="small/by hand/graph/")' in card.text and 'subfolder="small/notes' not in card.text
     assert 'snapshot_download("user/model", allow_patterns="small/tensorrt/*") + "/small/tensorrt"' in card.text
     elastic = size_card(model, "odd", Place("user/model", subfolder="odd"), facts, {})
     assert "import hf_elastic" in elastic.text
