@@ -1,6 +1,6 @@
 """Does the ranking hold? Closed-form proxies before training against validation perplexity after it.
 
-    python recipes/benchmarks/ranking.py run --data-dir DATA_DIR                   20 trainings, 3,779 s of one thread in all
+    python recipes/benchmarks/ranking.py run --data-dir DATA_DIR                   20 trainings, 5 min 40 s on two cores
     python recipes/benchmarks/ranking.py run --data-dir DATA_DIR --size large      on a GPU
     python recipes/benchmarks/ranking.py table --output recipes/benchmarks/results/ranking    prints what is recorded
 
