@@ -11,8 +11,10 @@ with attention written out, which is what lets them find it. From O2 on only onn
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,11 +59,25 @@ def optimize_graph(path: Path, level: str, config: PretrainedConfig) -> None:
     Raises:
         ValueError: the fused graph is broken.
     """
-    if ON_TRANSFORMERS_5:
-        _with_onnxruntime(path, level)
-    else:
-        _with_optimum(path, level, config)
+    path = path.resolve()
+    with _elsewhere() if level == "O4" else contextlib.nullcontext():
+        if ON_TRANSFORMERS_5:
+            _with_onnxruntime(path, level)
+        else:
+            _with_optimum(path, level, config)
     _check_loads(path, level, config.model_type)
+
+
+@contextlib.contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Another working directory for a while: onnxruntime leaves files there if it cannot tell every shape, as of a cache."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def _check_loads(path: Path, level: str, model_type: str) -> None:
