@@ -1,3 +1,4 @@
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -24,3 +25,12 @@ def _environment():
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
         if name not in before:
             del os.environ[name]
+
+
+@pytest.fixture(scope="module")
+def benchmark_module():
+    """Imports a module of recipes/benchmarks by its name."""
+    folder = str(Path(__file__).parents[1] / "recipes" / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)

@@ -110,13 +110,15 @@ def _draw_points(axes, x: str, y: str, shown: list[Point], front: list[Point]) -
         **{name: ([p for p in shown if p.name == name], {**style, "mec": "white"}) for name, style in MARKED.items()},
     }
     for order, (label, (points, style)) in enumerate(groups.items()):
-        predicted = [point for point in points if is_predicted(point, x) or is_predicted(point, y)]
-        measured = [point for point in points if point not in predicted]
-        for some, look in ((measured, {}), (predicted, HOLLOW)):
+        kinds: dict[bool, list[Point]] = {False: [], True: []}
+        for point in points:
+            kinds[is_predicted(point, x) or is_predicted(point, y)].append(point)
+        for hollow, some in kinds.items():
             if some:
                 (xs, x_error), (ys, y_error) = (_values_and_errors(some, name) for name in (x, y))
-                title = label if some is measured or not measured else None  # one line of the legend for each group
-                axes.errorbar(xs, ys, y_error, x_error, label=title, elinewidth=1, zorder=3 + order, **{**style, **look})
+                title = None if hollow and kinds[False] else label  # one line of the legend for each group
+                look = {**style, **HOLLOW} if hollow else style
+                axes.errorbar(xs, ys, y_error, x_error, label=title, elinewidth=1, zorder=3 + order, **look)
 
 
 def _values_and_errors(points: list[Point], name: str) -> tuple[numpy.ndarray, numpy.ndarray]:

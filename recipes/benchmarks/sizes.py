@@ -28,7 +28,6 @@ from rich.table import Table
 from sizes_runs import EXTRA_VARIANTS, METRIC, RECIPES, VARIANTS, Runs, seconds_of, train_run
 from workers import Job, run_jobs
 
-from hf_elastic.data.task import TASKS
 from hf_elastic.files import write_atomically
 
 COST_STEPS = 40  # of each training, to compare their times
@@ -147,15 +146,8 @@ def table(args: argparse.Namespace) -> None:
 
 
 def cost_shares(runs: Runs, names: list[str]) -> dict[str, tuple[str, str]]:
-    """FLOPs relative to the largest, and parameters, of each size; counted, so any weights will do."""
-    import hf_elastic
-    from hf_elastic.cli.convert import ConvertArguments, from_scratch
-    from hf_elastic.data.minilm import minilm_path
-
-    options = {key: runs.convert[key] for key in ("task", "space", "subnets")}
-    config = runs.convert.get("model_config") or json.loads((minilm_path() / "config.json").read_text())
-    args = ConvertArguments(**options, model_config={**config, "num_labels": 2}, output_dir="unused")
-    model = from_scratch(getattr(hf_elastic, TASKS[args.task]), args)
+    """FLOPs relative to the largest, and parameters, of each size."""
+    model = runs.without_weights()
     full = model.flops_of("largest", sequence_length=32)
     share = {name: f"{model.flops_of(name, sequence_length=32) / full:.0%}" for name in names}
     return {name: (share[name], f"{model.num_parameters_of(name) / 1e6:.1f} M") for name in names}

@@ -85,6 +85,19 @@ class Runs:
             convert.run(convert.ConvertArguments(**{**options, "output_dir": folder}))
             return load_elastic(folder), load_tokenizer(folder)
 
+    def without_weights(self):
+        """The recipe's elastic model without storage for its weights, to count what its sizes have."""
+        import hf_elastic
+        from hf_elastic.cli.convert import ConvertArguments, from_scratch
+        from hf_elastic.data.minilm import minilm_path
+        from hf_elastic.data.task import TASKS
+
+        options = {key: self.convert[key] for key in ("task", "space", "subnets", "layer_order") if key in self.convert}
+        config = self.convert.get("model_config") or json.loads((minilm_path() / "config.json").read_text(encoding="utf-8"))
+        args = ConvertArguments(**options, model_config={**config, "num_labels": 2}, output_dir="unused")
+        with torch.device("meta"):
+            return from_scratch(getattr(hf_elastic, TASKS[args.task]), args)
+
     def pretrained(self, seed: int):
         """MiniLM with a new head, as an elastic model of one size, and its tokenizer."""
         from hf_elastic.cli.data import load_tokenizer

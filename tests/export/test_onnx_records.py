@@ -1,7 +1,6 @@
 """The tables in docs are what onnx_graphs.py makes of its records."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,9 @@ DOCS = {"graphs": "export.md", "speed": "export.md", "tensorrt": "tensorrt.md"}
 
 
 @pytest.fixture(scope="module")
-def onnx_graphs():
+def onnx_graphs(benchmark_module):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    sys.path.insert(0, str(ROOT / "recipes" / "benchmarks"))
-    import onnx_graphs
-
-    yield onnx_graphs
-    sys.path.remove(str(ROOT / "recipes" / "benchmarks"))
+    return benchmark_module("onnx_graphs")
 
 
 def test_tables_are_those_of_the_records(onnx_graphs):

