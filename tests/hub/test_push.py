@@ -97,10 +97,12 @@ def test_layout_subfolders(hub, checkpoint, supernet):
 
 def test_exports_that_are_there_already(hub, checkpoint, model, tokenizer, tmp_path):
     export_subnet(model, "small", tmp_path / "small", tokenizer=tokenizer)
-    (tmp_path / "small" / "onnx").mkdir()  # the files of another format, whatever it is
-    for name in ("config.json", "parity.json"):
-        (tmp_path / "small" / "onnx" / name).write_bytes((tmp_path / "small" / name).read_bytes())
-    (tmp_path / "small" / "onnx" / "model.onnx").write_bytes(b"graph")
+    onnx = tmp_path / "small" / "onnx"  # the files of another format; what is in them does not matter
+    onnx.mkdir()
+    (onnx / "config.json").write_bytes((tmp_path / "small" / "config.json").read_bytes())
+    certificate = json.loads((tmp_path / "small" / "parity.json").read_text())
+    (onnx / "parity.json").write_text(json.dumps({**certificate, "format": "onnx"}))
+    (onnx / "model.onnx").write_bytes(b"graph")
     exports = json.dumps({"small": str(tmp_path / "small")})
     assert push(checkpoint, "--exports", exports, "--supernet", "false") == 0
     assert set(hub.repositories) == {"user/model-small"}
