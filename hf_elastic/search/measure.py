@@ -177,7 +177,7 @@ def measure_latency(
     Args:
         callables: what to measure, by name.
         repeats: most rounds, hence most samples per candidate.
-        warmup: untimed calls of each candidate before the first round.
+        warmup: calls of each candidate before the first round, which do not count; there is one at least.
         min_rounds: fewest rounds before stopping early; `repeats` if that is smaller. The budget may still cut it short.
         relative_interval: stop once half the 95% interval divided by the median is below this for every candidate; 0 never does.
         budget_seconds: start no round that is expected to end later than this many seconds after the call, warm-up
@@ -194,9 +194,9 @@ def measure_latency(
     _check_arguments(callables, repeats, warmup, min_rounds, relative_interval, budget_seconds)
     start = perf_counter()
     for call in callables.values():
-        for _ in range(warmup):
+        for _ in range(warmup - 1):
             call()
-    # The first sample only finds how many calls one sample needs.
+    # The last call of the warm-up finds how many calls one sample needs.
     loops = {name: _take_sample(call, 1)[1] for name, call in callables.items()}
     samples: dict[str, list[float]] = {name: [] for name in callables}
     watch = Watch()

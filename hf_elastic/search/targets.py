@@ -85,15 +85,23 @@ class Target:
         Raises:
             ValueError: the model cannot run on this input or in this phase.
         """
+        return dict(zip(subnets, self.measure_pairs([(model, subnet) for subnet in subnets], progress, **options)))
+
+    def measure_pairs(
+        self,
+        pairs: Sequence[tuple[ElasticPreTrainedModel, Subnet]],
+        progress: Callable[[int, int], object] | None = None,
+        **options,
+    ) -> list[Latency]:
+        """Time subnets of several models, interleaved in one run; arguments and errors as for `measure`."""
         with use_threads(self.threads), torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-            calls = {str(place): self.call(model, subnet, Path(folder) / str(place)) for place, subnet in enumerate(subnets)}
+            calls = {str(place): self.call(*pair, Path(folder) / str(place)) for place, pair in enumerate(pairs)}
             try:
                 calls["0"]()
             except (IndexError, RuntimeError) as error:
                 shape = f"batch_size {self.batch_size}, sequence_length {self.sequence_length}"
                 raise ValueError(f"{shape}: the model cannot run this input: {error}") from error
-            measured = measure_latency(calls, seed=self.seed, progress=progress, **options)
-        return dict(zip(subnets, measured.values()))
+            return list(measure_latency(calls, seed=self.seed, progress=progress, **options).values())
 
     def make_input(self, model: ElasticPreTrainedModel) -> dict[str, torch.Tensor]:
         """Random tokens "batch length", for multiple choice "batch 1 length", without padding."""

@@ -2,13 +2,16 @@
 
     python recipes/benchmarks/lts.py gpt2 --output runs/lts-gpt2/report
     python recipes/benchmarks/lts.py transfo_xl --output runs/lts-transfo_xl/report
+    python recipes/benchmarks/lts.py transfo_xl --div-val 4 --output runs/lts-transfo_xl-div_val/report
 
 LTS (Javaheripi et al. 2022, arXiv 2203.02094): the number of decoder parameters stands for quality, so nothing is trained; the
 costs are latency and peak memory on the device (batch 1, 192 tokens, one thread); 30 rounds of 80 candidates after a first 100.
 Ours: a few dozen sizes are measured, the costs of candidates are predicted from them, and what the result is about is measured
 at the end, in one interleaved run with homogeneous models of 1 to 16 layers: for eight of these the candidate of the predicted
 frontier that should be fastest, and the one that should need the least memory, at no fewer decoder parameters. A call computes
-the scores of the whole vocabulary at all positions.
+the scores of the whole vocabulary at all positions. LTS's space of Transformer-XLs has the adaptive embedding's div_val 1, 2 and
+4 in it: `--div-val` is that of the models searched, while the homogeneous ones keep 1. Decoder parameters do not see what a
+larger one costs in quality.
 
 Written into the output folder: record.json (machine, settings, every sample, seconds of each step), profile.json, frontier.json,
 report.html, and found/*/config.json, from which `AutoModelForCausalLM.from_config` builds what was found.
@@ -17,7 +20,6 @@ report.html, and found/*/config.json, from which `AutoModelForCausalLM.from_conf
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import sys
@@ -43,7 +45,6 @@ from hf_elastic.search.memory import measure_memory
 from hf_elastic.search.objectives import LATENCY, MEMORY
 from hf_elastic.search.predict import cost_models
 from hf_elastic.search.profile import measure_profile
-from hf_elastic.search.progress import Bar
 from hf_elastic.search.proxies import closed_form
 from hf_elastic.search.targets import Target, use_threads
 
@@ -74,9 +75,11 @@ class Stopwatch:
         print(f"{name}: {self.seconds[name]:.1f} s, {self.busy[name]:.1f} s of a core", flush=True)
 
 
-def supernet(recipe: Path) -> ElasticForCausalLM:
-    """What `hf-elastic convert` would write, in memory."""
+def supernet(recipe: Path, div_val: int | None = None) -> ElasticForCausalLM:
+    """What `hf-elastic convert` would write, in memory; `div_val` replaces the recipe's."""
     (arguments,) = parse([ConvertArguments], [str(recipe)], "convert", "")
+    if div_val is not None:
+        arguments.model_config = {**arguments.model_config, "div_val": div_val}
     torch.manual_seed(arguments.seed)
     return from_scratch(ElasticForCausalLM, arguments).eval()
 
@@ -98,13 +101,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder for the record, the report and the found configs")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     parser.add_argument("--recipes", type=Path, help="folder of convert.yaml and search.yaml (default recipes/lts/BACKBONE)")
+    parser.add_argument("--div-val", type=int, choices=(1, 2, 4), help="of the models searched; transfo_xl only (default 1)")
     parser.add_argument("--baseline", type=json.loads, help="sizes of the homogeneous models, JSON (default: see the source)")
     parser.add_argument("--profile-sizes", type=int, default=28, help="sizes measured before the search (default %(default)s)")
     parser.add_argument("--profile-seconds", type=float, default=50, help="most seconds to time them (default %(default)s)")
-    parser.add_argument("--compare-seconds", type=float, default=75, help="most seconds to time the result (%(default)s)")
+    parser.add_argument("--compare-seconds", type=float, default=90, help="most seconds to time the result (%(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="most samples of each size (default %(default)s)")
     parser.add_argument("--memory-workers", type=int, default=os.cpu_count(), help="peak memories at a time (default: cores)")
     arguments = parser.parse_args(argv)
+    if arguments.div_val is not None and arguments.backbone != "transfo_xl":
+        parser.error(f"--div-val: {arguments.backbone} has no adaptive embedding; it is for transfo_xl")
     try:
         run(arguments)
     except (ValueError, OSError) as error:
@@ -121,7 +127,9 @@ def run(arguments: argparse.Namespace) -> dict:
     target = Target(options.latency_batch_size, options.sequence_length, options.threads, options.seed)
     watch = Stopwatch()
     with watch.step("convert"):
-        model = supernet(recipes / "convert.yaml")
+        model = reference = supernet(recipes / "convert.yaml", arguments.div_val)
+        if arguments.div_val not in (None, 1):
+            reference = supernet(recipes / "convert.yaml", 1)
     sizes = arguments.baseline or BASELINES[arguments.backbone]
     depths = range(1, model.layout.num_layers + 1)
     baselines = [model.subnet({"num_hidden_layers": depth, **sizes}) for depth in depths]
@@ -139,31 +147,32 @@ def run(arguments: argparse.Namespace) -> dict:
             latency_profile=profile, measure_at_most=0, progress=False,
         )  # fmt: skip
     found = pick(model, predicted, [one for one, depth in zip(baselines, depths) if depth in PICKED])
-    everything = list(dict.fromkeys([*baselines, *found]))
+    if reference is model:
+        found = [one for one in found if one not in baselines]
+    groups = ((reference, baselines), (model, found))
+    pairs = [(owner, subnet) for owner, subnets in groups for subnet in subnets]
     with watch.step("latency of the result and of the homogeneous models"):
-        latencies = target.measure(model, everything, budget_seconds=arguments.compare_seconds, **timing)
-        model.forget_views()
-    with watch.step("peak memory of both"), Bar(False) as bar:
-        bar.start("", 0, len(everything))
-        memories = measure_memory(model, everything, target, bar.update, arguments.memory_workers)
-        model.forget_views()
-    qualities = closed_form(model, everything, [QUALITY])[QUALITY]
-    names = {subnet: f"homogeneous-{len(model.resolve(subnet).layers)}" for subnet in baselines}
-    numbers = itertools.count(1)
+        latencies = target.measure_pairs(pairs, budget_seconds=arguments.compare_seconds, **timing)
+    memories = []
+    with watch.step("peak memory of both"):
+        for owner, subnets in groups:
+            owner.forget_views()
+            memories += measure_memory(owner, subnets, target, workers=arguments.memory_workers).values()
+            owner.forget_views()
     guessed = {model.subnet(point.subnet): point.values for point in predicted.points}
     measured = [
         {
-            "name": names.get(subnet) or f"found-{next(numbers)}",
+            "name": f"homogeneous-{depths[place]}" if place < len(baselines) else f"found-{place - len(baselines) + 1}",
             "subnet": subnet.to_dict(),
-            "is_baseline": subnet in names,
-            "portability": model.portability_of(subnet),
-            QUALITY: int(quality),
-            "parameters": model.num_parameters_of(subnet),
-            "latency": latencies[subnet].to_dict(),
-            "memory": asdict(memories[subnet]),
-            "predicted": {name: guessed[subnet][name] for name in (LATENCY, MEMORY)} if subnet in guessed else None,
+            "is_baseline": place < len(baselines),
+            "portability": owner.portability_of(subnet),
+            QUALITY: int(closed_form(owner, [subnet], [QUALITY])[QUALITY][0]),
+            "parameters": owner.num_parameters_of(subnet),
+            "latency": latency.to_dict(),
+            "memory": asdict(memory),
+            "predicted": {cost: guessed[subnet][cost] for cost in (LATENCY, MEMORY)} if place >= len(baselines) else None,
         }
-        for subnet, quality in zip(everything, qualities)
+        for place, ((owner, subnet), latency, memory) in enumerate(zip(pairs, latencies, memories))
     ]
     with use_threads(target.threads):
         machine = machine_facts()

@@ -36,11 +36,12 @@ def tiny_recipes(folder: Path, backbone: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("backbone", TINY)
-def test_end_to_end(backbone, tmp_path, capsys):
+@pytest.mark.parametrize(("backbone", "div_val"), [("gpt2", None), ("transfo_xl", None), ("transfo_xl", 4)])
+def test_end_to_end(backbone, div_val, tmp_path, capsys):
     baseline = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
     options = [backbone, "--output", str(tmp_path / "out"), "--recipes", str(tiny_recipes(tmp_path / "recipes", backbone))]
     options += ["--baseline", json.dumps(baseline), "--profile-sizes", "8", "--repeats", "3", "--memory-workers", "2"]
+    options += ["--div-val", str(div_val)] if div_val else []
     assert lts.main(options) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert "largest ratio of latency at equal or more decoder parameters" in printed and "held out" in printed
@@ -59,12 +60,20 @@ def test_end_to_end(backbone, tmp_path, capsys):
     for one in found:
         config = AutoConfig.from_pretrained(tmp_path / "out" / "found" / one["name"])
         built = AutoModelForCausalLM.from_config(config)
+        assert getattr(config, "div_val", None) == (div_val or (1 if backbone == "transfo_xl" else None))
         assert built.num_parameters() == one["parameters"]
         assert isinstance(built, ElasticForCausalLM) == (one["portability"] == "elastic")
     for name in ("report.html", "profile.json", "frontier.json"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert lts.main(options) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_div_val_is_for_transformer_xl(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        lts.main(["gpt2", "--div-val", "4", "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "gpt2 has no adaptive embedding" in capsys.readouterr().err
 
 
 def one(name, quality, latency, memory):
