@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .spec import Dim, SpecError
+from .shapes import Dim, SpecError
 
 SUPPORTED = "plain LoRA on linear, Conv1D and embedding layers, and modules_to_save"
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from .layout import Entry, Layout
+from .shapes import evaluate
 from .space import Subnet
-from .spec import evaluate
 
 # A polynomial: sorted axis names of each term -> its coefficient.
 Polynomial = Mapping[tuple[str, ...], int]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
-from .spec import Dim, axis_index, permute
+from .shapes import Dim, axis_index, permute
 
 IMPORTANCE = ("magnitude", "taylor", "none")
 

@@ -11,23 +11,9 @@ from torch import nn
 
 from .adapters import describe_parameter, find_wrappers, is_table, plain_name
 from .partition import check_divides, check_partition
+from .shapes import CutStep, Dim, Equation, SpecError, axes_in, evaluate, parse, parse_stored, plan_cut, size, solve, substitute
 from .space import DEPTH_AXES, Space, Subnet
-from .spec import (
-    CONTEXT,
-    CutStep,
-    Dim,
-    Equation,
-    Spec,
-    SpecError,
-    axes_in,
-    evaluate,
-    parse,
-    parse_stored,
-    plan_cut,
-    size,
-    solve,
-    substitute,
-)
+from .spec import CONTEXT, Spec
 
 # Sequence-level heads apply their classifier once per sequence; headless models only their pooler.
 SEQUENCE_LEVEL = ("ForSequenceClassification", "ForMultipleChoice", "Model")

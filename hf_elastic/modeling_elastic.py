@@ -35,6 +35,7 @@ from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
 from .layout import Cut, Layout, named_layer_order
 from .loading import check_path, load_checkpoint
 from .partition import partition_heads
+from .shapes import SpecError  # noqa: F401
 from .sizes import SizesMixin
 from .skeleton import MEMORY_LAYOUTS, Skeleton, no_init_weights, set_memory_layout
 from .space import Space

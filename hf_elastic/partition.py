@@ -10,7 +10,8 @@ from dataclasses import replace
 from torch import nn
 
 from .adapters import plain_name
-from .spec import CONTEXT, SPECS, Spec, SpecError, axes_in, evaluate, parse_stored
+from .shapes import SpecError, axes_in, evaluate, parse_stored
+from .spec import CONTEXT, SPECS, Spec
 
 
 def partition_heads(spec: Spec) -> Spec:

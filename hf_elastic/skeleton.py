@@ -26,8 +26,8 @@ except ImportError:  # transformers 4.57
 from .adapters import SWITCHES, find_wrappers, plain_name
 from .layout import Cut, Layout
 from .portable import portable_config
-from .spec import CutStep, evaluate
-from .spec import cut as cut_tensor
+from .shapes import CutStep, evaluate
+from .shapes import cut as cut_tensor
 
 # Set while training or by the user, never by a constructor: not part of what an architecture is.
 TRANSIENT = ("training", "gradient_checkpointing", "name_or_path")

@@ -19,7 +19,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from ..adapters import check_merged
 from ..modeling_elastic import ElasticPreTrainedModel
-from ..spec import Spec, axes_in, parse_stored, permute, spec_for
+from ..shapes import axes_in, parse_stored, permute
+from ..spec import Spec, spec_for
 from .corpus import read_texts
 from .parity import FLOAT32, check_parity, compare
 from .tokenizer_pruning import needed_tokens, pruned_json, vocabulary_of

@@ -17,8 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ..layout import Cut, Layout
 from ..modeling_elastic import ElasticPreTrainedModel
+from ..shapes import Dim
 from ..skeleton import copy_tree
-from ..spec import Dim, spec_for
+from ..spec import spec_for
 from .shapes import ATTENTION, FFN, parts_of
 
 Batch = Mapping[str, torch.Tensor]

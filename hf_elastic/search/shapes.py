@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from ..counts import Counts
 from ..layout import Entry, Layout
 from ..modeling_elastic import ElasticPreTrainedModel
-from ..spec import CONTEXT, axes_in, spec_for
+from ..shapes import axes_in
+from ..spec import CONTEXT, spec_for
 
 PARTS = ATTENTION, FFN, OTHER = ("attention", "ffn", "other")
 EMBEDDING_AXES = ("embed", "embed0")  # the width of the embeddings where it has a name of its own; of the widest ones

@@ -11,7 +11,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..layout import Layout
-from ..spec import CONTEXT, Dim, axes_in
+from ..shapes import Dim, axes_in
+from ..spec import CONTEXT
 
 ROLES = ("query", "key", "value")
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..layout import Cut, Layout
 from ..modeling_elastic import ElasticPreTrainedModel
-from ..spec import SpecError, spec_for
+from ..shapes import SpecError
+from ..spec import spec_for
 from .arguments import ElasticTrainingArguments
 from .losses import NEEDS_HIDDEN_STATES, NEEDS_RELATIONS, PREDICTIONS
 from .relations import Projections

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
 from hf_elastic.adapters import plain_name
-from hf_elastic.spec import keep_only
+from hf_elastic.shapes import keep_only
 
 # Fused matrices, grouped queries, Conv1D, feed-forward and embeddings; "dense" of BERT and GPT-NeoX is several modules.
 TARGETS = {

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, ElasticModel
 from hf_elastic.importance import apply_order, importance_order
-from hf_elastic.spec import SPECS, keep_only
+from hf_elastic.shapes import keep_only
+from hf_elastic.spec import SPECS
 
 SUBNETS = 50
 # Our own architecture: its config says sizes layer by layer, so all of them are standard; and it has no sequence-level heads.

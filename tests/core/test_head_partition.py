@@ -16,7 +16,8 @@ from hf_elastic.partition import partition_heads
 from hf_elastic.search.predict import features
 from hf_elastic.search.proxies import closed_form
 from hf_elastic.search.shapes import gpt2_shapes, shapes_of, transfo_xl_shapes
-from hf_elastic.spec import SPECS, keep_only
+from hf_elastic.shapes import keep_only
+from hf_elastic.spec import SPECS
 from hf_elastic.training.relations import Projections
 
 ABLE = tuple(name for name in CONFIGS if SPECS[name].head_attributes)

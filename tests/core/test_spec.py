@@ -11,10 +11,8 @@ from transformers import AutoModel
 
 from hf_elastic import ElasticModel
 from hf_elastic.layout import Layout
-from hf_elastic.spec import (
-    SPECS,
+from hf_elastic.shapes import (
     Equation,
-    Spec,
     SpecError,
     axes_in,
     axis_index,
@@ -25,12 +23,11 @@ from hf_elastic.spec import (
     parse,
     permute,
     plan_cut,
-    register_spec,
     size,
     solve,
-    spec_for,
     substitute,
 )
+from hf_elastic.spec import SPECS, Spec, register_spec, spec_for
 
 FULL = {"heads": 3, "head": 2, "hidden": 4, "ffn": 5, "kv": 2, "group": 2}
 SHAPES = [
