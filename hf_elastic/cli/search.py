@@ -49,15 +49,24 @@ class SearchArguments(DataArguments):
     split: str = field(default="validation", metadata={"help": "Split that the quality is measured on."})
     max_examples: int | None = field(default=None, metadata={"help": "Use only the first examples of the split (count)."})
     batch_size: int = field(default=32, metadata={"help": "Examples per batch of the quality measurement (count)."})
-    latency_batch_size: int = field(default=1, metadata={"help": "Examples per timed forward (count)."})
+    latency_batch_size: int | None = field(
+        default=None, metadata={"help": "Examples per timed forward (count); default: the profile's, else 1."}
+    )
     sequence_length: int | None = field(
-        default=None, metadata={"help": "Length of a timed forward (tokens); default: the median of the data."}
+        default=None,
+        metadata={"help": "Length of a timed forward (tokens); default: the profile's, else the median of the data."},
     )
-    threads: int | None = field(default=None, metadata={"help": "CPU threads of a timed forward; default: torch's."})
-    runtime: str = field(
-        default="torch", metadata={"help": "Runtime that is timed: torch, torch.compile, onnxruntime, openvino."}
+    threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of a timed forward; default: the profile's, else torch's."}
     )
-    phase: str = field(default="forward", metadata={"help": "What is timed: forward; for causal models also prefill, token."})
+    runtime: str | None = field(
+        default=None,
+        metadata={"help": "What is timed with: torch, torch.compile, onnxruntime, openvino; default: the profile's, else torch."},
+    )
+    phase: str | None = field(
+        default=None,
+        metadata={"help": "What is timed: forward; for causal models also prefill, token; default: the profile's, else forward."},
+    )
     latency_profile: str | None = field(
         default=None,
         metadata={"help": "A profile by hf-elastic measure, to predict costs from; the frontier is measured all the same."},

@@ -36,12 +36,12 @@ def search_subnets(
     algorithm: str | None = None,
     batch_size: int = 32,
     sequence_length: int | None = None,
-    latency_batch_size: int = 1,
+    latency_batch_size: int | None = None,
     data_collator: Callable[[list[dict]], Mapping] | None = None,
     compute_quality: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     threads: int | None = None,
-    runtime: str = "torch",
-    phase: str = "forward",
+    runtime: str | None = None,
+    phase: str | None = None,
     seed: int = 0,
     storage: str | os.PathLike | None = None,
     study_name: str = "search",
@@ -75,12 +75,13 @@ def search_subnets(
             subnets, else "surrogate".
         batch_size: rows per batch of the evaluation set.
         sequence_length: tokens per sequence for latency and FLOPs; the median length in `eval_dataset` by default, else 128.
-        latency_batch_size: sequences per call for latency and FLOPs.
+        latency_batch_size: sequences per call for latency and FLOPs; 1 by default.
         data_collator: rows -> batch, for the evaluation set; padding by default.
         compute_quality: view -> values by name, instead of the evaluation set.
         threads: CPU threads while latency is measured; unchanged by default.
-        runtime: what latency is measured with: torch, torch.compile, onnxruntime or openvino.
-        phase: what is timed: "forward"; for causal models also "prefill", or "token" after a prompt of `sequence_length`.
+        runtime: what latency is measured with: torch (the default), torch.compile, onnxruntime or openvino.
+        phase: what is timed: "forward" (the default); for causal models also "prefill", or "token" after a prompt of
+            `sequence_length`.
         seed: of the search, the latency input and a random collator.
         storage: an Optuna storage that keeps each result as it comes: a folder or a .db file (SQLite), or a URL
             (sqlite:///FILE, postgresql://USER@HOST/DATABASE). The same call goes on where it was interrupted, and may raise
@@ -90,7 +91,7 @@ def search_subnets(
         stale_after: seconds (at least 2) after which the subnets of a process that is not heard of are evaluated by another.
         latency_profile: measurements of this model (`hf-elastic measure`) from which latency and, if the profile has it, peak
             memory are predicted; only what ends up on the frontier is measured. Its target replaces `latency_batch_size`,
-            `sequence_length`, `threads`, `runtime` and `phase`, which must be as in the profile, or be left at their defaults.
+            `sequence_length`, `threads`, `runtime` and `phase`, which must be as in the profile, or be left out.
         force: take a profile of another machine, library version or number of threads: nothing is measured then, costs stay
             predicted for that machine, which `facts` names, with "warnings".
         measure_at_most: with a profile, how many of the predicted frontier to measure: those that together keep the most of its
@@ -111,9 +112,8 @@ def search_subnets(
     limits = read_constraints(constraints, custom=custom)
     _check_model(model, portability)
     _check_callables(data_collator=data_collator, compute_quality=compute_quality)
-    sizes = {"n_trials": n_trials, "batch_size": batch_size, "latency_batch_size": latency_batch_size}
-    optional = {"sequence_length": sequence_length, "threads": threads}
-    _check_integers(1, **sizes, **{name: value for name, value in optional.items() if value is not None})
+    shape = {"latency_batch_size": latency_batch_size, "sequence_length": sequence_length, "threads": threads}
+    _check_integers(1, n_trials=n_trials, batch_size=batch_size, **{k: v for k, v in shape.items() if v is not None})
     _check_integers(2, population_size=population_size, stale_after=stale_after)
     _check_integers(0, seed=seed)
     if measure_at_most is not None:
@@ -126,11 +126,13 @@ def search_subnets(
     rows = _rows(eval_dataset)
     if sequence_length is None:
         sequence_length = median_length(rows) if rows else DEFAULT_LENGTH
-    latency = Target(latency_batch_size, sequence_length, threads, seed, runtime, phase)
+    given = {"batch_size": latency_batch_size, "runtime": runtime, "phase": phase}
+    given = {name: value for name, value in given.items() if value is not None}
+    latency = Target(sequence_length=sequence_length, threads=threads, seed=seed, **given)
     predictors, warnings, machine = {}, [], None
     if latency_profile is not None:
         profile = latency_profile if isinstance(latency_profile, DeviceProfile) else DeviceProfile.load(latency_profile)
-        _check_target(latency, profile.target, length_is_given=optional["sequence_length"] is not None)
+        _check_target({**shape, "runtime": runtime, "phase": phase}, profile.target)
         predictors, latency = cost_models(model, profile), profile.target
         warnings = check_machine(profile, model, force=force)
         machine = profile.machine if warnings else None
@@ -158,20 +160,18 @@ def search_subnets(
         options = {"n_trials": n_trials, "population_size": population_size, "seed": seed}
         explore(evaluator, space, goals, algorithm=algorithm, **options, on_each=bar.advance)
         evaluator.complete(n_trials, bar.advance)
-        settings = {**sizes, "population_size": population_size, "algorithm": algorithm, "portability": portability}
+        settings = {"n_trials": n_trials, "batch_size": batch_size, "latency_batch_size": latency.batch_size}
+        settings |= {"population_size": population_size, "algorithm": algorithm, "portability": portability}
         return settle(evaluator, goals, names, settings, warnings, bar, measure_at_most, machine)
 
 
-def _check_target(given: Target, profiled: Target, *, length_is_given: bool) -> None:
-    """Raise ValueError if an option that is not at its default is not what the profile was measured with."""
-    options = {"latency_batch_size": "batch_size", "threads": "threads", "runtime": "runtime", "phase": "phase"}
-    asked = {option: key for option, key in options.items() if getattr(given, key) != getattr(Target, key)}
-    if length_is_given:
-        asked["sequence_length"] = "sequence_length"
-    for option, key in asked.items():
-        if getattr(given, key) != getattr(profiled, key):
+def _check_target(asked: Mapping[str, object], profiled: Target) -> None:
+    """Raise ValueError if an option that is given is not what the profile was measured with."""
+    for option, value in asked.items():
+        measured = getattr(profiled, {"latency_batch_size": "batch_size"}.get(option, option))
+        if value is not None and value != measured:
             raise ValueError(
-                f"{option}: {getattr(given, key)!r} is asked for, and the profile was measured with {getattr(profiled, key)!r}; "
+                f"{option}: {value!r} is asked for, and the profile was measured with {measured!r}; "
                 "leave the option out, or measure another profile"
             )
 

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> dict:
     folder = check_output(arguments.output, overwrite=arguments.overwrite)
     recipes = arguments.recipes or RECIPES / arguments.backbone
     (options,) = parse([SearchArguments], [str(recipes / "search.yaml")], "search", "")
-    target = Target(options.latency_batch_size, options.sequence_length, options.threads, options.seed)
+    target = Target(options.latency_batch_size or 1, options.sequence_length, options.threads, options.seed)
     watch = Stopwatch()
     with watch.step("convert"):
         model = reference = supernet(recipes / "convert.yaml", arguments.div_val)

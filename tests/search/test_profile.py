@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,13 +234,21 @@ def test_how_many_to_measure_is_for_predictions():
 
 @pytest.mark.parametrize(
     ("option", "ours", "theirs"),
-    [("threads", 2, 1), ("sequence_length", 128, 8), ("latency_batch_size", 3, 1), ("runtime", "openvino", "torch")],
+    [
+        ("threads", 2, 1),
+        ("sequence_length", 128, 8),
+        ("latency_batch_size", 3, 1),
+        ("runtime", "openvino", "torch"),
+        ("phase", "forward", "prefill"),  # a default counts where it is given
+    ],
 )
 def test_options_that_contradict_the_profile(option, ours, theirs):
     if ours == "openvino":
         pytest.importorskip("openvino")
     model = classifier()
     profile = made_up_profile(model, list(model.space.enumerate()), memory=False)
+    if option == "phase":
+        profile = replace(profile, target=replace(profile.target, phase=theirs))
     with pytest.raises(ValueError, match=f"{option}: {ours!r} is asked for, and the profile was measured with {theirs!r}"):
         search_subnets(model, compute_quality=quality, latency_profile=profile, progress=False, **{option: ours})
 
