@@ -59,6 +59,9 @@ BASELINES = {
 }
 
 
+WHERE = ("output", "overwrite")  # arguments that no measurement depends on
+
+
 class Stopwatch:
     """Seconds of each step, by name, and how much of them this process was computing."""
 
@@ -160,26 +163,33 @@ def run(arguments: argparse.Namespace) -> dict:
             memories += measure_memory(owner, subnets, target, workers=arguments.memory_workers).values()
             owner.forget_views()
     guessed = {model.subnet(point.subnet): point.values for point in predicted.points}
+    names = [f"homogeneous-{depth}" for depth in depths] + [f"found-{number}" for number, _ in enumerate(found, start=1)]
+    # What a decoder has is the same in both supernets.
+    qualities = closed_form(model, [subnet for _, subnet in pairs], [QUALITY])[QUALITY]
     measured = [
         {
-            "name": f"homogeneous-{depths[place]}" if place < len(baselines) else f"found-{place - len(baselines) + 1}",
+            "name": name,
             "subnet": subnet.to_dict(),
-            "is_baseline": place < len(baselines),
+            "is_baseline": name.startswith("homogeneous"),
             "portability": owner.portability_of(subnet),
-            QUALITY: int(closed_form(owner, [subnet], [QUALITY])[QUALITY][0]),
+            QUALITY: int(quality),
             "parameters": owner.num_parameters_of(subnet),
             "latency": latency.to_dict(),
             "memory": asdict(memory),
-            "predicted": {cost: guessed[subnet][cost] for cost in (LATENCY, MEMORY)} if place >= len(baselines) else None,
+            "predicted": {cost: guessed[subnet][cost] for cost in (LATENCY, MEMORY)} if name.startswith("found") else None,
         }
-        for place, ((owner, subnet), latency, memory) in enumerate(zip(pairs, latencies, memories))
+        for name, (owner, subnet), quality, latency, memory in zip(names, pairs, qualities, latencies, memories)
     ]
     with use_threads(target.threads):
         machine = machine_facts()
     record = {
         "backbone": arguments.backbone,
         "machine": {**machine, "load_average": os.getloadavg(), "cpus": os.cpu_count()},
-        "settings": {**{k: str(v) for k, v in vars(arguments).items()}, "target": asdict(target), "n_trials": options.n_trials},
+        "settings": {
+            **{k: str(v) for k, v in vars(arguments).items() if k not in WHERE},
+            "target": asdict(target),
+            "n_trials": options.n_trials,
+        },
         "space_size": str(model.space.size),
         "seconds": watch.seconds,
         "core_seconds": watch.busy,
