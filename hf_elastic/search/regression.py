@@ -12,22 +12,26 @@ START = {"coarse": 0.0, "fine": -3.0, "noise": -7.0, "inverse": -1.0}
 BOUNDS = {"coarse": (-6.0, 5.0), "fine": (-12.0, 3.0), "noise": (-13.0, 0.0), "inverse": (-6.0, 2.0)}
 PRIOR_WIDTH = 3.0  # standard deviation of the normal prior around where the search starts
 STEPS = 40
+REFIT = 1.1  # growth of the sizes that are known, from one fit of the parameters to the next
 JITTER = 1e-6
+TINY = 1e-12  # a square root has no gradient at 0
 
 
 class Regression:
     """A Gaussian process on a value, or on its logarithm where all values are positive.
 
-    The kernel is `a k(u, u') + b k(u, u') k(v, v')`, both k squared-exponential; u are the coarse features, each with a length
-    of its own, v the fine ones with one length for all: what the whole and the sums over layers say, and a correction by where
-    in the depth it is. The lengths, amplitudes and noise maximise the marginal likelihood times the prior (Rasmussen and
-    Williams, Gaussian Processes for Machine Learning, 2006, section 5.4); the kernel is ours.
+    The kernel is `a k(u, u') + b k(u, u') l(v, v')`; k is Matern's of order 3/2, which follows the steps that latencies have,
+    l squared-exponential; u are the coarse features, each with a length of its own, v the fine ones with one length for all:
+    what the whole and the sums over layers say, and a correction by where in the depth it is. The lengths, amplitudes and
+    noise maximise the marginal likelihood times the prior (Rasmussen and Williams, Gaussian Processes for Machine Learning,
+    2006, sections 4.2 and 5.4); this combination of kernels is ours.
 
     Args:
         coarse: `[N, C]`.
         fine: `[N, F]`.
         values: `[N]`.
-        before: a regression of the same value on fewer sizes, whose parameters this one starts from.
+        before: a regression of the same value on fewer sizes. While there are less than a tenth more now its parameters are kept,
+            since finding them takes most of the time with many sizes and they hardly move; then they are where this one starts.
     """
 
     def __init__(self, coarse: np.ndarray, fine: np.ndarray, values: np.ndarray, before: Regression | None = None):
@@ -37,7 +41,9 @@ class Regression:
         self._coarse, self._fine = Standardised(coarse), Standardised(fine)
         targets = torch.from_numpy((targets - self._mean) / self._scale)
         self._inputs = self._coarse(coarse), self._fine(fine)
-        self._parameters = self._fit(targets, before)
+        is_fitted = before is None or len(values) >= REFIT * before._fitted_on
+        self._fitted_on = len(values) if is_fitted else before._fitted_on
+        self._parameters = self._fit(targets, before) if is_fitted else before._parameters
         with torch.no_grad():
             self._lower = self._factor(self._parameters)
             self._weights = torch.cholesky_solve(targets[:, None], self._lower)[:, 0]
@@ -89,7 +95,8 @@ class Standardised:
 
 def _kernel(left: tuple[torch.Tensor, torch.Tensor], right: tuple[torch.Tensor, torch.Tensor], parameters) -> torch.Tensor:
     lengths = parameters[3:-1].exp()
-    coarse = torch.exp(-_squares(left[0] * lengths, right[0] * lengths) / 2)
+    distance = (3 * _squares(left[0] * lengths, right[0] * lengths) + TINY).sqrt()
+    coarse = (1 + distance) * torch.exp(-distance)
     fine = torch.exp(-_squares(left[1], right[1]) * (2 * parameters[-1]).exp() / (2 * max(1, left[1].shape[1])))
     return coarse * (parameters[0].exp() + parameters[1].exp() * fine)
 
