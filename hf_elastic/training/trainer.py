@@ -17,6 +17,7 @@ from .conflict import SizeGradients
 from .distributed import check_arguments, prepare_accelerator
 from .embeddings import add_rows_in_place
 from .losses import DISTILLATION, Pair
+from .precision import warn_of_slow_bf16
 from .publish import PublishMixin
 from .resume import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
 from .sampling import check_size_weights, loss_weights, make_sampler
@@ -118,6 +119,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
             restore(self.sampler, resume_from_checkpoint)
             if not self.is_fsdp_enabled:  # FSDP may keep its parts under other names
                 check_adapter(self.model, resume_from_checkpoint)
+        warn_of_slow_bf16(self.args)
         self.elastic.set_memory_layout("standard")
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
