@@ -145,9 +145,9 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> No
     from ..files import staged
     from ..metrics import compute_accuracy
     from ..training import ElasticTrainer, ElasticTrainingArguments
-    from ..training.precision import bf16_speedup
+    from ..training.precision import prefers_bf16
 
-    has_gpu = torch.cuda.is_available()
+    use_cpu = not torch.cuda.is_available()
     steps = int(len(data.splits["train"]) / args.train_batch_size * args.epochs)
     training = ElasticTrainingArguments(
         output_dir=str(folder / "training"),
@@ -156,8 +156,8 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> No
         per_device_eval_batch_size=64,
         learning_rate=args.learning_rate,
         warmup_steps=max(1, steps // 10),
-        bf16=torch.cuda.is_bf16_supported() if has_gpu else bf16_speedup() > 1,
-        use_cpu=not has_gpu,
+        bf16=prefers_bf16(use_cpu),
+        use_cpu=use_cpu,
         num_random_subnets=1,
         task_weight=1.0,
         save_strategy="no",

@@ -16,6 +16,11 @@ TOKENS, WIDTH, INNER = 256, 384, 768  # of the products that are timed
 REPEATS = 3
 
 
+def prefers_bf16(use_cpu: bool) -> bool:
+    """Whether training is faster in bfloat16 than in float32: on a GPU that has it, on a CPU that multiplies faster in it."""
+    return bf16_speedup() > 1 if use_cpu else torch.cuda.is_bf16_supported()
+
+
 def bf16_speedup() -> float:
     """How many times as fast as in float32 this CPU multiplies matrices in bfloat16: forward, and gradient of the weights.
 
