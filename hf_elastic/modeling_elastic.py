@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +26,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 # transformers 4.57 copies remote code one import deep: whatever the files below import is imported here as well.
-from .adapters import ModuleTree, check_merged, idle_parameters
+from .adapters import ModuleTree
 from .configuration_elastic import ElasticConfig
-from .counts import Counts
+from .counts import Counts  # noqa: F401
 from .delegation import DelegationMixin
 from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
 from .layout import Cut, Layout, named_layer_order
@@ -217,20 +216,6 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         model.set_memory_layout("prefix")
         return result
 
-    @property
-    def counts(self) -> Counts:
-        """Closed-form counts, for populations; adapters are included, and take FLOPs as long as they are active.
-
-        Raises:
-            ValueError: a checkpoint that is frozen at a subnet has adapters that are not merged.
-        """
-        self._follow_tree()
-        if self._counts is None:
-            if self.frozen_cut is not None:
-                check_merged(self.base)
-            self._counts = Counts(self._layout, idle_parameters(self.base))
-        return self._counts
-
     def set_memory_layout(self, name: str) -> None:
         """Store the weights for fast views ("prefix", as after loading) or for fast training ("standard").
 
@@ -311,43 +296,6 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         if self.is_sharded:
             raise ValueError("the weights are sharded over processes (FSDP): select() a size, or save the model and load it")
         return super().view(subnet)
-
-    def standalone(self, subnet: str | Mapping | None = None) -> tuple[type[PreTrainedModel], PretrainedConfig]:
-        """Class and config of a subnet on its own: what `extract` gives, without its weights.
-
-        Raises:
-            ValueError: adapters are not merged yet.
-        """
-        check_merged(self.base)
-        if self.portability_of(subnet) == "elastic":
-            config = copy.deepcopy(self.config)
-            config.frozen = self.subnet(subnet).to_dict()
-            config.space, config.subnets, config.subnet = None, {}, None
-            return type(self), config
-        view = self.view(subnet)
-        stock_config = view.config.from_dict(view.config.to_dict())
-        stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict
-        if "use_cache" in vars(stock_config):  # Trainer turns it off for good
-            stock_config.use_cache = True
-        return type(self.base), stock_config
-
-    def extract(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
-        """A standalone copy of a subnet, in evaluation mode: the stock class where it is standard, else an elastic model
-        frozen at it.
-
-        Raises:
-            ValueError: adapters are not merged yet.
-        """
-        kind, config = self.standalone(subnet)
-        weights = {name: tensor.detach().clone() for name, tensor in self.view(subnet).state_dict().items()}
-        with no_init_weights():
-            model = kind(config)
-        model.to(device=self.device, dtype=self.dtype)
-        model.load_state_dict(weights)
-        model.tie_weights()
-        if model.can_generate():
-            model.generation_config = copy.deepcopy(self.generation_config)
-        return model.eval()
 
 
 def _freeze(skeleton: Skeleton) -> PreTrainedModel:

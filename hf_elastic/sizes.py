@@ -1,16 +1,18 @@
-"""What an elastic model knows of its sizes, and the views that it hands out of them."""
+"""What an elastic model knows of its sizes, and the views and copies that it hands out of them."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from .adapters import ModuleTree, check_merged
+from .adapters import ModuleTree, check_merged, idle_parameters
+from .counts import Counts
 from .layout import Cut, Layout
-from .skeleton import Skeleton, copy_tree, first_difference
+from .skeleton import Skeleton, copy_tree, first_difference, no_init_weights
 from .space import DEPTH_AXES, Subnet
 
 # Views are built rarely and used often: one lock for all models keeps models copyable.
@@ -18,9 +20,9 @@ _BUILD_LOCK = threading.RLock()
 
 
 class SizesMixin:
-    """Sizes of an elastic model: names, counts, portability and views.
+    """Sizes of an elastic model: names, counts, portability, views and extracted models.
 
-    Needs `base`, `space`, `counts`, `config` and `frozen_cut` of the class that it is mixed into, and `_layout` and `_tree`,
+    Needs `base`, `space`, `config` and `frozen_cut` of the class that it is mixed into, and `_layout` and `_tree`,
     which it keeps up to date.
     """
 
@@ -118,6 +120,20 @@ class SizesMixin:
             self._selected = None
         self.config.subnet = subnet.to_dict() if isinstance(subnet, Subnet) else subnet
 
+    @property
+    def counts(self) -> Counts:
+        """Closed-form counts, for populations; adapters are included, and take FLOPs as long as they are active.
+
+        Raises:
+            ValueError: a checkpoint that is frozen at a subnet has adapters that are not merged.
+        """
+        self._follow_tree()
+        if self._counts is None:
+            if self.frozen_cut is not None:
+                check_merged(self.base)
+            self._counts = Counts(self._layout, idle_parameters(self.base))
+        return self._counts
+
     def num_parameters_of(self, subnet: str | Mapping | Sequence | None):
         """Parameters of a subnet (int), or of each of a list (array `[N]`); tied ones count once."""
         if isinstance(subnet, list):
@@ -203,3 +219,40 @@ class SizesMixin:
                 self._frozen_view = copy_tree(self.base).eval()
             return self._frozen_view
         return self._skeleton(cut).module
+
+    def standalone(self, subnet: str | Mapping | None = None) -> tuple[type[PreTrainedModel], PretrainedConfig]:
+        """Class and config of a subnet on its own: what `extract` gives, without its weights.
+
+        Raises:
+            ValueError: adapters are not merged yet.
+        """
+        check_merged(self.base)
+        if self.portability_of(subnet) == "elastic":
+            config = copy.deepcopy(self.config)
+            config.frozen = self.subnet(subnet).to_dict()
+            config.space, config.subnets, config.subnet = None, {}, None
+            return type(self), config
+        view = self.view(subnet)
+        stock_config = view.config.from_dict(view.config.to_dict())
+        stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict
+        if "use_cache" in vars(stock_config):  # Trainer turns it off for good
+            stock_config.use_cache = True
+        return type(self.base), stock_config
+
+    def extract(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
+        """A standalone copy of a subnet, in evaluation mode: the stock class where it is standard, else an elastic model
+        frozen at it.
+
+        Raises:
+            ValueError: adapters are not merged yet.
+        """
+        kind, config = self.standalone(subnet)
+        weights = {name: tensor.detach().clone() for name, tensor in self.view(subnet).state_dict().items()}
+        with no_init_weights():
+            model = kind(config)
+        model.to(device=self.device, dtype=self.dtype)
+        model.load_state_dict(weights)
+        model.tie_weights()
+        if model.can_generate():
+            model.generation_config = copy.deepcopy(self.generation_config)
+        return model.eval()
