@@ -91,17 +91,20 @@ def test_dynamic_for_every_instruction_set(model, prepared, tmp_path, instructio
     quantize_dynamically(prepared, target, instructions)
     assert list(tmp_path.iterdir()) == [target]
     assert operators_of(target)["MatMulInteger"] == LAYERS * 6 + 2
-    assert 0 < error_of(model, target) < 0.05
+    settings = INSTRUCTIONS[instructions]
+    # Signed weights of 8 bits are for CPUs that keep sums in 32: on others a sum of two products saturates (docs/int8.md).
+    can_saturate = settings.signed and not settings.reduce_range and resolve_instructions() in ("avx2", "avx512")
+    assert 0 < error_of(model, target) < (0.5 if can_saturate else 0.05)
     types = Counter(weight.data_type for weight in onnx.load(target).graph.initializer if len(weight.dims) == 2)
-    wanted = onnx.TensorProto.INT8 if INSTRUCTIONS[instructions].signed else onnx.TensorProto.UINT8
+    wanted = onnx.TensorProto.INT8 if settings.signed else onnx.TensorProto.UINT8
     # The three tables are looked up, not multiplied with, and unsigned in any case.
-    assert types[wanted] == LAYERS * 6 + 2 + (0 if INSTRUCTIONS[instructions].signed else 3)
+    assert types[wanted] == LAYERS * 6 + 2 + (0 if settings.signed else 3)
     largest = max(
         int(np.abs(onnx.numpy_helper.to_array(weight).astype(int)).max())
         for weight in onnx.load(target).graph.initializer
         if weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) == 2
-    ) if INSTRUCTIONS[instructions].signed else 127  # fmt: skip
-    assert largest <= (64 if INSTRUCTIONS[instructions].reduce_range else 127)
+    ) if settings.signed else 127  # fmt: skip
+    assert largest <= (64 if settings.reduce_range else 127)
 
 
 def test_static_quantizes_products_with_weights_only(model, prepared, tmp_path):
