@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -159,7 +160,9 @@ def synflow(subject: Subject, batch: None = None) -> float:
             child.register_forward_hook(lambda _module, args, _output: args[0])
     leaves = subject.free()
     ones = torch.ones(1, 1, width, dtype=torch.float64, device=module.device)
-    with torch.enable_grad():
+    # The gradient of a softmax over one token is 0. Fused kernels leave a rounding error there, which the size of the flow makes
+    # larger than everything else.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         flow = module.base_model(inputs_embeds=ones)[0].sum()
         gradients = torch.autograd.grad(flow, list(leaves.values()))
     score = sum(float((weight * gradient).detach().sum()) for weight, gradient in zip(leaves.values(), gradients))
