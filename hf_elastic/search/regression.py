@@ -30,8 +30,8 @@ class Regression:
         coarse: `[N, C]`.
         fine: `[N, F]`.
         values: `[N]`.
-        before: a regression of the same value on fewer sizes. While there are less than a tenth more now its parameters are kept,
-            since finding them takes most of the time with many sizes and they hardly move; then they are where this one starts.
+        before: a regression of the same value on fewer sizes, whose parameters this one starts from; with less than a tenth more
+            sizes it keeps them, since finding them takes most of the time and they hardly move.
     """
 
     def __init__(self, coarse: np.ndarray, fine: np.ndarray, values: np.ndarray, before: Regression | None = None):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -13,26 +11,27 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 TOKENS, WIDTH, INNER = 256, 384, 768  # of the products that are timed
-REPEATS = 3
 
 
 def prefers_bf16(use_cpu: bool) -> bool:
     """Whether training is faster in bfloat16 than in float32: on a GPU that has it, on a CPU that multiplies faster in it."""
-    return bf16_speedup() > 1 if use_cpu else torch.cuda.is_bf16_supported()
+    return bf16_speedup() > 1 if use_cpu else torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def bf16_speedup() -> float:
     """How many times as fast as in float32 this CPU multiplies matrices in bfloat16: forward, and gradient of the weights.
 
     CPUs with AMX or AVX512-BF16 are several times faster in it. On others it is emulated, and several times slower. Measured
-    rather than looked up, with the number of threads of this process: it takes some hundredths of a second.
+    rather than looked up, with the number of threads of this process: it takes some tenths of a second.
     """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    from ..search.measure import measure_latency
+
+    def products(dtype: torch.dtype) -> Callable[[], object]:
         tokens, weight = torch.ones(TOKENS, WIDTH, dtype=dtype), torch.ones(INNER, WIDTH, dtype=dtype)
-        outputs = torch.ones(TOKENS, INNER, dtype=dtype)
-        seconds[dtype] = _seconds(torch.mm, tokens, weight.T) + _seconds(torch.mm, outputs.T, tokens)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+        return lambda: (tokens @ weight.T).T @ tokens
+
+    taken = measure_latency({"float32": products(torch.float32), "bfloat16": products(torch.bfloat16)}, repeats=3, warmup=1)
+    return taken["float32"].median_ms / taken["bfloat16"].median_ms
 
 
 def warn_of_slow_bf16(args: TrainingArguments) -> None:
@@ -41,14 +40,3 @@ def warn_of_slow_bf16(args: TrainingArguments) -> None:
         speedup = bf16_speedup()
         if speedup < 1:
             logger.warning(f"bf16: this CPU multiplies matrices {1 / speedup:.1f} times as fast in float32; set bf16 to false")
-
-
-def _seconds(run: Callable, *args) -> float:
-    """Median time of a call, after one that is not timed."""
-    run(*args)
-    taken = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run(*args)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)

@@ -243,7 +243,6 @@ def train_one(preset: Preset, folder: Path, architecture: dict, seed: int) -> di
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     from hf_elastic.cli.data import load_elastic
-    from hf_elastic.training.precision import prefers_bf16
 
     model = plain_model(load_elastic(str(folder / SUPERNET)), architecture["subnet"])
     splits = load_from_disk(str(folder / DATA), keep_in_memory=True)
@@ -260,7 +259,7 @@ def train_one(preset: Preset, folder: Path, architecture: dict, seed: int) -> di
             warmup_steps=preset.steps // 10,
             lr_scheduler_type="linear",
             weight_decay=0.1,
-            bf16=prefers_bf16(is_cpu),
+            bf16=True,
             use_cpu=is_cpu,
             seed=seed,
             report_to=["none"],
