@@ -143,7 +143,8 @@ class Ledger:
         for key in wanted:
             if key in within and self._take(key, self._entries[key].current):
                 claimed.append(key)
-            elif key in made:
+            # What was taken may be what another process had put in line, a moment before this one's own.
+            if key in made and self._mine.get(key) != made[key]:
                 self._step_back(made[key], is_over=key not in within)
                 if key not in within:
                     del self._entries[key]
@@ -163,8 +164,10 @@ class Ledger:
         """Give up a trial that this process made and cannot have: it is one too many, or another process has the subnet."""
         if is_over:
             self._storage.set_trial_user_attr(trial, OVER, True)
-        if self._storage.get_trial(trial).state == TrialState.WAITING:
-            self._give_up(trial)
+        # Another process may be taking this very trial, so that only one that nobody has is given up.
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            if self._storage.set_trial_state_values(trial, TrialState.RUNNING):
+                self._give_up(trial)
 
     def _take(self, key: str, trial: FrozenTrial | None) -> bool:
         """Turn a waiting trial into a running one; False if another process was faster."""

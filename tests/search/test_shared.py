@@ -167,6 +167,30 @@ def test_no_more_are_claimed_than_the_study_may_have(tmp_path):
         ledger.close()
 
 
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_two_that_wait_in_line_for_one_subnet(tmp_path, monkeypatch, is_taken):
+    one, two = ledgers(tmp_path)
+    wait = one._wait_in_line
+
+    def wait_behind_the_other(key: str) -> int:
+        first = two._wait_in_line(key)
+        trial = wait(key)
+        if is_taken:
+            two.refresh()
+            assert two._take(key, two._entries[key].current)
+        assert trial > first
+        return trial
+
+    monkeypatch.setattr(one, "_wait_in_line", wait_behind_the_other)
+    assert one.claim(SUBNETS[:1]) == ([] if is_taken else SUBNETS[:1])  # what the other had put there, if it is still free
+    (two if is_taken else one).finish(SUBNETS[0], [1.0])
+    for ledger in (one, two):
+        ledger.close()
+    (study,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/search.db")
+    trials = optuna.load_study(study_name=study, storage=f"sqlite:///{tmp_path}/search.db").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL"]  # and none that waits for ever
+
+
 def test_what_failed_is_not_evaluated_again(tmp_path):
     (one,) = ledgers(tmp_path, 1)
     one.claim(SUBNETS[:1])
