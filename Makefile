@@ -13,7 +13,8 @@ test: .venv/installed
 
 # The other lane, and what each lane exports read in the other, both ways.
 test-optimum: .venv/installed .venv-optimum/installed
-	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv/bin/python .venv-optimum/bin/python -m pytest -n 2 -q $(ARGS)
+	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv/bin/python .venv-optimum/bin/python -m pytest -n 2 -q \
+		-m "not benchmark" $(ARGS)
 	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python -m pytest -n 2 -q \
 		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
 

@@ -9,6 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # tests share tests/tiny.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start: more of them than cores run side by side
 torch.set_num_threads(1)
 
 

@@ -289,9 +289,9 @@ def test_failed_export_leaves_nothing(elastic, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_quickstart(tmp_path):
-    """The real model and data; a tenth of an epoch shows that every step runs."""
+    """The real model and data; a tenth of an epoch and a few sizes show that every step runs."""
     out = tmp_path / "quickstart"
-    result = run("quickstart", "--output_dir", out, "--epochs", "0.1", cwd=tmp_path)
+    result = run("quickstart", "--output_dir", out, "--epochs", "0.1", "--n_trials", "6", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for name in ("elastic/config.json", "search/frontier.json", "search/frontier.png", "export/parity.json"):
         assert (out / name).exists(), name
@@ -304,5 +304,5 @@ def test_quickstart(tmp_path):
         "hf-elastic export",
     ):
         assert words in result.stdout, words
-    again = run("quickstart", "--output_dir", out, "--epochs", "0.1", cwd=tmp_path)
+    again = run("quickstart", "--output_dir", out, cwd=tmp_path)
     assert again.returncode == 2 and "--overwrite" in again.stderr

@@ -11,6 +11,8 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
 from hf_elastic import ElasticForSequenceClassification
 
+pytestmark = pytest.mark.benchmark
+
 BENCHMARKS = Path(__file__).parents[2] / "recipes" / "benchmarks"
 WORDS = [f"word{index}" for index in range(60)]
 SUBNETS = {name: {"num_hidden_layers": layers} for name, layers in (("three", 3), ("two", 2), ("one", 1))}

@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT / "recipes" / "benchmarks"))
 import lts  # noqa: E402
 from lts_report import best, compare  # noqa: E402
 
+pytestmark = pytest.mark.benchmark
+
 TINY = {
     "gpt2": {"vocab_size": 99, "n_positions": 16, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96},
     "transfo_xl": {"vocab_size": 99, "cutoffs": [20, 60], "d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 96},

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.benchmark
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "benchmarks" / "proxies.py"
 DATA_DIR = os.environ.get("HF_ELASTIC_DATA_DIR")
 COLUMNS = (

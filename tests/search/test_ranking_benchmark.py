@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.benchmark
+
 RECIPES = Path(__file__).parents[2] / "recipes" / "benchmarks"
 TEXT = "the cat sat on the mat and the dog ran after a small red ball until it was dark and all went home . "
 
