@@ -9,7 +9,6 @@ from hf_elastic.data.loading import (
     tokenize_classification,
     tokenize_language_modeling,
 )
-from hf_elastic.data.minilm import minilm_path
 
 __all__ = [
     "build_docstrings",
@@ -21,3 +20,12 @@ __all__ = [
     "tokenize_classification",
     "tokenize_language_modeling",
 ]
+
+
+def __getattr__(name: str):
+    # `python -m hf_elastic.data.minilm` would warn if the package had imported the module before it runs.
+    if name == "minilm_path":
+        from hf_elastic.data.minilm import minilm_path
+
+        return minilm_path
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -72,7 +72,11 @@ def draw(frontier: Frontier, path: str | os.PathLike, x: str | None, y: str | No
 def make_table(frontier: Frontier) -> Table:
     """What `Frontier.table` does."""
     points = frontier.points
-    title = f"{len(points)} of {len(frontier.evaluated)} evaluated subnets are on the frontier"
+    names = {objective.name for objective in frontier.objectives}
+    refused = sum(not names <= set(point.values) for point in frontier.evaluated)  # before they were evaluated
+    title = f"{len(points)} of {len(frontier.evaluated) - refused} evaluated subnets are on the frontier"
+    if refused:
+        title += f"; {refused} more were refused"
     table = Table("name", title=title, caption=LETTERS_EXPLAINED)
     for objective in frontier.objectives:
         table.add_column(_title(frontier, objective.name), justify="right")

@@ -2,10 +2,12 @@
 
 import hashlib
 import importlib.util
+import subprocess
 import sys
 
 import pytest
 
+import hf_elastic.data
 from hf_elastic.data.minilm import PACKAGE, SHA256, minilm_path
 
 needs_package = pytest.mark.skipif(
@@ -17,6 +19,14 @@ def fake_package(folder):
     (folder / PACKAGE).mkdir()
     (folder / PACKAGE / "__init__.py").write_text("raise RuntimeError('this package must not be imported')")
     return folder / PACKAGE
+
+
+@needs_package
+def test_the_command_prints_the_folder_and_nothing_else():
+    command = [sys.executable, "-m", "hf_elastic.data.minilm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == (str(minilm_path()), "")
+    assert hf_elastic.data.minilm_path() == minilm_path()
 
 
 @needs_package

@@ -313,7 +313,8 @@ def test_table_lists_the_frontier_then_the_beaten_full_size(frontier):
 
 def test_table_of_an_infeasible_full_size_without_values():
     full = Point({"num_hidden_layers": 12}, {"accuracy": 0.9}, name="full", feasible=False)
-    assert Frontier([ACCURACY, LATENCY], [full, point(0.8, 4)]).table().row_count == 2
+    table = Frontier([ACCURACY, LATENCY], [full, point(0.8, 4)]).table()
+    assert (table.row_count, table.title) == (2, "1 of 1 evaluated subnets are on the frontier; 1 more were refused")
 
 
 @pytest.mark.parametrize(("name", "unit", "title"), [("peak_memory_mb", "MB", "peak memory (MB)"), ("my_loss", "", "my loss")])
