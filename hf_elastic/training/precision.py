@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
+from torch.utils.benchmark import Timer
 from transformers import TrainingArguments
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 TOKENS, WIDTH, INNER = 256, 384, 768  # of the products that are timed
+MIN_SECONDS = 0.05  # of timing in each precision
 
 
 def prefers_bf16(use_cpu: bool) -> bool:
@@ -24,14 +24,13 @@ def bf16_speedup() -> float:
     CPUs with AMX or AVX512-BF16 are several times faster in it. On others it is emulated, and several times slower. Measured
     rather than looked up, with the number of threads of this process: it takes some tenths of a second.
     """
-    from ..search.measure import measure_latency
 
-    def products(dtype: torch.dtype) -> Callable[[], object]:
-        tokens, weight = torch.ones(TOKENS, WIDTH, dtype=dtype), torch.ones(INNER, WIDTH, dtype=dtype)
-        return lambda: (tokens @ weight.T).T @ tokens
+    def seconds(dtype: torch.dtype) -> float:
+        given = {"tokens": torch.ones(TOKENS, WIDTH, dtype=dtype), "weight": torch.ones(INNER, WIDTH, dtype=dtype)}
+        timer = Timer("(tokens @ weight.T).T @ tokens", globals=given, num_threads=torch.get_num_threads())
+        return timer.blocked_autorange(min_run_time=MIN_SECONDS).median
 
-    taken = measure_latency({"float32": products(torch.float32), "bfloat16": products(torch.bfloat16)}, repeats=3, warmup=1)
-    return taken["float32"].median_ms / taken["bfloat16"].median_ms
+    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def warn_of_slow_bf16(args: TrainingArguments) -> None:
