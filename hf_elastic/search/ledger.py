@@ -162,11 +162,11 @@ class Ledger:
 
     def _step_back(self, trial: int, is_over: bool) -> None:
         """Give up a trial that this process made and cannot have: it is one too many, or another process has the subnet."""
-        if is_over:
-            self._storage.set_trial_user_attr(trial, OVER, True)
         # Another process may be taking this very trial, so that only one that nobody has is given up.
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             if self._storage.set_trial_state_values(trial, TrialState.RUNNING):
+                if is_over:
+                    self._storage.set_trial_user_attr(trial, OVER, True)
                 self._give_up(trial)
 
     def _take(self, key: str, trial: FrozenTrial | None) -> bool:

@@ -1,6 +1,7 @@
 """One study for several processes, some of which are killed: on SQLite, and on a PostgreSQL server where one is installed."""
 
 import importlib.util
+import json
 import os
 import pwd
 import shutil
@@ -189,6 +190,18 @@ def test_two_that_wait_in_line_for_one_subnet(tmp_path, monkeypatch, is_taken):
     (study,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/search.db")
     trials = optuna.load_study(study_name=study, storage=f"sqlite:///{tmp_path}/search.db").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL"]  # and none that waits for ever
+
+
+def test_one_too_many_that_another_process_has_taken_is_its_own(tmp_path):
+    one, two = ledgers(tmp_path)
+    trial = one._wait_in_line(json.dumps(SUBNETS[0].to_dict()))
+    assert two.claim(SUBNETS[:1], 5) == SUBNETS[:1]  # with a larger budget
+    one._step_back(trial, is_over=True)
+    two.finish(SUBNETS[0], [1.0])
+    one.refresh()
+    assert list(one.finished()) == [(SUBNETS[0], None)]
+    for ledger in (one, two):
+        ledger.close()
 
 
 def test_what_failed_is_not_evaluated_again(tmp_path):
