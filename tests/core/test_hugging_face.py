@@ -1,4 +1,4 @@
-"""An elastic model behaves as a Hugging Face user expects: Auto classes, pipelines, Trainer, copies, dtypes, threads."""
+"""An elastic model behaves as a Hugging Face user expects: Auto classes, copies, dtypes, remote code."""
 
 import copy
 import io
@@ -7,107 +7,33 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
-from datasets import Dataset
-from tiny import CONFIGS, VOCAB, batch, config_of, randomize
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel, WordPiece
-from tokenizers.pre_tokenizers import Whitespace
+from elastic_heads import (
+    HEADS,
+    PER_LAYER,
+    SMALL,
+    SPACE,
+    SUBNETS,
+    TOLERANCE,
+    assert_same,
+    classifier,
+    inputs_of,
+    labels_of,
+    masked_lm,
+    train_step,
+)
+from tiny import batch, config_of, randomize
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-    pipeline,
 )
 
-import hf_elastic
-from hf_elastic import (
-    ElasticConfig,
-    ElasticForCausalLM,
-    ElasticForMaskedLM,
-    ElasticForMultipleChoice,
-    ElasticForQuestionAnswering,
-    ElasticForSequenceClassification,
-    ElasticForTokenClassification,
-    ElasticModel,
-)
-
-TOLERANCE = 1e-5
-SPACE = {"num_hidden_layers": [2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
-SMALL = {"num_hidden_layers": 2, "intermediate_size": 16}
-SUBNETS = {"small": SMALL}
-PER_LAYER = {"layers": [0, 2], "num_attention_heads": [2, 4], "intermediate_size": [16, 33]}
-HEADS = [
-    (ElasticModel, AutoModel),
-    (ElasticForMaskedLM, AutoModelForMaskedLM),
-    (ElasticForCausalLM, AutoModelForCausalLM),
-    (ElasticForSequenceClassification, AutoModelForSequenceClassification),
-    (ElasticForTokenClassification, AutoModelForTokenClassification),
-    (ElasticForQuestionAnswering, AutoModelForQuestionAnswering),
-    (ElasticForMultipleChoice, AutoModelForMultipleChoice),
-]
-
-
-def classifier(model_type="bert", **changes):
-    torch.manual_seed(0)
-    config = config_of(model_type, **{"num_labels": 3, **changes})
-    base = randomize(AutoModelForSequenceClassification.from_config(config))
-    return ElasticForSequenceClassification.from_base(base, space=SPACE, subnets=SUBNETS, importance="none")
-
-
-def masked_lm():
-    base = randomize(AutoModelForMaskedLM.from_config(config_of("bert")))
-    return ElasticForMaskedLM.from_base(base, space=SPACE, subnets=SUBNETS)
-
-
-def causal_lm(model_type="gpt2", **changes):
-    base = randomize(AutoModelForCausalLM.from_config(config_of(model_type, **changes)))
-    space = {key: SPACE[key] for key in ("num_hidden_layers", "intermediate_size")}
-    return ElasticForCausalLM.from_base(base, space=space, subnets=SUBNETS, importance="none")
-
-
-def inputs_of(elastic_class):
-    inputs = batch()
-    if elastic_class is ElasticForMultipleChoice:
-        inputs = {key: torch.stack([value, value.flip(0)], 1) for key, value in inputs.items()}
-    return inputs
-
-
-def labels_of(elastic_class, inputs):
-    if elastic_class is ElasticModel:
-        return {}
-    if elastic_class in (ElasticForMaskedLM, ElasticForCausalLM):
-        return {"labels": inputs["input_ids"]}
-    if elastic_class is ElasticForQuestionAnswering:
-        return {"start_positions": torch.tensor([0, 1, 2]), "end_positions": torch.tensor([1, 2, 3])}
-    return {"labels": inputs["input_ids"] % 2 if elastic_class is ElasticForTokenClassification else torch.tensor([0, 1, 0])}
-
-
-def assert_same(ours, theirs, tolerance=TOLERANCE):
-    for key, value in theirs.items():
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(ours[key], value, atol=tolerance, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
-
-
-def train_step(model, **inputs):
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = model(**inputs).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss
-
+from hf_elastic import ElasticConfig, ElasticForCausalLM, ElasticForSequenceClassification, ElasticModel
 
 # --- making ----------------------------------------------------------------------------------------------------------
 
@@ -344,204 +270,3 @@ def test_extract_keeps_the_attention_implementation():
         model = classifier(attn_implementation=implementation)
         for subnet in (None, SMALL, PER_LAYER):
             assert model.extract(subnet).config._attn_implementation == implementation
-
-
-# --- pipelines and Trainer -------------------------------------------------------------------------------------------
-
-WORDS = [f"w{i}" for i in range(VOCAB - 5)]
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    specials = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    vocabulary = {token: index for index, token in enumerate([*specials.values(), *WORDS])}
-    backend = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = Whitespace()
-    backend.save(str(tmp_path / "tokenizer.json"))
-    return PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), model_max_length=64, **specials)
-
-
-@pytest.mark.parametrize("subnet", [None, "small"])
-def test_text_classification_pipeline(subnet, tokenizer):
-    model = classifier(id2label={0: "no", 1: "yes", 2: "perhaps"})
-    model.select(subnet)
-    scores = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)(["w3 w4", "w5"])
-    assert {score["label"] for score in scores[0]} == {"no", "yes", "perhaps"}
-    with torch.no_grad():
-        expected = model.view(subnet)(**tokenizer("w3 w4", return_tensors="pt")).logits.softmax(-1)[0]
-    assert {s["label"]: s["score"] for s in scores[0]} == pytest.approx(
-        {model.config.id2label[i]: value.item() for i, value in enumerate(expected)}, abs=TOLERANCE
-    )
-
-
-def test_fill_mask_pipeline(tokenizer):
-    model = masked_lm()
-    model.select("small")
-    found = pipeline("fill-mask", model=model, tokenizer=tokenizer)("w3 [MASK] w5")
-    with torch.no_grad():
-        logits = model.view("small")(**tokenizer("w3 [MASK] w5", return_tensors="pt")).logits[0, 1]
-    assert found[0]["token"] == logits.argmax().item()
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_text_generation_pipeline(model_type, tmp_path):
-    vocabulary = {token: index for index, token in enumerate(["[PAD]", "<s>", "</s>", "[UNK]", "[X]", *WORDS])}
-    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", bos_token="<s>", eos_token="</s>")
-    model = causal_lm(model_type)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, subnet="small")
-    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    options = {"max_new_tokens": 5, "do_sample": False}
-    texts = generator(["w3 w4 w5", "w9"], batch_size=1, return_tensors=True, **options)
-    for prompt, found in zip(["w3 w4 w5", "w9"], texts):
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        assert found[0]["generated_token_ids"] == model.extract("small").generate(**inputs, **options)[0].tolist()
-
-
-@pytest.mark.parametrize("subnet", [None, "small"])
-def test_trainer(subnet, tmp_path):
-    model = classifier()
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    model.select(subnet)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, VOCAB, (16, 6), generator=generator)
-    columns = {"input_ids": ids.tolist(), "labels": (ids[:, 0] % 3).tolist(), "text": ["a"] * 16, "score": [0.5] * 16}
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), num_train_epochs=4, per_device_train_batch_size=4, learning_rate=1e-2, report_to="none",
-        use_cpu=True, disable_tqdm=True, save_strategy="epoch", save_total_limit=1, eval_strategy="epoch",
-    )  # fmt: skip
-    data = Dataset.from_dict(columns)
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)
-    untrained = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    assert trainer.evaluate()["eval_loss"] < untrained
-    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert any(".layer.0." in name for name in changed)
-    assert any(".layer.3." in name for name in changed) == (subnet is None)
-    trainer.save_model(str(tmp_path / "best"))
-    model.eval()
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "best")
-    assert again.config.subnet == subnet
-    with torch.no_grad():
-        assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
-
-
-NO_DROPOUT = dict.fromkeys(
-    ("hidden_dropout_prob", "attention_probs_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout"), 0.0
-)
-
-# --- gradients, memory, threads --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("model_type", ["bert", "gpt2", "modernbert", "llama"])
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing(model_type, use_reentrant):
-    gradients = []
-    for checkpointing in (False, True):
-        model = classifier(model_type, **NO_DROPOUT)
-        model.select(PER_LAYER)
-        model.train()
-        runs = []
-        layer = model.get_submodule(f"{model.layout.container}.0")
-        leaf = next(module for module in layer.modules() if module._parameters)
-        leaf.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
-            assert model.is_gradient_checkpointing
-            if use_reentrant:
-                model.enable_input_require_grads()
-        model(**batch(), labels=torch.tensor([0, 1, 2])).loss.backward()
-        assert len(runs) == 1 + checkpointing  # the layer ran again in the backward pass
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    plain, recomputed = gradients
-    assert plain.keys() == recomputed.keys()
-    for name, gradient in plain.items():
-        torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
-
-
-# BERT's stock class ties the bias of an untied head when it resizes, and loses it when it saves: nothing to compare with.
-@pytest.mark.parametrize(
-    ("model_type", "tie"), [("bert", True), ("gpt2", True), ("gpt2", False), ("llama", True), ("llama", False)]
-)
-@torch.no_grad()
-def test_resize_token_embeddings(model_type, tie, tmp_path):
-    if model_type == "bert":
-        base = randomize(AutoModelForMaskedLM.from_config(config_of("bert", tie_word_embeddings=tie)))
-        model = ElasticForMaskedLM.from_base(base, space=SPACE, subnets=SUBNETS, importance="none")
-    else:
-        model = causal_lm(model_type, tie_word_embeddings=tie)
-    before = model.view("small")(**batch()).logits
-    model.resize_token_embeddings(VOCAB + 7)
-    assert model.config.vocab_size == model.base.config.vocab_size == VOCAB + 7
-    assert model.get_input_embeddings().weight.shape[0] == VOCAB + 7
-    for subnet in (None, "small", {"num_hidden_layers": 2}):
-        view = model.view(subnet)
-        assert view(**batch()).logits.shape[-1] == VOCAB + 7
-        assert model.num_parameters_of(subnet) == sum(p.numel() for p in view.parameters())
-        assert_same(view(**batch()), model.extract(subnet)(**batch()))
-    torch.testing.assert_close(model.view("small")(**batch()).logits[..., :VOCAB], before, atol=TOLERANCE, rtol=0)
-    model.save_pretrained(tmp_path)
-    again = type(model).from_pretrained(tmp_path)
-    assert again.num_parameters_of(None) == model.num_parameters_of(None)
-    assert torch.equal(again.view("small")(**batch()).logits, model.view("small")(**batch()).logits)
-    with torch.enable_grad():
-        again.select("small")
-        train_step(again, **batch(), labels=batch()["input_ids"])
-
-
-@pytest.mark.parametrize("model_type", ["bert", "gpt2", "modernbert", "llama"])
-def test_threads(model_type):
-    model = classifier(model_type)
-    subnets = ["small", "largest", {"num_hidden_layers": 3, "num_attention_heads": 2}, {"layers": [1, 3], "intermediate_size": 7}]
-    inputs = [batch(seed=seed) for seed in range(4)]
-    with torch.no_grad():
-        expected = [[model.extract(subnet)(**each).logits for each in inputs] for subnet in subnets]
-        reference = [[classifier(model_type).view(subnet)(**each).logits for each in inputs] for subnet in subnets]
-    errors = []
-
-    def work(index):
-        # Every thread has its own size most of the time, and makes and uses the others' too.
-        try:
-            with torch.no_grad():
-                for turn in range(40):
-                    which = index if turn % 4 else (index + turn // 4) % 4
-                    logits = model.view(subnets[which])(**inputs[turn % 4]).logits
-                    assert torch.equal(logits, reference[which][turn % 4]), (index, turn)
-                    torch.testing.assert_close(logits, expected[which][turn % 4], atol=TOLERANCE, rtol=0)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors[0]
-
-
-@pytest.mark.parametrize("model_type", ["bert", "gpt2", "modernbert", "gpt_neox", "phi3"])
-@pytest.mark.parametrize("change", ["optimizer", "load_state_dict"])
-def test_views_see_new_weights(model_type, change):
-    model = classifier(model_type)
-    subnet = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
-    view = model.view(subnet)
-    with torch.no_grad():
-        before = view(**batch()).logits.clone()
-    model.select(subnet)
-    if change == "optimizer":
-        train_step(model, **batch(), labels=torch.tensor([0, 1, 2]))
-        model.eval()
-    else:
-        model.load_state_dict({name: tensor + 0.1 for name, tensor in model.state_dict().items()})
-    with torch.no_grad():
-        expected = copy.deepcopy(model).extract(subnet)(**batch()).logits  # a copy has no views yet
-        assert (expected - before).abs().max() > 1e-4
-        torch.testing.assert_close(model.view(subnet)(**batch()).logits, expected, atol=TOLERANCE, rtol=0)
-        torch.testing.assert_close(model(**batch()).logits, expected, atol=TOLERANCE, rtol=0)
-
-
-def test_every_backbone_is_known():
-    assert set(CONFIGS) == set(hf_elastic.spec.SPECS)

@@ -4,14 +4,9 @@ import pytest
 import tiny
 import torch
 from searching import PER_LAYER, SMALL, Quality, classification_rows, classifier, subnets_of
-from transformers import (
-    LlamaForCausalLM,
-)
+from transformers import LlamaForCausalLM
 
-from hf_elastic import (
-    ElasticForCausalLM,
-    ElasticForMultipleChoice,
-)
+from hf_elastic import ElasticForCausalLM, ElasticForMultipleChoice
 from hf_elastic.search import Frontier, Latency, search_subnets, targets
 from hf_elastic.search.objectives import Constraint
 from hf_elastic.search.quality import median_length

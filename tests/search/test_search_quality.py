@@ -13,11 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_elastic import (
-    ElasticForCausalLM,
-    ElasticForSequenceClassification,
-    ElasticForTokenClassification,
-)
+from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, ElasticForTokenClassification
 from hf_elastic.search import Objective, search_subnets
 from hf_elastic.search.quality import QualityPass
 

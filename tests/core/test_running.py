@@ -1,0 +1,128 @@
+"""Gradients, memory and threads of an elastic model."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from elastic_heads import PER_LAYER, SPACE, SUBNETS, TOLERANCE, assert_same, causal_lm, classifier, train_step
+from tiny import CONFIGS, VOCAB, batch, config_of, randomize
+from transformers import AutoModelForMaskedLM
+
+import hf_elastic
+from hf_elastic import ElasticForMaskedLM
+
+NO_DROPOUT = dict.fromkeys(
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout"), 0.0
+)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "modernbert", "llama"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(model_type, use_reentrant):
+    gradients = []
+    for checkpointing in (False, True):
+        model = classifier(model_type, **NO_DROPOUT)
+        model.select(PER_LAYER)
+        model.train()
+        runs = []
+        layer = model.get_submodule(f"{model.layout.container}.0")
+        leaf = next(module for module in layer.modules() if module._parameters)
+        leaf.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+            assert model.is_gradient_checkpointing
+            if use_reentrant:
+                model.enable_input_require_grads()
+        model(**batch(), labels=torch.tensor([0, 1, 2])).loss.backward()
+        assert len(runs) == 1 + checkpointing  # the layer ran again in the backward pass
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    plain, recomputed = gradients
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# BERT's stock class ties the bias of an untied head when it resizes, and loses it when it saves: nothing to compare with.
+@pytest.mark.parametrize(
+    ("model_type", "tie"), [("bert", True), ("gpt2", True), ("gpt2", False), ("llama", True), ("llama", False)]
+)
+@torch.no_grad()
+def test_resize_token_embeddings(model_type, tie, tmp_path):
+    if model_type == "bert":
+        base = randomize(AutoModelForMaskedLM.from_config(config_of("bert", tie_word_embeddings=tie)))
+        model = ElasticForMaskedLM.from_base(base, space=SPACE, subnets=SUBNETS, importance="none")
+    else:
+        model = causal_lm(model_type, tie_word_embeddings=tie)
+    before = model.view("small")(**batch()).logits
+    model.resize_token_embeddings(VOCAB + 7)
+    assert model.config.vocab_size == model.base.config.vocab_size == VOCAB + 7
+    assert model.get_input_embeddings().weight.shape[0] == VOCAB + 7
+    for subnet in (None, "small", {"num_hidden_layers": 2}):
+        view = model.view(subnet)
+        assert view(**batch()).logits.shape[-1] == VOCAB + 7
+        assert model.num_parameters_of(subnet) == sum(p.numel() for p in view.parameters())
+        assert_same(view(**batch()), model.extract(subnet)(**batch()))
+    torch.testing.assert_close(model.view("small")(**batch()).logits[..., :VOCAB], before, atol=TOLERANCE, rtol=0)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.num_parameters_of(None) == model.num_parameters_of(None)
+    assert torch.equal(again.view("small")(**batch()).logits, model.view("small")(**batch()).logits)
+    with torch.enable_grad():
+        again.select("small")
+        train_step(again, **batch(), labels=batch()["input_ids"])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "modernbert", "llama"])
+def test_threads(model_type):
+    model = classifier(model_type)
+    subnets = ["small", "largest", {"num_hidden_layers": 3, "num_attention_heads": 2}, {"layers": [1, 3], "intermediate_size": 7}]
+    inputs = [batch(seed=seed) for seed in range(4)]
+    with torch.no_grad():
+        expected = [[model.extract(subnet)(**each).logits for each in inputs] for subnet in subnets]
+        reference = [[classifier(model_type).view(subnet)(**each).logits for each in inputs] for subnet in subnets]
+    errors = []
+
+    def work(index):
+        # Every thread has its own size most of the time, and makes and uses the others' too.
+        try:
+            with torch.no_grad():
+                for turn in range(40):
+                    which = index if turn % 4 else (index + turn // 4) % 4
+                    logits = model.view(subnets[which])(**inputs[turn % 4]).logits
+                    assert torch.equal(logits, reference[which][turn % 4]), (index, turn)
+                    torch.testing.assert_close(logits, expected[which][turn % 4], atol=TOLERANCE, rtol=0)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors[0]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "modernbert", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("change", ["optimizer", "load_state_dict"])
+def test_views_see_new_weights(model_type, change):
+    model = classifier(model_type)
+    subnet = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+    view = model.view(subnet)
+    with torch.no_grad():
+        before = view(**batch()).logits.clone()
+    model.select(subnet)
+    if change == "optimizer":
+        train_step(model, **batch(), labels=torch.tensor([0, 1, 2]))
+        model.eval()
+    else:
+        model.load_state_dict({name: tensor + 0.1 for name, tensor in model.state_dict().items()})
+    with torch.no_grad():
+        expected = copy.deepcopy(model).extract(subnet)(**batch()).logits  # a copy has no views yet
+        assert (expected - before).abs().max() > 1e-4
+        torch.testing.assert_close(model.view(subnet)(**batch()).logits, expected, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(model(**batch()).logits, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_every_backbone_is_known():
+    assert set(CONFIGS) == set(hf_elastic.spec.SPECS)
