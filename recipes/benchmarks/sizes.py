@@ -115,6 +115,33 @@ def spread(values: list[float], metric: str) -> str:
     return f"{np.mean(scaled):.1f}{deviation}"
 
 
+def paired_table(runs: Runs, names: list[str], metric: str) -> Table:
+    """The elastic sizes minus the same sizes trained on their own, seed by seed: runs of a seed share data and start."""
+    grid = Table("elastic minus", *names, "mean of the smaller", title="paired by seed: mean ± standard error")
+    for kind in ("plain",) if runs.is_language_model else ("plain", "distilled"):
+        columns = [paired_differences(runs, kind, size, metric) for size in names]
+        seeds = set.intersection(*(set(column) for column in columns[1:]))
+        smaller = [float(np.mean([column[seed] for column in columns[1:]])) for seed in sorted(seeds)]
+        grid.add_row(kind, *(mean_and_error(list(column.values())) for column in columns), mean_and_error(smaller))
+    return grid
+
+
+def paired_differences(runs: Runs, kind: str, size: str, metric: str) -> dict[int, float]:
+    """Seed -> what elastic training gives a size above (below, if negative) training it on its own; points or perplexity."""
+    scale = 1 if metric == "perplexity" else 100
+    alone = {r["seed"]: r["sizes"][size][metric] for r in runs.results(f"{kind}/{size}")}
+    elastic = {r["seed"]: r["sizes"][size][metric] for r in runs.results("elastic")}
+    return {seed: scale * (elastic[seed] - alone[seed]) for seed in sorted(elastic.keys() & alone.keys())}
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Mean, and its standard error where there are several."""
+    if not values:
+        return "-"
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):+.2f}{error}"
+
+
 def table(args: argparse.Namespace) -> None:
     """Print the results that there are."""
     runs = Runs(args.task, args.data_dir, args.output, args.max_train_rows)
@@ -131,6 +158,7 @@ def table(args: argparse.Namespace) -> None:
             cells.append(spread([r["sizes"][size][metric] for r in found], metric))
         grid.add_row(size, *shares[size], *cells)
     console.print(grid)
+    console.print(paired_table(runs, names, metric))
     found = [r["sizes"]["largest"][metric] for r in runs.results("finetuned")]
     console.print(f"the fine-tuned model that all start from: {spread(found, metric)}")
     if rounds := cost_rounds(runs):

@@ -1,0 +1,43 @@
+"""What recipes/benchmarks/sizes.py says of its recorded runs."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.benchmark
+
+
+def record(folder, name, seed, **accuracy):
+    (folder / f"{name}-{seed}.json").write_text(
+        json.dumps({"seed": seed, "sizes": {size: {"accuracy": value} for size, value in accuracy.items()}})
+    )
+
+
+def test_differences_are_paired_by_seed(tmp_path, benchmark_module):
+    sizes = benchmark_module("sizes")
+    runs = sizes.Runs("sst2", "unused", tmp_path)
+    runs.folder.mkdir()
+    for seed, elastic in enumerate((0.80, 0.90, 0.85)):
+        record(runs.folder, "elastic", seed, largest=0.9, size50=elastic)
+    record(runs.folder, "plain-size50", 0, size50=0.79)
+    record(runs.folder, "plain-size50", 1, size50=0.93)
+    record(runs.folder, "plain-size50", 3, size50=0.10)  # no elastic run has this seed
+    assert sizes.paired_differences(runs, "plain", "size50", "accuracy") == pytest.approx({0: 1.0, 1: -3.0})
+    assert sizes.paired_differences(runs, "distilled", "size50", "accuracy") == {}
+
+
+def test_mean_and_error(benchmark_module):
+    sizes = benchmark_module("sizes")
+    assert sizes.mean_and_error([1.0, -3.0]) == "-1.00 ± 2.00"
+    assert sizes.mean_and_error([0.25]) == "+0.25"
+    assert sizes.mean_and_error([]) == "-"
+
+
+def test_the_recorded_table_is_printed(benchmark_module, capsys, monkeypatch):
+    sizes = benchmark_module("sizes")
+    monkeypatch.setattr(
+        "sys.argv", ["sizes.py", "table", "qnli", "--output", str(sizes.RECIPES["qnli"].parents[1] / "benchmarks/results")]
+    )
+    sizes.main()
+    printed = capsys.readouterr().out
+    assert "paired by seed" in printed and "elastic minus" in printed and "mean of the smaller" in printed
