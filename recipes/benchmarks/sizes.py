@@ -39,8 +39,7 @@ def names_of(runs: Runs, part: str) -> list[str]:
     first = [] if runs.is_language_model else ["finetuned"]
     if part == "ablation":
         return [*first, *(name for name in VARIANTS if name not in EXTRA_VARIANTS)]
-    kinds = ("plain",) if runs.is_language_model else ("plain", "distilled")
-    sizes = [f"{kind}/{size}" for size in runs.convert["subnets"] for kind in kinds]
+    sizes = [f"{kind}/{size}" for size in runs.convert["subnets"] for kind in runs.kinds_alone]
     return [*first, "elastic", "plain/largest", *sizes]
 
 
@@ -97,7 +96,7 @@ def cost_rounds(runs: Runs) -> list[dict[str, float]]:
 def show_cost(runs: Runs, rounds: list[dict[str, float]]) -> str:
     """Time of the elastic training / sum of the times of the sizes trained one by one."""
     lines = []
-    for kind in ("plain",) if runs.is_language_model else ("plain", "distilled"):
+    for kind in runs.kinds_alone:
         alone = ["plain/largest", *(f"{kind}/{size}" for size in runs.convert["subnets"])]
         ratios = sorted(one["elastic"] / sum(one[name] for name in alone) for one in rounds)
         detail = ", ".join(f"{name} {np.median([one[name] for one in rounds]):.1f}" for name in ("elastic", *alone))
@@ -118,7 +117,7 @@ def spread(values: list[float], metric: str) -> str:
 def paired_table(runs: Runs, names: list[str], metric: str) -> Table:
     """The elastic sizes minus the same sizes trained on their own, seed by seed: runs of a seed share data and start."""
     grid = Table("elastic minus", *names, "mean of the smaller", title="paired by seed: mean ± standard error")
-    for kind in ("plain",) if runs.is_language_model else ("plain", "distilled"):
+    for kind in runs.kinds_alone:
         columns = [paired_differences(runs, kind, size, metric) for size in names]
         seeds = set.intersection(*(set(column) for column in columns[1:]))
         smaller = [float(np.mean([column[seed] for column in columns[1:]])) for seed in sorted(seeds)]

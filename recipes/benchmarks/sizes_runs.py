@@ -58,6 +58,7 @@ class Runs:
         self.rows = {"max_train_rows": max_train_rows} if max_train_rows else {}
         self.folder = Path(output) / task
         self.is_language_model = METRIC.get(task) == "perplexity"
+        self.kinds_alone = ("plain",) if self.is_language_model else ("plain", "distilled")  # how a size is trained on its own
         self.convert = recipe(task, "convert")
 
     def result(self, name: str, seed: int) -> Path:
