@@ -1,3 +1,4 @@
+import gc
 import importlib
 import os
 import sys
@@ -16,6 +17,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_garbage():
+    """Every training collects garbage; what the imports have left, over half a million objects, need not be looked at each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
