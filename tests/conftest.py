@@ -21,7 +21,7 @@ def _seed():
 
 @pytest.fixture(autouse=True, scope="module")
 def _frozen_garbage():
-    """Every training collects garbage; what the imports have left, over half a million objects, need not be looked at each time."""
+    """Every training collects garbage, and the imports leave over half a million objects to look at."""
     gc.collect()
     gc.freeze()
 

@@ -33,6 +33,13 @@ class ElasticTrainingArguments(TrainingArguments):
         },
     )
     num_random_subnets: int = field(default=2, metadata={"help": "Random sizes per sandwich or progressive step (count)."})
+    split_random_rows: bool = field(
+        default=False,
+        metadata={
+            "help": "Deal the rows of a micro-batch out to the random sizes of its step, each row to one of them, instead of "
+            "giving every size all rows: many sizes per step for the price of one."
+        },
+    )
     train_subnets: list[str] | None = field(
         default=None,
         metadata={"help": "Names of the nested sizes to train beside the largest; default: the whole space."},
@@ -79,6 +86,8 @@ class ElasticTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         _check_known("sampling", self.sampling, SAMPLING)
+        if self.split_random_rows and self.sampling not in ("sandwich", "progressive"):
+            raise ValueError(f"split_random_rows: sampling {self.sampling!r} has no random sizes beside others; use sandwich")
         _check_known("gradient_surgery", self.gradient_surgery, GRADIENT_SURGERY)
         if isinstance(self.size_weights, Mapping) or str(self.size_weights).lstrip().startswith("{"):
             self.size_weights = read_mapping("size_weights", self.size_weights)

@@ -196,10 +196,23 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
         raise ValueError("size_weights: with largest at 0 every other size needs a weight above 0, or a step may train nothing")
 
 
-def loss_weights(model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mapping[str, float]) -> list[float]:
-    """Share of each size's loss in a step, adding up to 1: equal, by FLOPs, or as given by role (1 where left out)."""
+def hands_of(drawn: Drawn, split_random_rows: bool) -> list[int | None]:
+    """For each size of a step its hand in the deal of the rows, counted from 0, or None for all rows."""
+    dealt = range(len(drawn))[1:-1] if split_random_rows else ()
+    return [index - 1 if index in dealt else None for index in range(len(drawn))]
+
+
+def loss_weights(
+    model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mapping[str, float], hands: list[int | None]
+) -> list[float]:
+    """Weight of a row in each size's loss: equal, by FLOPs, or as given by role (1 where left out).
+
+    They are scaled so that, times the shares of the rows that the sizes see, they add up to 1.
+    """
     if rule == "flops":
         weights = [float(model.flops_of(subnet)) for _, subnet in drawn]
     else:
         weights = [1.0 if rule == "uniform" else float(rule.get(role, 1.0)) for role, _ in drawn]
-    return [weight / sum(weights) for weight in weights]
+    dealt = sum(hand is not None for hand in hands)
+    total = sum(weight if hand is None else weight / dealt for weight, hand in zip(weights, hands))
+    return [weight / total for weight in weights]

@@ -20,20 +20,22 @@ from .losses import DISTILLATION, Pair
 from .precision import warn_of_slow_bf16
 from .publish import PublishMixin
 from .resume import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
-from .sampling import check_size_weights, loss_weights, make_sampler
+from .rows import Part, RowsMixin
+from .sampling import check_size_weights, hands_of, loss_weights, make_sampler
 from .teacher import Observer, Teacher, detach
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One size of a step: what it is called, its sizes, and the share of its loss."""
+    """One size of a step: what it is called, its sizes, the weight of its rows, and its hand if the rows are dealt out."""
 
     role: str
     cut: Cut
     weight: float
+    hand: int | None
 
 
-class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
+class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
     """Trains the sizes of an elastic model together, the smaller ones also by distillation.
 
     Every step draws some sizes, runs each forward and backward, and updates once. The loss is the weighted average over the
@@ -78,8 +80,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
         self.eval_subnets = self._check_names(args.eval_subnets)
         self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
         self.add_callback(SamplerCallback(self.sampler))
-        self._size_losses: dict[str, list] = defaultdict(lambda: [0.0, 0])
-        self._micro_losses: list[torch.Tensor] = []  # of this optimizer step, [sizes] each, times their share of it
+        self._size_losses: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
+        self._micro_losses: list[torch.Tensor] = []  # of this optimizer step, [2, sizes] each: losses times shares, and shares
         self._cosines: dict[str, float] = {}
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -144,36 +146,36 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
         inputs = self._prepare_inputs(inputs)
         elastic = self.elastic
         sizes = self._sizes(elastic)
-        share = self._share(inputs, num_items_in_batch)
-        counts = num_items_in_batch is None or bool(share)
+        parts = self._parts(inputs, num_items_in_batch, [size.hand for size in sizes])
         watched = self._watches_gradients()
         gradients = SizeGradients(elastic.parameters()) if watched else None
         losses = []
         try:
             teacher = self._teacher_of_step(model, elastic, inputs, sizes)
-            for index, size in enumerate(sizes):
+            for index, (size, part) in enumerate(zip(sizes, parts)):
                 # Gradients are reduced once, in the last backward of the last micro-batch.
                 last = index == len(sizes) - 1 and self.accelerator.sync_gradients
                 with torch.enable_grad() if last else self.accelerator.no_sync(model):
                     # The teacher of a step is its largest size, which has nothing to learn from itself.
                     own = size.role == "largest" and self.teacher is None
-                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, None if own else teacher, counts)
+                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, None if own else teacher, part)
                     if own and teacher is None and self._distils:
                         teacher = detach(observed)
                     losses.append(loss.detach())
-                    self.accelerator.backward(loss * (share * size.weight))
+                    self.accelerator.backward(loss * (part.share * size.weight))
                 if gradients is not None:
                     gradients.add(size.role)
         finally:
             elastic.select(None)
         losses = torch.stack(losses)
-        self._micro_losses.append(losses * share)
+        shares = torch.stack([torch.as_tensor(part.share, dtype=losses.dtype, device=losses.device) for part in parts])
+        self._micro_losses.append(torch.stack([losses * shares, shares]))
         if self.accelerator.sync_gradients:
             self._check_and_record(sizes)
         if gradients is not None:
             self._cosines = gradients.cosines() if self.args.gradient_cosine_steps else {}
             gradients.finish(surgery=self.args.gradient_surgery, seed=f"{self.args.seed}-{self.state.global_step}")
-        return (losses * torch.tensor([size.weight for size in sizes], device=losses.device)).sum() * share
+        return (losses * shares * torch.tensor([size.weight for size in sizes], device=losses.device)).sum()
 
     @property
     def _distils(self) -> bool:
@@ -187,29 +189,10 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
         """This step's sizes. Processes reduce gradients once, in the last backward, so the largest comes last there."""
         drawn = self.sampler.draw(self.state.global_step, self.state.max_steps)
         cuts = [elastic.resolve(subnet) for _, subnet in drawn]
-        weights = loss_weights(elastic, drawn, self.args.size_weights)
-        sizes = [Trained(role, cut, weight) for (role, _), cut, weight in zip(drawn, cuts, weights)]
+        hands = hands_of(drawn, self.args.split_random_rows)
+        weights = loss_weights(elastic, drawn, self.args.size_weights, hands)
+        sizes = [Trained(role, cut, weight, hand) for (role, _), cut, weight, hand in zip(drawn, cuts, weights, hands)]
         return sizes[1:] + sizes[:1] if self.args.world_size > 1 else sizes
-
-    def _share(self, inputs: Mapping, num_items_in_batch) -> torch.Tensor | float:
-        """How much of the optimizer step this micro-batch is: a mean over its items times this adds up to the mean over all."""
-        if num_items_in_batch is None:
-            return 1 / self.current_gradient_accumulation_steps
-        share = self._num_labels_in(inputs) / num_items_in_batch
-        # The items of all processes are counted, and their gradients are averaged.
-        return share * self.args.world_size if self.args.average_tokens_across_devices else share
-
-    def _num_labels_in(self, inputs: Mapping) -> torch.Tensor:
-        """Labels that count in this process's micro-batch: a causal model predicts all but the first of a sequence."""
-        causal = isinstance(self.elastic, ElasticForCausalLM)
-        return inputs["labels"][..., 1 if causal else 0 :].ne(-100).sum()
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """Count the labels that a causal model predicts: all but the first, which transformers 4.57 counts as well."""
-        if isinstance(self.elastic, ElasticForCausalLM):
-            shifted = [batch["labels"][..., 1:] for batch in batch_samples if "labels" in batch]
-            batch_samples = [{"labels": labels, "shift_labels": labels} for labels in shifted]
-        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _teacher_of_step(self, model, elastic, inputs: Mapping, sizes: list[Trained]) -> dict | None:
         """What the sizes of this step learn from, unless it is the largest size's own training forward."""
@@ -230,8 +213,9 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
             elastic.train()
             return detach(observed)
 
-    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None, counts: bool):
-        """Loss of one size, a mean over the items of the micro-batch, and what it has to teach."""
+    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None, part: Part):
+        """Loss of one size, a mean over the items of its part of the micro-batch, and what it has to teach."""
+        inputs, teacher = part.of(inputs), part.of(teacher)
         elastic.select(elastic.layout.subnet_of(cut))
         observer = self.observer
         # Reducers of several processes expect dense gradients, compilers fixed modules; a GPU fills memory fast enough.
@@ -241,7 +225,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
         with self.compute_loss_context_manager():
             with observer.watch(elastic.trained_module(cut), cut) as relations:
                 loss, outputs = self.compute_loss(model, {**inputs, **observer.options()}, return_outputs=True)
-            if not counts:  # a mean over no labels is not a number; other processes wait for a gradient all the same
+            if not part.counts:  # a mean over no labels is not a number; other processes wait for a gradient all the same
                 loss = (outputs["logits"] * 0).sum()
             observed = observer.observed(outputs, relations)
             if teacher is not None:
@@ -267,7 +251,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
         """Look at the losses of a whole optimizer step, of all processes: one that stopped alone would leave others waiting."""
         own = torch.stack(self._micro_losses).sum(0)
         self._micro_losses.clear()
-        losses = self.accelerator.gather(own[None])  # [processes, sizes]
+        losses, shares = self.accelerator.gather(own[None]).unbind(1)  # [processes, sizes] each
         if not torch.isfinite(losses).all():  # one look for all sizes: on a GPU each would wait for it
             process, index = (int(number) for number in (~torch.isfinite(losses)).nonzero()[0])
             where = f" in process {process}" if self.args.world_size > 1 else ""
@@ -275,16 +259,17 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, Trainer):
                 f"the loss is {losses[process, index].item()} at step {self.state.global_step} for {sizes[index].role} "
                 f"{self.elastic.layout.subnet_of(sizes[index].cut).to_dict()}{where}"
             )
-        for loss, size in zip(losses.mean(0), sizes):
+        for loss, share, size in zip(losses.sum(0), shares.sum(0), sizes):
             record = self._size_losses[size.role]
             record[0] = record[0] + loss
-            record[1] += 1
+            record[1] = record[1] + share
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Log, with the mean loss of each role of a size since the last time, over all processes."""
         if "loss" in logs:
-            for role, (total, count) in self._size_losses.items():
-                logs[f"loss_{role}"] = round(float(total) / count, 4)
+            for role, (total, share) in self._size_losses.items():
+                if share := float(share):  # a micro-batch may have too few rows to deal one out to every size
+                    logs[f"loss_{role}"] = round(float(total) / share, 4)
             logs.update({name: round(value, 4) for name, value in self._cosines.items()})
             self._size_losses.clear()
             self._cosines = {}

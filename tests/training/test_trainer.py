@@ -19,12 +19,11 @@ SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "interme
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def classifier(**changes):
+def classifier(subnets=None, **changes):
     config = config_of("bert", num_labels=3, **{**NO_DROPOUT, **changes})
     base = randomize(ElasticForSequenceClassification.stock_class(config)(config))
-    return ElasticForSequenceClassification.from_base(
-        base, space=SPACE, subnets={"half": {"num_hidden_layers": 2, "intermediate_size": 16}}
-    )
+    subnets = subnets or {"half": {"num_hidden_layers": 2, "intermediate_size": 16}}
+    return ElasticForSequenceClassification.from_base(base, space=SPACE, subnets=subnets)
 
 
 def rows(count=32, length=8, labels=3):

@@ -1,0 +1,94 @@
+"""What each size of a step sees of a micro-batch: all of its rows, or those that are dealt out to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import Trainer
+
+from ..modeling_elastic import ElasticForCausalLM
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a micro-batch that one size trains on.
+
+    Attributes:
+        rows: which ones, every so-many-th; None is all.
+        batch: rows of the micro-batch.
+        share: how much of the optimizer step they are: a mean over their items times this adds up, over the parts and the
+            micro-batches, to the mean over all items.
+        counts: whether they have items; a mean over none is not a number.
+    """
+
+    rows: slice | None
+    batch: int
+    share: torch.Tensor | float
+    counts: bool
+
+    def of(self, values):
+        """These rows of a tensor, or of every tensor in a mapping or tuple. What has no rows is left as it is; where a row is
+        several sequences (multiple choice), they stay together."""
+        if self.rows is None:
+            return values
+        if isinstance(values, torch.Tensor):
+            if values.ndim == 0 or values.shape[0] % self.batch:
+                return values
+            return values.unflatten(0, (self.batch, -1))[self.rows].flatten(0, 1).contiguous()  # models call view() on labels
+        if isinstance(values, Mapping):
+            return {key: self.of(value) for key, value in values.items()}
+        return tuple(self.of(value) for value in values) if isinstance(values, (tuple, list)) else values
+
+
+class RowsMixin(Trainer):
+    """Counts the items of a micro-batch (labels, or rows where there are no labels) and deals its rows out."""
+
+    def _parts(self, inputs: Mapping, num_items_in_batch, hands: list[int | None]) -> list[Part]:
+        """The part of the micro-batch for each size of a step.
+
+        Args:
+            inputs: the micro-batch.
+            num_items_in_batch: items of the optimizer step; None if they are not counted.
+            hands: for each size None, for all rows, or which hand of the deal it is, counted from 0. In the next step each
+                hand gets the rows of its neighbour.
+        """
+        items = self._items_of_rows(inputs)
+        batch, total = len(items), sum(items)
+        counted = num_items_in_batch is not None
+        if counted:
+            share = total / num_items_in_batch
+            # The items of all processes are counted, and their gradients are averaged.
+            share = share * self.args.world_size if self.args.average_tokens_across_devices else share
+        else:
+            share = 1 / self.current_gradient_accumulation_steps
+        dealt = sum(hand is not None for hand in hands)
+        parts = []
+        for hand in hands:
+            if hand is None:
+                parts.append(Part(None, batch, share, bool(total)))
+                continue
+            rows = slice((hand + self.state.global_step) % dealt, None, dealt)
+            found = sum(items[rows])
+            # A hand without rows runs all the same, on all of them and for nothing: other processes wait for it.
+            parts.append(Part(rows if items[rows] else None, batch, share * (found / max(1, total)), bool(found)))
+        return parts
+
+    def _items_of_rows(self, inputs: Mapping) -> list[int]:
+        """Items of each row of this process's micro-batch; without labels every row is one."""
+        batch = next(len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim)
+        if "labels" not in inputs:
+            return [1] * batch
+        return self._counted(inputs["labels"]).ne(-100)[..., None].flatten(1).sum(1).tolist()
+
+    def _counted(self, labels: torch.Tensor) -> torch.Tensor:
+        """The labels that are predicted: a causal model predicts all but the first of a sequence."""
+        return labels[..., 1:] if isinstance(self.elastic, ElasticForCausalLM) else labels
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """Count the labels that a causal model predicts: all but the first, which transformers 4.57 counts as well."""
+        if isinstance(self.elastic, ElasticForCausalLM):
+            shifted = [self._counted(batch["labels"]) for batch in batch_samples if "labels" in batch]
+            batch_samples = [{"labels": labels, "shift_labels": labels} for labels in shifted]
+        return super()._get_num_items_in_batch(batch_samples, device)
