@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from test_losses import TASKS, task
-from test_trainer import SPACE, arguments, assert_same, classifier, language_rows, rows, train, weights
+from test_trainer import SPACE, arguments, assert_same, classifier, descend, language_rows, rows, train, weights
 from tiny import config_of, randomize
 
 from hf_elastic import ElasticForMaskedLM, ElasticTrainer
@@ -46,11 +46,7 @@ def test_a_step_by_hand(size_weights, tmp_path):
             ours, theirs = (logits.div(2.0).log_softmax(-1) for logits in (output.logits, teacher[mine]))
             loss = 0.5 * output.loss + 0.5 * 4.0 * (theirs.exp() * (theirs - ours)).sum(-1).mean()
         total = total + loss * given[name] / whole * len(output.logits) / 8
-    total.backward()
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            if parameter.grad is not None:
-                parameter -= 0.1 * parameter.grad
+    descend(twin, total)
     assert_same(weights(model), weights(twin), 1e-6)
 
 

@@ -75,6 +75,15 @@ def assert_same(ours, theirs, tolerance=0.0):
         torch.testing.assert_close(tensor, theirs[name], atol=tolerance, rtol=0, msg=name)
 
 
+def descend(model, loss, rate=0.1):
+    """One step of plain descent."""
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= rate * parameter.grad
+
+
 def test_single_size_equals_plain_trainer(tmp_path):
     """With one size and no teacher an elastic step is a plain Trainer's step.
 
@@ -121,11 +130,7 @@ def test_one_sandwich_step_by_hand(tmp_path):
             divergence = 4.0 * (log_theirs.exp() * (log_theirs - log_ours)).sum(-1).mean()
             loss = 0.5 * output.loss + 0.5 * divergence
         total = total + loss / 2
-    total.backward()
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            if parameter.grad is not None:
-                parameter -= 0.1 * parameter.grad
+    descend(twin, total)
     # The seeded sampler starts over, so the loader's first batch is the one that was trained on.
     assert_same(weights(model), weights(twin), 1e-6)
 
