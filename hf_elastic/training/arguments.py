@@ -37,7 +37,7 @@ class ElasticTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "help": "Deal the rows of a micro-batch out to the random sizes of its step, each row to one of them, instead of "
-            "giving every size all rows: many sizes per step for the price of one."
+            "giving every size all rows: many sizes per step for about the work of one."
         },
     )
     train_subnets: list[str] | None = field(

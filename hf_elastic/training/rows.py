@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer
 
 from ..modeling_elastic import ElasticForCausalLM
+from .sampling import Hand
 
 
 @dataclass(frozen=True)
@@ -45,33 +46,31 @@ class Part:
 class RowsMixin(Trainer):
     """Counts the items of a micro-batch (labels, or rows where there are no labels) and deals its rows out."""
 
-    def _parts(self, inputs: Mapping, num_items_in_batch, hands: list[int | None]) -> list[Part]:
+    def _parts(self, inputs: Mapping, num_items_in_batch, hands: list[Hand]) -> list[Part]:
         """The part of the micro-batch for each size of a step.
 
         Args:
             inputs: the micro-batch.
             num_items_in_batch: items of the optimizer step; None if they are not counted.
-            hands: for each size None, for all rows, or which hand of the deal it is, counted from 0. In the next step each
-                hand gets the rows of its neighbour.
+            hands: of each size. In the next step each gets the rows of its neighbour.
         """
         items = self._items_of_rows(inputs)
         batch, total = len(items), sum(items)
-        counted = num_items_in_batch is not None
-        if counted:
+        if num_items_in_batch is None:
+            share = 1 / self.current_gradient_accumulation_steps
+        else:
             share = total / num_items_in_batch
             # The items of all processes are counted, and their gradients are averaged.
             share = share * self.args.world_size if self.args.average_tokens_across_devices else share
-        else:
-            share = 1 / self.current_gradient_accumulation_steps
-        dealt = sum(hand is not None for hand in hands)
         parts = []
         for hand in hands:
             if hand is None:
                 parts.append(Part(None, batch, share, bool(total)))
                 continue
-            rows = slice((hand + self.state.global_step) % dealt, None, dealt)
+            index, count = hand
+            rows = slice((index + self.state.global_step) % count, None, count)
             found = sum(items[rows])
-            # A hand without rows runs all the same, on all of them and for nothing: other processes wait for it.
+            # A size without rows runs all the same, on all of them and for nothing: other processes wait for it.
             parts.append(Part(rows if items[rows] else None, batch, share * (found / max(1, total)), bool(found)))
         return parts
 

@@ -196,15 +196,20 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
         raise ValueError("size_weights: with largest at 0 every other size needs a weight above 0, or a step may train nothing")
 
 
-def hands_of(drawn: Drawn, split_random_rows: bool) -> list[int | None]:
-    """For each size of a step its hand in the deal of the rows, counted from 0, or None for all rows."""
-    dealt = range(len(drawn))[1:-1] if split_random_rows else ()
-    return [index - 1 if index in dealt else None for index in range(len(drawn))]
+# (k, n): the k-th of n sizes that the rows of a step are dealt out to, counted from 0; None gets all rows.
+Hand = tuple[int, int] | None
 
 
-def loss_weights(
-    model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mapping[str, float], hands: list[int | None]
-) -> list[float]:
+def hands_of(drawn: Drawn, split_random_rows: bool) -> list[Hand]:
+    """What each size of a step gets of its rows: the random ones, between the largest and the smallest, may share them."""
+    hands: list[Hand] = [None] * len(drawn)
+    if split_random_rows:
+        count = len(hands[1:-1])
+        hands[1:-1] = [(index, count) for index in range(count)]
+    return hands
+
+
+def loss_weights(model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mapping[str, float], hands: list[Hand]) -> list[float]:
     """Weight of a row in each size's loss: equal, by FLOPs, or as given by role (1 where left out).
 
     They are scaled so that, times the shares of the rows that the sizes see, they add up to 1.
@@ -213,6 +218,5 @@ def loss_weights(
         weights = [float(model.flops_of(subnet)) for _, subnet in drawn]
     else:
         weights = [1.0 if rule == "uniform" else float(rule.get(role, 1.0)) for role, _ in drawn]
-    dealt = sum(hand is not None for hand in hands)
-    total = sum(weight if hand is None else weight / dealt for weight, hand in zip(weights, hands))
+    total = sum(weight / (hand[1] if hand else 1) for weight, hand in zip(weights, hands))
     return [weight / total for weight in weights]

@@ -21,18 +21,18 @@ from .precision import warn_of_slow_bf16
 from .publish import PublishMixin
 from .resume import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
 from .rows import Part, RowsMixin
-from .sampling import check_size_weights, hands_of, loss_weights, make_sampler
+from .sampling import Hand, check_size_weights, hands_of, loss_weights, make_sampler
 from .teacher import Observer, Teacher, detach
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One size of a step: what it is called, its sizes, the weight of its rows, and its hand if the rows are dealt out."""
+    """One size of a step: what it is called, its sizes, the weight of a row in its loss, and which rows it gets."""
 
     role: str
     cut: Cut
     weight: float
-    hand: int | None
+    hand: Hand
 
 
 class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 from test_losses import TASKS, task
-from test_trainer import SPACE, arguments, assert_same, classifier, descend, language_rows, rows, train, weights
+from test_trainer import SPACE, arguments, assert_same, classifier, descend, language_rows, train, weights
 from tiny import config_of, randomize
 
-from hf_elastic import ElasticForMaskedLM, ElasticTrainer
+from hf_elastic import ElasticForMaskedLM
 from hf_elastic.training.losses import DISTILLATION
 from hf_elastic.training.rows import Part
 
@@ -115,10 +115,6 @@ def test_one_random_size_gets_all_rows(tmp_path):
     for split in (False, True):
         torch.manual_seed(0)
         model = classifier()
-        ElasticTrainer(
-            model=model,
-            args=arguments(tmp_path, **{**DEALT, "split_random_rows": split}, num_random_subnets=1),
-            train_dataset=rows(),
-        ).train()
+        train(model, arguments(tmp_path, **{**DEALT, "split_random_rows": split}, num_random_subnets=1))
         states.append(weights(model))
     assert_same(*states)
