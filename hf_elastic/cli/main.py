@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 COMMANDS = {
@@ -25,6 +29,29 @@ def _usage() -> str:
     return "\n".join(["usage: hf-elastic COMMAND [recipe.yaml] [--key value ...]", "", *lines, "", "COMMAND --help explains."])
 
 
+@contextmanager
+def _interruptions_count() -> Iterator[None]:
+    """Send Ctrl-C again where Python would drop it.
+
+    A `KeyboardInterrupt` that is raised inside a finalizer (`__del__`, a weak reference's callback) is printed and forgotten, and
+    the command would go on as if nobody had pressed a key.
+    """
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return previous(unraisable)
+        # Not from here: the hook runs inside the finalizer, where it would be dropped once more.
+        timer = threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+    previous, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command.
 
@@ -42,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return import_module(f".{command}", __package__).main(rest) or 0
+        with _interruptions_count():
+            return import_module(f".{command}", __package__).main(rest) or 0
     except BAD_INPUT as error:
         return fail(str(error))
     except KeyboardInterrupt:

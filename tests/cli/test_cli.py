@@ -273,6 +273,24 @@ def test_interrupted_training_resumes(elastic, data, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_an_interruption_inside_a_finalizer_counts(capsys, monkeypatch):
+    """Python prints and forgets an exception that `__del__` raises, a KeyboardInterrupt too."""
+
+    class Collected:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def work(arguments):
+        item = Collected()
+        del item
+        time.sleep(30)
+
+    monkeypatch.setattr("hf_elastic.cli.measure.main", work)
+    before = sys.unraisablehook
+    assert main(["measure"]) == 130 and "interrupted" in capsys.readouterr().err
+    assert sys.unraisablehook is before
+
+
 def test_failed_export_leaves_nothing(elastic, tmp_path, capsys, monkeypatch):
     """An export over its tolerance fails as a whole; what was there before stays."""
     from hf_elastic.export import parity
