@@ -1,9 +1,10 @@
 """Tiny random models of every backbone, built by the stock classes."""
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, BertTokenizerFast
 
 VOCAB = 99
+WORDS = [f"word{index}" for index in range(60)]
 _ENCODER = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -57,6 +58,15 @@ GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"
 def config_of(model_type: str, **changes):
     """A fresh tiny config."""
     return AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes})
+
+
+def save_tokenizer(folder):
+    """Write a tokenizer that knows `WORDS` to a folder, before a model is saved there; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def space_of(model_type: str, *, hidden: bool = True) -> dict:

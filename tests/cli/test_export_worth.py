@@ -4,27 +4,23 @@ import importlib.util
 import json
 
 import pytest
-from tiny import config_of, decisive, randomize
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+from tiny import WORDS, config_of, decisive, randomize, save_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.cli.main import main
 from hf_elastic.export.held_out import HeldOut
 
-WORDS = [f"word{index}" for index in range(60)]
-
 
 @pytest.fixture(scope="module")
 def elastic(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elastic")
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    save_tokenizer(folder / "model")
     stock = decisive(
         randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2, num_hidden_layers=2)))
     )
     model = ElasticForSequenceClassification.from_base(stock, space={"num_hidden_layers": [1, 2]})
     model.save_pretrained(folder / "model")
-    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder / "model")
     return folder / "model"
 
 

@@ -5,12 +5,11 @@ import json
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny import config_of
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+from tiny import WORDS, config_of, save_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from hf_elastic.cli.main import main
 
-WORDS = [f"word{index}" for index in range(60)]
 LORA = {"r": 4, "target_modules": ["query", "value"]}
 
 
@@ -19,10 +18,8 @@ def folder(tmp_path_factory):
     """A tiny BERT, the same as an elastic model, and data."""
     folder = tmp_path_factory.mktemp("train")
     stock, data = folder / "stock", folder / "data"
-    stock.mkdir()
     data.mkdir()
-    (stock / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizerFast.from_pretrained(stock).save_pretrained(stock)
+    save_tokenizer(stock)
     AutoModelForSequenceClassification.from_config(config_of("bert")).bert.save_pretrained(stock)
     for split in ("train", "dev"):
         rows = [f"{i % 2}\t{WORDS[i % 2]} {WORDS[2 + i % 50]}" for i in range(32)]

@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import config_of, decisive, randomize
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+from tiny import WORDS, config_of, decisive, randomize, save_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForSequenceClassification
 
 pytestmark = pytest.mark.benchmark
 
 BENCHMARKS = Path(__file__).parents[2] / "recipes" / "benchmarks"
-WORDS = [f"word{index}" for index in range(60)]
 SUBNETS = {name: {"num_hidden_layers": layers} for name, layers in (("three", 3), ("two", 2), ("one", 1))}
 
 
@@ -45,10 +44,8 @@ def test_the_goal_is_speed_with_accuracy(shipping, times, lost, wanted):
 
 @pytest.mark.slow
 def test_a_small_run(model, tmp_path):
-    vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    save_tokenizer(tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
-    BertTokenizerFast.from_pretrained(tmp_path).save_pretrained(tmp_path / "model")
     for split in ("train", "dev"):
         rows = [f"{i % 2}\t{WORDS[i % 2]} {WORDS[2 + i % 50]}" for i in range(16)]
         (tmp_path / f"{split}.tsv").write_text("\n".join(["label\tsentence", *rows]) + "\n")

@@ -3,8 +3,8 @@ import json
 import pytest
 from hub_server import HubServer, forget_connections
 from huggingface_hub import constants
-from tiny import config_of, randomize
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+from tiny import config_of, randomize, save_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForSequenceClassification, upload
 
@@ -46,10 +46,7 @@ def api(hub):
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    words = [f"word{index}" for index in range(60)]
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    return BertTokenizerFast.from_pretrained(folder)
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,12 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 from launching import ROOT, launch, start, wait
-from tiny import config_of
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+from tiny import WORDS, config_of, save_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from hf_elastic.cli.main import main
 
 FOLDER = ROOT / "recipes" / "launch"
-WORDS = [f"word{index}" for index in range(60)]
 
 
 def command(file: str, recipe: Path, *options: str, arguments: tuple = ()) -> list[str]:
@@ -34,10 +33,8 @@ def recipe(tmp_path_factory):
     """A tiny elastic model, its data and a training recipe."""
     folder = tmp_path_factory.mktemp("launch")
     stock, elastic, data = folder / "stock", folder / "elastic", folder / "data"
-    stock.mkdir()
     data.mkdir()
-    (stock / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizerFast.from_pretrained(stock).save_pretrained(stock)
+    save_tokenizer(stock)
     AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=2)).save_pretrained(stock)
     for split, count in (("train", 64), ("dev", 32)):
         rows = [f"{i % 2}\t{WORDS[i % 2]} {WORDS[2 + i % 50]}" for i in range(count)]

@@ -6,8 +6,8 @@ import os
 
 import pytest
 import torch
-from tiny import ENCODERS, STOCK, batch, config_of, randomize, space_of
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+from tiny import ENCODERS, STOCK, batch, config_of, randomize, save_tokenizer, space_of
+from transformers import AutoModelForSequenceClassification
 
 import hf_elastic
 from hf_elastic import (
@@ -23,7 +23,6 @@ from hf_elastic.cli.data import load_elastic, load_tokenizer
 from hf_elastic.cli.main import main
 from hf_elastic.training.lora import add_lora, load_adapter
 
-WORDS = [f"word{index}" for index in range(60)]
 SMALL = {"num_hidden_layers": 2, "intermediate_size": 16, "num_attention_heads": 2}
 HEADS = {
     ElasticModel: ("bert", "FEATURE_EXTRACTION", set()),
@@ -160,9 +159,8 @@ def test_load_adapter(model_type, tmp_path):
 def adapter(tmp_path_factory):
     """An elastic checkpoint with a tokenizer, and an adapter for it that a relative path was used for."""
     folder = tmp_path_factory.mktemp("lora")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    save_tokenizer(folder / "base")
     elastic(num_labels=2).save_pretrained(folder / "base")
-    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder / "base")
     here = os.getcwd()
     os.chdir(folder)
     try:

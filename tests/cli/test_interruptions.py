@@ -1,0 +1,62 @@
+"""The command line, stopped in the middle: what is left, and what goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from test_cli import run
+
+from hf_elastic.cli.main import main
+
+
+def test_interrupted_training_resumes(elastic, data, tmp_path):
+    """Ctrl-C in the middle leaves whole checkpoints, from which the same command goes on."""
+    options = ["--model", elastic, "--dataset", data, "--output_dir", tmp_path / "run", "--max_length", 8, "--use_cpu", "true"]
+    options += ["--save_steps", 2, "--learning_rate", "1e-3", "--eval_strategy", "no"]
+    command = [sys.executable, "-m", "hf_elastic.cli.main", "train", *map(str, options), "--max_steps", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("checkpoint-*/sampler.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "--resume_from_checkpoint true" in error and "Traceback" not in error
+    steps = [int(path.name.partition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*")]
+    again = run("train", *options, "--max_steps", max(steps) + 2, "--resume_from_checkpoint", "true")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_an_interruption_inside_a_finalizer_counts(capsys, monkeypatch):
+    """Python prints and forgets an exception that `__del__` raises, a KeyboardInterrupt too."""
+
+    class Collected:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def work(arguments):
+        item = Collected()
+        del item
+        time.sleep(30)
+
+    monkeypatch.setattr("hf_elastic.cli.measure.main", work)
+    before = sys.unraisablehook
+    assert main(["measure"]) == 130 and "interrupted" in capsys.readouterr().err
+    assert sys.unraisablehook is before
+
+
+def test_failed_export_leaves_nothing(elastic, tmp_path, capsys, monkeypatch):
+    """An export over its tolerance fails as a whole; what was there before stays."""
+    from hf_elastic.export import parity
+
+    monkeypatch.setattr(parity, "FLOAT32", parity.Tolerance(max_relative_difference=-1.0))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    arguments = ["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), "--overwrite", "true"]
+    assert main(arguments) == 2
+    assert "the export differs from the model it came from" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
