@@ -167,6 +167,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
                     gradients.add(size.role)
         finally:
             elastic.select(None)
+            model.train()
         losses = torch.stack(losses)
         shares = torch.stack([torch.as_tensor(part.share, dtype=losses.dtype, device=losses.device) for part in parts])
         self._micro_losses.append(torch.stack([losses * shares, shares]))
@@ -220,8 +221,11 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         observer = self.observer
         # Reducers of several processes expect dense gradients, compilers fixed modules; a GPU fills memory fast enough.
         one_cpu = self.args.world_size == 1 and self.args.device.type == "cpu"
-        if one_cpu and not self.args.torch_compile and cut != elastic.resolve(None):
+        largest = cut == elastic.resolve(None)
+        if one_cpu and not self.args.torch_compile and not largest:
             add_rows_in_place(elastic.trained_skeleton(cut))
+        if model.training != (dropout := largest or self.args.subnet_dropout):
+            model.train(dropout)
         with self.compute_loss_context_manager():
             with observer.watch(elastic.trained_module(cut), cut) as relations:
                 loss, outputs = self.compute_loss(model, {**inputs, **observer.options()}, return_outputs=True)
