@@ -43,8 +43,8 @@ class ElasticTrainingArguments(TrainingArguments):
     subnet_dropout: bool = field(
         default=True,
         metadata={
-            "help": "Whether sizes below the largest are trained with the model's dropout too. Without it their steps are faster: "
-            "no masks are drawn, and attention can take a fused kernel."
+            "help": "Whether sizes below the largest are trained with the dropout of the model too. Without it they train faster: no "
+            "masks are drawn, and attention can take a fused kernel."
         },
     )
     train_subnets: list[str] | None = field(
@@ -96,7 +96,9 @@ class ElasticTrainingArguments(TrainingArguments):
         if self.split_random_rows and self.sampling not in ("sandwich", "progressive"):
             raise ValueError(f"split_random_rows: sampling {self.sampling!r} has no random sizes beside others; use sandwich")
         if self.gradient_checkpointing and not self.subnet_dropout:
-            raise ValueError("subnet_dropout: false does not go with gradient_checkpointing, which transformers stops without dropout")
+            raise ValueError(
+                "subnet_dropout: false does not go with gradient_checkpointing, which transformers stops without dropout"
+            )
         _check_known("gradient_surgery", self.gradient_surgery, GRADIENT_SURGERY)
         if isinstance(self.size_weights, Mapping) or str(self.size_weights).lstrip().startswith("{"):
             self.size_weights = read_mapping("size_weights", self.size_weights)

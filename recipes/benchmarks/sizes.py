@@ -3,6 +3,7 @@
     python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR      trains what is missing, then prints the tables
     python recipes/benchmarks/sizes.py run sst2 --data-dir DATA_DIR --part ablation --max-train-rows 6000 --output runs/ablation
     python recipes/benchmarks/sizes.py cost sst2 --data-dir DATA_DIR     time of one elastic training / of one training per size
+    python recipes/benchmarks/sizes.py cost qnli --data-dir DATA_DIR --names "elastic" "dropout in the largest" --rounds 4
     python recipes/benchmarks/sizes.py table sst2 --output recipes/benchmarks/results    prints what is recorded
 
 A *run* is one training with one seed. For GLUE, `finetuned` comes first: MiniLM fine-tuned as a whole, which is then ranked and
@@ -43,9 +44,15 @@ def names_of(runs: Runs, part: str) -> list[str]:
     return [*first, "elastic", "plain/largest", *sizes]
 
 
+def runs_of(args: argparse.Namespace) -> Runs:
+    """What the command line names."""
+    bf16 = None if args.bf16 is None else args.bf16 == "true"
+    return Runs(args.task, args.data_dir, args.output, args.max_train_rows, bf16)
+
+
 def run(args: argparse.Namespace) -> None:
     """Train the missing runs, `workers` at a time, each in a process of its own with `threads` threads."""
-    runs = Runs(args.task, args.data_dir, args.output, args.max_train_rows)
+    runs = runs_of(args)
     names = args.names or names_of(runs, args.part)
     missing = [(name, seed) for seed in args.seeds for name in names if not runs.result(name, seed).exists()]
     run_jobs([job_of(runs, args, *run) for run in missing], args.workers, args.threads, f"{args.task}, {args.part}")
@@ -56,6 +63,8 @@ def job_of(runs: Runs, args: argparse.Namespace, name: str, seed: int) -> Job:
     command = [sys.executable, __file__, "one", args.task, "--data-dir", args.data_dir, "--output", args.output]
     if args.max_train_rows:
         command += ["--max-train-rows", str(args.max_train_rows)]
+    if args.bf16:
+        command += ["--bf16", args.bf16]
     needs = runs.result("finetuned", seed) if "model" in runs.convert and name != "finetuned" else None
     command = (*command, "--names", name, "--seeds", str(seed))
     return Job(f"{name}, seed {seed}", command, runs.result(name, seed).with_suffix(".log"), needs)
@@ -64,7 +73,7 @@ def job_of(runs: Runs, args: argparse.Namespace, name: str, seed: int) -> Job:
 def one(args: argparse.Namespace) -> None:
     """Train a single run in this process."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    runs = Runs(args.task, args.data_dir, args.output, args.max_train_rows)
+    runs = runs_of(args)
     for name in args.names:
         for seed in args.seeds:
             write_atomically(runs.result(name, seed), json.dumps(train_run(runs, name, seed), indent=2) + "\n")
@@ -73,18 +82,29 @@ def one(args: argparse.Namespace) -> None:
 def cost(args: argparse.Namespace) -> None:
     """Time the first steps of every training, in turn and alone on the machine; recorded, with what came before."""
     torch.set_num_threads(2)
-    runs, seed = Runs(args.task, args.data_dir, args.output, args.max_train_rows), args.seeds[0]
+    runs, seed = runs_of(args), args.seeds[0]
     if "model" in runs.convert and not runs.finetuned(seed).exists():
         sys.exit(f"{runs.finetuned(seed)} is missing: run first `sizes.py run {args.task} --names finetuned --seeds {seed}`")
-    names = [name for name in names_of(runs, "sizes") if name != "finetuned"]
-    rounds = cost_rounds(runs)
+    names = args.names or [name for name in names_of(runs, "sizes") if name != "finetuned"]
     seconds_of(runs, "plain/largest", seed, 5)
+    if args.names:
+        return compare([{name: seconds_of(runs, name, seed, COST_STEPS) for name in names} for _ in range(args.rounds)])
+    rounds = cost_rounds(runs)
     for _ in range(args.rounds):
         rounds.append({name: round(seconds_of(runs, name, seed, COST_STEPS), 2) for name in names})
         write_atomically(
             runs.folder / COST, json.dumps({"task": args.task, "steps": COST_STEPS, "rounds": rounds}, indent=2) + "\n"
         )
         print(show_cost(runs, rounds[-1:]), flush=True)
+
+
+def compare(rounds: list[dict[str, float]]) -> None:
+    """Print the time of each training, and its ratio to the first; not recorded."""
+    first, *_ = rounds[0]
+    for name in rounds[0]:
+        seconds = ", ".join(f"{one[name]:.1f}" for one in rounds)
+        ratio = np.median([one[name] / one[first] for one in rounds])
+        print(f"{name}: {ratio:.2f} of {first} (median of {len(rounds)} rounds); {COST_STEPS} steps, seconds: {seconds}")
 
 
 def cost_rounds(runs: Runs) -> list[dict[str, float]]:
@@ -143,7 +163,7 @@ def mean_and_error(values: list[float]) -> str:
 
 def table(args: argparse.Namespace) -> None:
     """Print the results that there are."""
-    runs = Runs(args.task, args.data_dir, args.output, args.max_train_rows)
+    runs = runs_of(args)
     metric = METRIC.get(args.task, "accuracy")
     names = ["largest", *runs.convert["subnets"]]
     console = Console(width=130)
@@ -189,7 +209,8 @@ def main() -> None:
     parser.add_argument("--output", default="runs/sizes", help="folder for the results")
     parser.add_argument("--part", choices=("sizes", "ablation"), default="sizes")
     parser.add_argument("--max-train-rows", type=int, help="training rows, if not the recipe's number; needs its own --output")
-    parser.add_argument("--names", nargs="+", help="only these runs")
+    parser.add_argument("--bf16", choices=("true", "false"), help="train in bfloat16 or float32, if not as the recipe says")
+    parser.add_argument("--names", nargs="+", help="only these runs; cost compares them with the first")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time (processes)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of cost")

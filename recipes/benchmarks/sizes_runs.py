@@ -28,13 +28,15 @@ VARIANTS = {
     "logits + hidden + relation": {"distillation": {"logits": 0.5, "hidden": 0.1, "relation": 0.5}},
     "logits + pkd": {"distillation": {"logits": 0.5, "pkd": 0.5}},
     "dist": {"distillation": {"dist": 0.5}},
+    "dropout in the largest": {"subnet_dropout": False},
     "all": {"sampling": "all"},
     "single path": {"sampling": "single_path"},
     "pcgrad": {"gradient_surgery": "pcgrad"},
 }
 # Drawn with the seed 0: testing all rows of WikiText-2 would take longer than training.
 MAX_TEST_ROWS = {"wikitext2": 800}
-EXTRA_VARIANTS = ("fixed teacher", "logits + relation", "logits + pkd", "dist", "pcgrad")  # only by --names
+# Only by --names.
+EXTRA_VARIANTS = ("fixed teacher", "logits + relation", "logits + pkd", "dist", "dropout in the largest", "pcgrad")
 
 
 def recipe(task: str, stage: str) -> dict:
@@ -50,12 +52,14 @@ class Runs:
         data_dir: folder that holds glue/TASK and wikitext2.
         output: folder for the results.
         max_train_rows: of the training set; None for the recipe's number.
+        bf16: whether to train in bfloat16; None for what the recipe says.
     """
 
-    def __init__(self, task: str, data_dir: str, output: str, max_train_rows: int | None = None):
+    def __init__(self, task: str, data_dir: str, output: str, max_train_rows: int | None = None, bf16: bool | None = None):
         self.task = task
         self.data_dir = data_dir
         self.rows = {"max_train_rows": max_train_rows} if max_train_rows else {}
+        self.precision = {} if bf16 is None else {"bf16": bf16}
         self.folder = Path(output) / task
         self.is_language_model = METRIC.get(task) == "perplexity"
         self.kinds_alone = ("plain",) if self.is_language_model else ("plain", "distilled")  # how a size is trained on its own
@@ -118,7 +122,7 @@ class Runs:
 
     def arguments(self, kind: type, stage: str, seed: int, output_dir: str, changes: dict):
         """Training arguments of a recipe, for a plain or an elastic Trainer."""
-        options = known_to(kind, {**recipe(self.task, stage), **changes})
+        options = known_to(kind, {**recipe(self.task, stage), **self.precision, **changes})
         if not self.is_language_model:
             options["train_sampling_strategy"] = "group_by_length"  # padding is half of the work otherwise
         fixed = {"output_dir": output_dir, "seed": seed, "report_to": ["none"], "logging_steps": 100, "disable_tqdm": True}
@@ -191,8 +195,8 @@ def train_run(runs: Runs, name: str, seed: int) -> dict:
                 sizes[label] = {key: metrics[f"eval_{key}"] for key in CLASSIFICATION}
             else:
                 sizes[label] = {"perplexity": math.exp(metrics["eval_loss"])}
-    found = {"run": name, "seed": seed, "seconds": seconds, "steps": trainer.state.global_step, "rows": len(held_out)}
-    return {"task": runs.task, **found, "sizes": sizes}
+    found = {"run": name, "seed": seed, "bf16": trainer.args.bf16, "seconds": seconds, "steps": trainer.state.global_step}
+    return {"task": runs.task, **found, "rows": len(held_out), "sizes": sizes}
 
 
 def seconds_of(runs: Runs, name: str, seed: int, steps: int) -> float:
