@@ -43,8 +43,8 @@ class ElasticTrainingArguments(TrainingArguments):
     subnet_dropout: bool = field(
         default=True,
         metadata={
-            "help": "Whether sizes below the largest are trained with the dropout of the model too. Without it they train faster: no "
-            "masks are drawn, and attention can take a fused kernel."
+            "help": "Whether sizes below the largest are trained with dropout too. Without it they train faster: no masks are "
+            "drawn, and attention can take a fused kernel."
         },
     )
     train_subnets: list[str] | None = field(
