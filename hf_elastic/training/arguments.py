@@ -97,7 +97,7 @@ class ElasticTrainingArguments(TrainingArguments):
             raise ValueError(f"split_random_rows: sampling {self.sampling!r} has no random sizes beside others; use sandwich")
         if self.gradient_checkpointing and not self.subnet_dropout:
             raise ValueError(
-                "subnet_dropout: false does not go with gradient_checkpointing, which transformers stops without dropout"
+                "subnet_dropout: false does not go with gradient_checkpointing, which transformers does in training mode only"
             )
         _check_known("gradient_surgery", self.gradient_surgery, GRADIENT_SURGERY)
         if isinstance(self.size_weights, Mapping) or str(self.size_weights).lstrip().startswith("{"):

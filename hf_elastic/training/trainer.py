@@ -167,7 +167,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
                     gradients.add(size.role)
         finally:
             elastic.select(None)
-            model.train()
+            if not model.training:
+                model.train()
         losses = torch.stack(losses)
         shares = torch.stack([torch.as_tensor(part.share, dtype=losses.dtype, device=losses.device) for part in parts])
         self._micro_losses.append(torch.stack([losses * shares, shares]))

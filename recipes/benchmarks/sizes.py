@@ -80,7 +80,10 @@ def one(args: argparse.Namespace) -> None:
 
 
 def cost(args: argparse.Namespace) -> None:
-    """Time the first steps of every training, in turn and alone on the machine; recorded, with what came before."""
+    """Time the first steps of every training, in turn and alone on the machine; recorded, with what came before.
+
+    With `names` only those are timed, compared with the first of them, and nothing is recorded.
+    """
     torch.set_num_threads(2)
     runs, seed = runs_of(args), args.seeds[0]
     if "model" in runs.convert and not runs.finetuned(seed).exists():
@@ -209,7 +212,7 @@ def main() -> None:
     parser.add_argument("--output", default="runs/sizes", help="folder for the results")
     parser.add_argument("--part", choices=("sizes", "ablation"), default="sizes")
     parser.add_argument("--max-train-rows", type=int, help="training rows, if not the recipe's number; needs its own --output")
-    parser.add_argument("--bf16", choices=("true", "false"), help="train in bfloat16 or float32, if not as the recipe says")
+    parser.add_argument("--bf16", choices=("true", "false"), help="bfloat16, if not as the recipe says; needs its own --output")
     parser.add_argument("--names", nargs="+", help="only these runs; cost compares them with the first")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time (processes)")

@@ -41,3 +41,9 @@ def test_the_recorded_table_is_printed(benchmark_module, capsys, monkeypatch):
     sizes.main()
     printed = capsys.readouterr().out
     assert "paired by seed" in printed and "elastic minus" in printed and "mean of the smaller" in printed
+
+
+def test_chosen_runs_are_compared_with_the_first(benchmark_module, capsys):
+    benchmark_module("sizes").compare([{"elastic": 2.0, "pcgrad": 3.0}, {"elastic": 4.0, "pcgrad": 8.0}])
+    printed = capsys.readouterr().out
+    assert "elastic: 1.00 of elastic" in printed and "pcgrad: 1.75 of elastic (median of 2 rounds)" in printed
