@@ -33,11 +33,11 @@ class ElasticTrainingArguments(TrainingArguments):
         },
     )
     num_random_subnets: int = field(default=2, metadata={"help": "Random sizes per sandwich or progressive step (count)."})
-    split_random_rows: bool = field(
-        default=False,
+    split_random_rows: int = field(
+        default=1,
         metadata={
-            "help": "Deal the rows of a micro-batch out to the random sizes of its step, each row to one of them, instead of "
-            "giving every size all rows: many sizes per step for about the work of one."
+            "help": "Parts that the rows of a micro-batch are dealt out into, for the random sizes of a step (count): each of them "
+            "trains on one part, so that many sizes per step are about the work of few; 1 gives every size all rows."
         },
     )
     subnet_dropout: bool = field(
@@ -93,7 +93,9 @@ class ElasticTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         _check_known("sampling", self.sampling, SAMPLING)
-        if self.split_random_rows and self.sampling not in ("sandwich", "progressive"):
+        if isinstance(self.split_random_rows, bool) or not isinstance(self.split_random_rows, int) or self.split_random_rows < 1:
+            raise ValueError(f"split_random_rows: {self.split_random_rows!r} must be a number of parts, a whole one of 1 or more")
+        if self.split_random_rows > 1 and self.sampling not in ("sandwich", "progressive"):
             raise ValueError(f"split_random_rows: sampling {self.sampling!r} has no random sizes beside others; use sandwich")
         if self.gradient_checkpointing and not self.subnet_dropout:
             raise ValueError(

@@ -52,7 +52,7 @@ class RowsMixin(Trainer):
         Args:
             inputs: the micro-batch.
             num_items_in_batch: items of the optimizer step; None if they are not counted.
-            hands: of each size. In the next step each gets the rows of its neighbour.
+            hands: of each size. In the next step each gets the part that comes next.
         """
         items = self._items_of_rows(inputs)
         batch, total = len(items), sum(items)

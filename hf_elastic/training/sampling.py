@@ -196,16 +196,15 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
         raise ValueError("size_weights: with largest at 0 every other size needs a weight above 0, or a step may train nothing")
 
 
-# (k, n): the k-th of n sizes that the rows of a step are dealt out to, counted from 0; None gets all rows.
+# (k, n): the k-th of n parts that the rows of a step are dealt out into, counted from 0; None is all rows.
 Hand = tuple[int, int] | None
 
 
-def hands_of(drawn: Drawn, split_random_rows: bool) -> list[Hand]:
-    """What each size of a step gets of its rows: the random ones, between the largest and the smallest, may share them."""
+def hands_of(drawn: Drawn, parts: int) -> list[Hand]:
+    """What each size of a step gets of its rows: those between the largest and the smallest one of `parts`, in turn."""
     hands: list[Hand] = [None] * len(drawn)
-    if split_random_rows:
-        count = len(hands[1:-1])
-        hands[1:-1] = [(index, count) for index in range(count)]
+    if parts > 1:
+        hands[1:-1] = [(index % parts, parts) for index in range(len(hands[1:-1]))]
     return hands
 
 

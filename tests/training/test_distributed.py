@@ -26,7 +26,7 @@ SHARED = {
     "plain": {"evaluate": True, "save": True, "args": {"eval_strategy": "steps", "eval_steps": 8}},
     "masked": {"kind": "masked", "args": ACCUMULATE},
     "causal": {"kind": "causal", "args": ACCUMULATE},
-    "dealt": {"kind": "masked", "args": {**ACCUMULATE, "num_random_subnets": 2, "split_random_rows": True}},
+    "dealt": {"kind": "masked", "args": {**ACCUMULATE, "num_random_subnets": 2, "split_random_rows": 2}},
     "relation": {"args": {"distillation": {"relation": 0.5, "hidden": 0.5}, "relation_heads": 4}},
     "teacher": {"teacher": True, "args": {"distillation": {"logits": 0.5, "hidden": 0.5}}},
     "single_path": {"args": {"sampling": "single_path", **ACCUMULATE}},

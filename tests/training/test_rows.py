@@ -14,7 +14,7 @@ from hf_elastic.training.losses import DISTILLATION
 from hf_elastic.training.rows import Part
 
 DESCENT = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-DEALT = {"split_random_rows": True, "max_steps": 1, **DESCENT}
+DEALT = {"split_random_rows": 2, "max_steps": 1, **DESCENT}
 NAMED = {
     "half": {"num_hidden_layers": 2, "intermediate_size": 16},
     "heads": {"num_attention_heads": 2},
@@ -23,21 +23,22 @@ NAMED = {
 }
 
 
+@pytest.mark.parametrize("parts", [2, 3, 4])
 @pytest.mark.parametrize("size_weights", ["uniform", {"heads": 3.0}])
-def test_a_step_by_hand(size_weights, tmp_path):
-    """Rows 0, 3, ... go to the first random size, 1, 4, ... to the second, and each row counts once for it."""
+def test_a_step_by_hand(size_weights, parts, tmp_path):
+    """Of three parts, rows 0, 3, ... go to the first random size, 1, 4, ... to the second; of two, the third gets the first's."""
     model = classifier(NAMED)
     twin = copy.deepcopy(model)
     options = {"train_subnets": list(NAMED), "num_random_subnets": 3, "per_device_train_batch_size": 8}
-    trainer = train(model, arguments(tmp_path, size_weights=size_weights, **options, **DEALT))
+    trainer = train(model, arguments(tmp_path, size_weights=size_weights, **options, **{**DEALT, "split_random_rows": parts}))
     batch = next(iter(trainer.get_train_dataloader()))
     twin.train()
     middle = sorted(("half", "heads", "narrow"), key=twin.flops_of, reverse=True)
     given = dict.fromkeys(("largest", *middle, "tiny"), 1.0) | ({} if size_weights == "uniform" else size_weights)
-    whole = given["largest"] + sum(given[name] for name in middle) / 3 + given["tiny"]
+    whole = given["largest"] + sum(given[name] for name in middle) / parts + given["tiny"]
     total, teacher = 0, None
     for name in ("largest", *middle, "tiny"):
-        mine = slice(middle.index(name), None, 3) if name in middle else slice(None)
+        mine = slice(middle.index(name) % parts, None, parts) if name in middle else slice(None)
         twin.select(name)
         output = twin(**{key: value[mine] for key, value in batch.items()})
         if name == "largest":
@@ -73,7 +74,7 @@ def test_accumulation_changes_nothing(tmp_path):
 def test_fewer_rows_than_sizes(tmp_path):
     """With one row per step each of three sizes gets it in one step of three; what no size has learned is not logged."""
     model = classifier(NAMED)
-    options = {**DEALT, "max_steps": 6, "num_random_subnets": 3, "per_device_train_batch_size": 1}
+    options = {**DEALT, "split_random_rows": 3, "max_steps": 6, "num_random_subnets": 3, "per_device_train_batch_size": 1}
     trainer = train(model, arguments(tmp_path, train_subnets=list(NAMED), **options))
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     trained = [[name for name in ("half", "heads", "narrow") if f"loss_{name}" in entry] for entry in logs]
@@ -107,14 +108,10 @@ def test_rows_of_several_sequences_stay_together():
 
 def test_only_where_sizes_are_random(tmp_path):
     with pytest.raises(ValueError, match="split_random_rows: sampling 'all' has no random sizes beside others; use sandwich"):
-        arguments(tmp_path, sampling="all", split_random_rows=True)
+        arguments(tmp_path, sampling="all", split_random_rows=2)
 
 
-def test_one_random_size_gets_all_rows(tmp_path):
-    states = []
-    for split in (False, True):
-        torch.manual_seed(0)
-        model = classifier()
-        train(model, arguments(tmp_path, **{**DEALT, "split_random_rows": split}, num_random_subnets=1))
-        states.append(weights(model))
-    assert_same(*states)
+@pytest.mark.parametrize("parts", [0, -1, 1.5, True])
+def test_parts_are_counted(parts, tmp_path):
+    with pytest.raises(ValueError, match=f"split_random_rows: {parts} must be a number of parts, a whole one of 1 or more"):
+        arguments(tmp_path, split_random_rows=parts)
