@@ -36,8 +36,8 @@ class ElasticTrainingArguments(TrainingArguments):
     split_random_rows: int = field(
         default=1,
         metadata={
-            "help": "Parts that the rows of a micro-batch are dealt out into, for the random sizes of a step (count): each of them "
-            "trains on one part, so that many sizes per step are about the work of few; 1 gives every size all rows."
+            "help": "Parts that the rows of a micro-batch are dealt out into for the random sizes of its step (count): each of "
+            "them trains on one part, so that many sizes per step are about the work of few; 1 gives every size all rows."
         },
     )
     subnet_dropout: bool = field(

@@ -29,8 +29,8 @@ VARIANTS = {
     "logits + pkd": {"distillation": {"logits": 0.5, "pkd": 0.5}},
     "dist": {"distillation": {"dist": 0.5}},
     "dropout in the largest": {"subnet_dropout": False},
-    "all": {"sampling": "all"},
-    "single path": {"sampling": "single_path"},
+    "all": {"sampling": "all", "split_random_rows": 1},
+    "single path": {"sampling": "single_path", "split_random_rows": 1, "size_weights": "uniform"},
     "pcgrad": {"gradient_surgery": "pcgrad"},
 }
 # Drawn with the seed 0: testing all rows of WikiText-2 would take longer than training.
@@ -158,7 +158,7 @@ def trainer_of(runs: Runs, name: str, seed: int, scratch: str, changes: dict):
     teacher = type(model).base_auto_class.from_pretrained(runs.finetuned(seed)) if taught else None
     if kind == "distilled":
         model = type(model).from_base(plain_model(model, size), importance="none")
-        args = dataclasses.replace(args, train_subnets=None, eval_subnets=[])
+        args = dataclasses.replace(args, train_subnets=None, eval_subnets=[], size_weights="uniform")
     return ElasticTrainer(model=model, args=args, teacher=teacher, **shared), model, tokenizer, data
 
 

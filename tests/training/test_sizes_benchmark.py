@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from hf_elastic import ElasticTrainingArguments
+from hf_elastic.training.sampling import check_size_weights, make_sampler
+
 pytestmark = pytest.mark.benchmark
 
 
@@ -47,3 +50,14 @@ def test_chosen_runs_are_compared_with_the_first(benchmark_module, capsys):
     benchmark_module("sizes").compare([{"elastic": 2.0, "pcgrad": 3.0}, {"elastic": 4.0, "pcgrad": 8.0}])
     printed = capsys.readouterr().out
     assert "elastic: 1.00 of elastic" in printed and "pcgrad: 1.75 of elastic (median of 2 rounds)" in printed
+
+
+@pytest.mark.parametrize("task", ["sst2", "mrpc", "qnli", "cola", "wikitext2"])
+def test_variants_fit_every_recipe(task, benchmark_module, tmp_path):
+    """The options that a variant changes go together with those that it leaves."""
+    found = benchmark_module("sizes_runs")
+    runs = found.Runs(task, "unused", tmp_path)
+    model = runs.without_weights()
+    for changes in found.VARIANTS.values():
+        args = runs.arguments(ElasticTrainingArguments, "train", 0, str(tmp_path), changes)
+        check_size_weights(make_sampler(model, args), args.size_weights)
