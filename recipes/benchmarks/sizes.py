@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from sizes_runs import EXTRA_VARIANTS, METRIC, RECIPES, VARIANTS, Runs, seconds_of, train_run
+from sizes_runs import ABLATION, METRIC, RECIPES, VARIANTS, Runs, seconds_of, train_run
 from workers import Job, run_jobs
 
 from hf_elastic.files import write_atomically
@@ -39,7 +39,7 @@ def names_of(runs: Runs, part: str) -> list[str]:
     """Names of the runs of a part, in the order to train them."""
     first = [] if runs.is_language_model else ["finetuned"]
     if part == "ablation":
-        return [*first, *(name for name in VARIANTS if name not in EXTRA_VARIANTS)]
+        return [*first, *ABLATION]
     sizes = [f"{kind}/{size}" for size in runs.convert["subnets"] for kind in runs.kinds_alone]
     return [*first, "elastic", "plain/largest", *sizes]
 

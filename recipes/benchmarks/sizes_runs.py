@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {task: ROOT / "minilm" / task for task in ("sst2", "mrpc", "qnli", "cola")} | {"wikitext2": ROOT / "gpt2/wikitext2"}
 METRIC = {"cola": "matthews_correlation", "wikitext2": "perplexity"}
 CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
+TAUGHT = {"teacher": "finetuned", "subnet_dropout": False}
 # What each variant of the elastic training changes in the recipe, which has sandwich sampling and logits.
 VARIANTS = {
     "elastic": {},
@@ -29,14 +30,16 @@ VARIANTS = {
     "logits + pkd": {"distillation": {"logits": 0.5, "pkd": 0.5}},
     "dist": {"distillation": {"dist": 0.5}},
     "dropout in the largest": {"subnet_dropout": False},
-    "all": {"sampling": "all", "split_random_rows": 1},
-    "single path": {"sampling": "single_path", "split_random_rows": 1, "size_weights": "uniform"},
+    "all": {"sampling": "all"},
+    "single path": {"sampling": "single_path"},
     "pcgrad": {"gradient_surgery": "pcgrad"},
+    "fixed teacher, dropout in the largest": TAUGHT,
+    "all, fixed teacher, dropout in the largest": {**TAUGHT, "sampling": "all"},
 }
 # Drawn with the seed 0: testing all rows of WikiText-2 would take longer than training.
 MAX_TEST_ROWS = {"wikitext2": 800}
-# Only by --names.
-EXTRA_VARIANTS = ("fixed teacher", "logits + relation", "logits + pkd", "dist", "dropout in the largest", "pcgrad")
+# The others only by --names.
+ABLATION = ("elastic", "no distillation", "logits + hidden", "logits + hidden + relation", "all", "single path")
 
 
 def recipe(task: str, stage: str) -> dict:
