@@ -21,8 +21,8 @@ def prefers_bf16(use_cpu: bool) -> bool:
 def bf16_speedup() -> float:
     """How many times as fast as in float32 this CPU multiplies matrices in bfloat16: forward, and gradient of the weights.
 
-    CPUs with AMX are several times faster in it; others, which emulate it or have AVX512-BF16 alone, are slower. Measured rather
-    than looked up, with the number of threads of this process: it takes some tenths of a second.
+    CPUs with AMX are several times faster in it; those that emulate it are slower, and those with AVX512-BF16 alone are one or
+    the other. Measured rather than looked up, with the number of threads of this process: it takes some tenths of a second.
     """
 
     def seconds(dtype: torch.dtype) -> float:
