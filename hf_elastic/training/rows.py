@@ -63,11 +63,10 @@ class RowsMixin(Trainer):
             # The items of all processes are counted, and their gradients are averaged.
             share = share * self.args.world_size if self.args.average_tokens_across_devices else share
         parts = []
-        for hand in hands:
-            if hand is None:
+        for index, count in hands:
+            if count == 1:
                 parts.append(Part(None, batch, share, bool(total)))
                 continue
-            index, count = hand
             rows = slice((index + self.state.global_step) % count, None, count)
             found = sum(items[rows])
             # A size without rows runs all the same, on all of them and for nothing: other processes wait for it.

@@ -196,15 +196,14 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
         raise ValueError("size_weights: with largest at 0 every other size needs a weight above 0, or a step may train nothing")
 
 
-# (k, n): the k-th of n parts that the rows of a step are dealt out into, counted from 0; None is all rows.
-Hand = tuple[int, int] | None
+# (k, n): the k-th of n parts that the rows of a step are dealt out into, counted from 0; all rows are (0, 1).
+Hand = tuple[int, int]
 
 
 def hands_of(drawn: Drawn, parts: int) -> list[Hand]:
     """What each size of a step gets of its rows: those between the largest and the smallest one of `parts`, in turn."""
-    hands: list[Hand] = [None] * len(drawn)
-    if parts > 1:
-        hands[1:-1] = [(index % parts, parts) for index in range(len(hands[1:-1]))]
+    hands = [(0, 1)] * len(drawn)
+    hands[1:-1] = [(index % parts, parts) for index in range(len(hands[1:-1]))]
     return hands
 
 
@@ -217,5 +216,5 @@ def loss_weights(model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mappin
         weights = [float(model.flops_of(subnet)) for _, subnet in drawn]
     else:
         weights = [1.0 if rule == "uniform" else float(rule.get(role, 1.0)) for role, _ in drawn]
-    total = sum(weight / (hand[1] if hand else 1) for weight, hand in zip(weights, hands))
+    total = sum(weight / parts for weight, (_, parts) in zip(weights, hands))
     return [weight / total for weight in weights]
