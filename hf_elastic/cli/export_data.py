@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..checks import check_integers
 from ..export.held_out import HeldOut
 from .data import located, prepare_for
 
@@ -10,8 +11,7 @@ TEXT_TASKS = ("sequence-classification", "causal-lm")
 
 def check_rows(args) -> None:
     """Raise ValueError if `max_eval_rows` is below 1."""
-    if args.max_eval_rows is not None and args.max_eval_rows < 1:
-        raise ValueError(f"max_eval_rows: {args.max_eval_rows} must be 1 or more")
+    check_integers(1, or_none=True, max_eval_rows=args.max_eval_rows)
 
 
 def read_held_out(args, model, tokenizer) -> HeldOut:
@@ -38,8 +38,7 @@ def read_calibration(args) -> list:
     """
     from ..data.loading import load_text_dataset
 
-    if args.calibration_rows < 1:
-        raise ValueError(f"calibration_rows: {args.calibration_rows} must be 1 or more")
+    check_integers(1, calibration_rows=args.calibration_rows)
     own = args.calibration is not None
     rows = load_text_dataset(
         located(args.calibration or args.dataset, args.data_dir), config=None if own else args.dataset_config

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ..checks import check_integers
 from ..files import read_mapping
 from ..loading import check_path
 from .common import parse, read_yaml
@@ -63,8 +64,7 @@ class PushArguments:
 
     def __post_init__(self):
         self.exports = read_mapping("exports", self.exports)
-        if self.sequence_length < 1:
-            raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
+        check_integers(1, sequence_length=self.sequence_length)
 
 
 def main(argv: list[str]) -> int:

@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
+from hf_elastic.checks import check_integers
 from hf_elastic.data.docstrings import build_docstrings
 
 logger = logging.getLogger(__name__)
@@ -148,8 +149,7 @@ def tokenize_classification(
     Raises:
         ValueError: `max_length` is below 1, or a text is missing (names split, row and column).
     """
-    if max_length < 1:
-        raise ValueError(f"max_length={max_length}: must be at least 1 token")
+    check_integers(1, max_length=max_length)
 
     def tokenize(batch: dict) -> dict:
         tokens = tokenizer(*(batch[column] for column in text_columns), truncation=True, max_length=max_length)

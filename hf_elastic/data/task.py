@@ -14,6 +14,7 @@ from transformers import (
     default_data_collator,
 )
 
+from ..checks import check_integers
 from .loading import check_labels, columns_of, encode_labels, load_text_dataset
 from .loading import tokenize_classification as tokenize_texts
 from .loading import tokenize_language_modeling as tokenize_blocks
@@ -106,10 +107,9 @@ def prepare(
     """
     if task not in PREPARED:
         raise ValueError(f"the command line prepares data for {', '.join(PREPARED)}; for {task}, use ElasticTrainer in Python")
+    check_integers(1, or_none=True, max_train_rows=max_train_rows)
     raw = load_text_dataset(name, config=dataset_config)
     if max_train_rows is not None:
-        if max_train_rows < 1:
-            raise ValueError(f"max_train_rows: {max_train_rows} must be 1 or more")
         rows = raw["train"].shuffle(seed=0)
         raw["train"] = rows.select(range(min(max_train_rows, len(rows))))
     if task == "sequence-classification":

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from ..checks import check_integers
 from ..search.measure import Latency, machine_facts, measure_latency
 from ..search.progress import Bar
 from ..search.targets import Target, use_threads
@@ -40,10 +41,9 @@ class Settings:
     batch_size: int = 8
 
     def __post_init__(self):
-        for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
-            value = vars(self)[name]
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_integers(0, num_fewshot=self.num_fewshot)
+        check_integers(1, batch_size=self.batch_size)
+        check_integers(1, or_none=True, limit=self.limit)
 
 
 def evaluate(

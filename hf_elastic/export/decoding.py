@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..checks import check_integers
 from .cache import PAST, PRESENT
 
 
@@ -66,8 +67,7 @@ def decode_greedily(
     Raises:
         ValueError: `max_new_tokens` is below 1, or the graph returns no cache.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    check_integers(1, max_new_tokens=max_new_tokens)
     ids, mask = np.asarray(input_ids), np.asarray(attention_mask)
     feed, tokens, logits = {"input_ids": ids, "attention_mask": mask}, [], []
     done = np.zeros(len(ids), bool)

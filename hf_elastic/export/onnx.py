@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..checks import check_integers
 from ._onnx_backend import OPSET, Axes, check_opset, missing_extra, move_export, weight_file, write_graph
 from .cache import cache_axes, open_head_axes, sample_step
 from .decoding import first_inputs
@@ -158,9 +159,8 @@ class OnnxRunner:
     def __init__(self, path: Path, threads: int | None = None):
         _check_file(Path(path))
         options = onnxruntime.SessionOptions()
+        check_integers(1, or_none=True, threads=threads)
         if threads is not None:
-            if threads < 1:
-                raise ValueError(f"threads is {threads}; it must be at least 1, or None for all cores")
             options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {node.name: NUMPY_TYPES[node.type] for node in self.session.get_inputs()}

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import check_integers
+
 KINDS = ("min", "opt", "max")
 BATCH, SEQUENCE = "batch_size", "sequence_length"
 DEFAULT_BATCH = (1, 8, 32)
@@ -70,9 +72,7 @@ def profile_of(options: Mapping[str, Any], longest: int) -> Profile:
 
 def _range(options: Mapping[str, Any], axis: str, defaults: tuple[int, int, int]) -> tuple[int, int, int]:
     given = {kind: options.get(f"{kind}_{axis}") for kind in KINDS}
-    for kind, value in given.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{kind}_{axis}: {value!r} must be a whole number, at least 1")
+    check_integers(1, or_none=True, **{f"{kind}_{axis}": value for kind, value in given.items()})
     known = [value for value in given.values() if value is not None]
     # What is not given makes room for what is: a default never contradicts a choice.
     low = given["min"] if given["min"] is not None else min([defaults[0], *known])

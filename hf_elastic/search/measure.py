@@ -16,6 +16,8 @@ import psutil
 import torch
 import transformers
 
+from ..checks import check_integers
+
 SINGLE_CALL_SECONDS = 1e-3  # a call at least this long is timed on its own
 SHORTEST_SAMPLE_SECONDS = 2e-3  # shorter calls are repeated until one sample lasts this long
 FEWEST_SAMPLES = 6  # 1 - 2 / 2**6 is the first coverage of smallest to largest sample that is above 95%
@@ -272,9 +274,8 @@ def _check_arguments(callables, repeats, warmup, min_rounds, relative_interval, 
     for name, call in callables.items():
         if not callable(call):
             raise ValueError(f"callables[{name!r}] is {call!r}, which cannot be called")
-    for argument, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("min_rounds", min_rounds, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{argument} must be an integer of at least {least}, got {value!r}")
+    check_integers(1, repeats=repeats, min_rounds=min_rounds)
+    check_integers(0, warmup=warmup)
     if not relative_interval >= 0:
         raise ValueError(f"relative_interval must be 0 or more, got {relative_interval!r}")
     if budget_seconds is not None and not budget_seconds > 0:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
 
+from ..checks import check_integers
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Subnet
 from .targets import Target
@@ -58,8 +59,7 @@ def measure_memory(
     if not Path("/proc/self/clear_refs").exists():
         raise ValueError(f"peak memory is read from /proc, which {sys.platform} does not have; it needs Linux")
     target.check_phase(model)
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    check_integers(1, workers=workers)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         idle: Queue = Queue()
         for _ in range(min(workers, len(subnets))):

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from transformers import PreTrainedModel
 
+from ..checks import check_integers
 from ..modeling_elastic import ElasticPreTrainedModel
 from ..space import Space
 from .candidate import Rules
@@ -113,13 +114,13 @@ def search_subnets(
     _check_model(model, portability)
     _check_callables(data_collator=data_collator, compute_quality=compute_quality)
     shape = {"latency_batch_size": latency_batch_size, "sequence_length": sequence_length, "threads": threads}
-    _check_integers(1, n_trials=n_trials, batch_size=batch_size, **{k: v for k, v in shape.items() if v is not None})
-    _check_integers(2, population_size=population_size, stale_after=stale_after)
-    _check_integers(0, seed=seed)
-    if measure_at_most is not None:
-        _check_integers(0, measure_at_most=measure_at_most)
-        if latency_profile is None:
-            raise ValueError("measure_at_most is for a search with latency_profile; without one every size is measured")
+    check_integers(1, n_trials=n_trials, batch_size=batch_size)
+    check_integers(1, or_none=True, **shape)
+    check_integers(2, population_size=population_size, stale_after=stale_after)
+    check_integers(0, seed=seed)
+    check_integers(0, or_none=True, measure_at_most=measure_at_most)
+    if measure_at_most is not None and latency_profile is None:
+        raise ValueError("measure_at_most is for a search with latency_profile; without one every size is measured")
 
     wanted = tuple(dict.fromkeys([goal.name for goal in goals] + [limit.name for limit in limits]))
     rules = Rules(wanted, tuple(limits), portability == "standard")
@@ -197,12 +198,6 @@ def _check_callables(**arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None and not callable(value):
             raise ValueError(f"{name} must be a function or None, got {value!r}")
-
-
-def _check_integers(least: int, **arguments: object) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def _rows(eval_dataset: Iterable[Mapping] | None) -> list[Mapping] | None:

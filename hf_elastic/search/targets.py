@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from ..checks import check_integers
 from ..modeling_elastic import ElasticForCausalLM, ElasticForMultipleChoice, ElasticPreTrainedModel
 from ..space import Subnet
 from .measure import Latency, measure_latency
@@ -52,10 +53,8 @@ class Target:
         for name, known in (("runtime", RUNTIMES), ("phase", PHASES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
-        for name in ("batch_size", "sequence_length", "threads"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_integers(1, batch_size=self.batch_size, sequence_length=self.sequence_length)
+        check_integers(1, or_none=True, threads=self.threads)
         if self.exports and self.phase != "forward":
             raise ValueError(f"phase: {self.phase!r} is timed with torch and torch.compile; {self.runtime} has: forward")
         if self.exports and importlib.util.find_spec(self.runtime) is None:

@@ -8,6 +8,7 @@ from math import inf
 
 from transformers import TrainingArguments
 
+from ..checks import check_integers
 from ..files import read_mapping
 from .conflict import GRADIENT_SURGERY
 from .losses import DISTILLATION
@@ -93,8 +94,8 @@ class ElasticTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         _check_known("sampling", self.sampling, SAMPLING)
-        if isinstance(self.split_random_rows, bool) or not isinstance(self.split_random_rows, int) or self.split_random_rows < 1:
-            raise ValueError(f"split_random_rows: {self.split_random_rows!r} must be a number of parts, a whole one of 1 or more")
+        check_integers(1, split_random_rows=self.split_random_rows, relation_heads=self.relation_heads)
+        check_integers(0, num_random_subnets=self.num_random_subnets, gradient_cosine_steps=self.gradient_cosine_steps)
         if self.split_random_rows > 1 and self.sampling not in ("sandwich", "progressive"):
             raise ValueError(f"split_random_rows: sampling {self.sampling!r} has no random sizes beside others; use sandwich")
         if self.gradient_checkpointing and not self.subnet_dropout:
@@ -112,9 +113,8 @@ class ElasticTrainingArguments(TrainingArguments):
         for name in self.distillation:
             _check_known("distillation", name, DISTILLATION)
         _check_weights("distillation", self.distillation)
-        for name in ("task_weight", "num_random_subnets", "gradient_cosine_steps"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"{name}: {getattr(self, name)} must be a finite number, 0 or more")
+        if not 0 <= self.task_weight < inf:
+            raise ValueError(f"task_weight: {self.task_weight} must be a finite number, 0 or more")
         for name in ("train_subnets", "eval_subnets"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is one name; it must be a list of names")
@@ -122,8 +122,6 @@ class ElasticTrainingArguments(TrainingArguments):
             raise ValueError("task_weight and every weight of distillation are 0: smaller sizes would learn nothing")
         if not 0 < self.temperature < inf:
             raise ValueError(f"temperature: {self.temperature} must be a finite number above 0")
-        if self.relation_heads < 1:
-            raise ValueError(f"relation_heads: {self.relation_heads} must be 1 or more")
 
 
 def _check_known(option: str, value: str, known) -> None:

@@ -81,7 +81,10 @@ BAD = {
     "limit without data": (["--formats", "onnx-int8", "--max_accuracy_drop", "1"], "max_accuracy_drop needs labelled rows"),
     "fallback without limit": (["--formats", "onnx-int8", "--fallback", "float"], "it needs max_accuracy_drop"),
     "unknown format": (["--formats", "onnx-int4"], "'onnx-int4' is unknown; known: safetensors, onnx, onnx-int8"),
-    "rows": (["--formats", "onnx-int8", "--dataset", "{data}", "--max_eval_rows", "0"], "max_eval_rows: 0 must be 1 or more"),
+    "rows": (
+        ["--formats", "onnx-int8", "--dataset", "{data}", "--max_eval_rows", "0"],
+        "max_eval_rows must be an integer of at least 1, got 0",
+    ),
     "bare build": (["--build", "--formats", "tensorrt"], "build: neither tensorrt nor onnxruntime's"),
     "build true": (["--build", "true", "--formats", "tensorrt"], "build: neither tensorrt nor onnxruntime's"),
     "build of another": (["--build", "--formats", "onnx"], "build: an option of tensorrt; formats: onnx"),

@@ -263,7 +263,7 @@ def test_tokenize_bad_input(tokenizer):
         tokenize_classification(dataset, tokenizer, ["text"], "label", 8)
     with pytest.raises(ValueError, match="split 'train', row 1: no text in column 'text'"):
         tokenize_language_modeling(dataset, tokenizer, "text", 8)
-    with pytest.raises(ValueError, match="max_length=0"):
+    with pytest.raises(ValueError, match="max_length must be an integer of at least 1, got 0"):
         tokenize_classification(dataset, tokenizer, ["text"], "label", 0)
     with pytest.raises(ValueError, match="block_size=1"):
         tokenize_language_modeling(dataset, tokenizer, "text", 1)

@@ -40,7 +40,7 @@ BAD = {
         "sequence_length: the graph cannot run 999",
     ),
     "no such device": ([*SHARED, "--device", "nonsense"], "device: 'nonsense' cannot be used here"),
-    "no items": ([*SHARED, "--limit", "0"], "limit must be at least 1, got 0"),
+    "no items": ([*SHARED, "--limit", "0"], "limit must be an integer of at least 1, got 0"),
     "a folder as output": ([*SHARED, "--output", "{empty}"], "is a folder; give a file"),
     "another file as output": ([*SHARED, "--output", "{exported}/config.json"], "config.json is there and holds no evaluation"),
 }

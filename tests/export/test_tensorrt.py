@@ -215,7 +215,7 @@ def test_profiles():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_batch_size": 0}, "min_batch_size: 0 must be a whole number"),
+        ({"min_batch_size": 0}, "min_batch_size must be an integer of at least 1, got 0"),
         ({"min_batch_size": 9, "max_batch_size": 4}, "batch_size: min 9, opt 4 and max 4 must not fall"),
         ({"opt_sequence_length": 99}, "max_sequence_length: 99 is longer than the model, which takes 62 tokens"),
         ({"precision": "fp8"}, "precision: 'fp8' is unknown; known: fp32, fp16, bf16, int8"),

@@ -228,7 +228,7 @@ def test_a_card_that_somebody_wrote_is_kept(hub, model, tmp_path):
         (["--results", "/nowhere.json"], "cannot read the results /nowhere.json"),
         (["--recipe", "/nowhere.yaml"], "there is no file '/nowhere.yaml'"),
         (["--base_model", "./runs/base"], "./runs/base"),
-        (["--sequence_length", "0"], "sequence_length must be at least 1, got 0"),
+        (["--sequence_length", "0"], "sequence_length must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_input(hub, checkpoint, capsys, options, says):

@@ -105,7 +105,11 @@ def test_evaluation_of_several_streams_is_their_mean():
 
 @pytest.mark.parametrize(
     ("shape", "length", "message"),
-    [((1,), 4, "at least 2 tokens"), ((2, 2, 2), 4, r"got \[2, 2, 2\]"), ((9,), 0, "segment_length must be at least 1, got 0")],
+    [
+        ((1,), 4, "at least 2 tokens"),
+        ((2, 2, 2), 4, r"got \[2, 2, 2\]"),
+        ((9,), 0, "segment_length must be an integer of at least 1, got 0"),
+    ],
 )
 def test_evaluation_of_nonsense_is_refused(shape, length, message):
     with pytest.raises(ValueError, match=message):

@@ -262,7 +262,7 @@ def test_two_processes_find_the_same_peaks():
     for subnet in subnets:
         assert one[subnet].peak_mb > 4e-6 * model.num_parameters_of(subnet)
         assert abs(one[subnet].peak_mb - two[subnet].peak_mb) < 0.1 * one[subnet].peak_mb
-    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="workers must be an integer of at least 1, got 0"):
         measure_memory(model, subnets, Target(1, 8, 1), workers=0)
 
 

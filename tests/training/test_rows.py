@@ -113,5 +113,5 @@ def test_only_where_sizes_are_random(tmp_path):
 
 @pytest.mark.parametrize("parts", [0, -1, 1.5, True])
 def test_parts_are_counted(parts, tmp_path):
-    with pytest.raises(ValueError, match=f"split_random_rows: {parts} must be a number of parts, a whole one of 1 or more"):
+    with pytest.raises(ValueError, match=f"split_random_rows must be an integer of at least 1, got {parts}"):
         arguments(tmp_path, split_random_rows=parts)

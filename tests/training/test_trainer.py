@@ -296,6 +296,9 @@ def test_every_process_and_step_draws_the_same():
         ({"temperature": 0.0}, "temperature: 0.0 must be a finite number above 0"),
         ({"distillation": {"hidden": -1.0}}, "distillation: hidden: -1.0 is not a weight"),
         ({"task_weight": 0.0, "distillation": "{}"}, "would learn nothing"),
+        ({"num_random_subnets": 1.5}, "num_random_subnets must be an integer of at least 0, got 1.5"),
+        ({"gradient_cosine_steps": -1}, "gradient_cosine_steps must be an integer of at least 0, got -1"),
+        ({"relation_heads": 0}, "relation_heads must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_arguments(changes, message, tmp_path):
