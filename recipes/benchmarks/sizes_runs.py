@@ -74,7 +74,7 @@ class Runs:
 
     def results(self, name: str) -> list[dict]:
         """All seeds of a run."""
-        pattern = self.result(name, 0).name.removesuffix("-0.json") + "-[0-9].json"
+        pattern = self.result(name, 0).name.removesuffix("-0.json") + "-[0-9]*.json"
         return [json.loads(path.read_text()) for path in sorted(self.folder.glob(pattern))]
 
     def finetuned(self, seed: int) -> Path:

@@ -36,31 +36,38 @@ class Job:
 def run_jobs(jobs: Sequence[Job], workers: int, threads: int, title: str) -> None:
     """Run every job, `workers` at a time and in their order, each with `threads` threads; show progress on stderr.
 
+    A job that fails does not end the others: they may have run for an hour.
+
     Raises:
-        SystemExit: a job failed; the others are ended.
+        SystemExit: at the end, if a job failed or never got what it needs; names each.
     """
-    waiting, running = list(jobs), {}
+    waiting, running, failed = list(jobs), {}, []
     try:
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task(title, total=len(jobs))
-            while waiting or running:
+            while True:
                 for job in list(waiting):
                     if len(running) < workers and (job.needs is None or job.needs.exists()):
                         waiting.remove(job)
                         running[job] = _start(job, threads)
+                if not running:
+                    break
                 time.sleep(0.5)
                 for job, process in list(running.items()):
                     if process.poll() is None:
                         continue
-                    if process.returncode:
-                        raise SystemExit(f"{job.name} failed; see {job.log}")
                     del running[job]
+                    if process.returncode:
+                        failed.append(f"{job.name} failed; see {job.log}")
+                        progress.console.print(failed[-1])
                     progress.advance(bar)
     finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
+    if problems := failed + [f"{job.name} needs {job.needs}, which is missing" for job in waiting]:
+        raise SystemExit("\n".join(problems))
 
 
 def _start(job: Job, threads: int) -> subprocess.Popen:

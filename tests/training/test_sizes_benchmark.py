@@ -25,7 +25,9 @@ def test_differences_are_paired_by_seed(tmp_path, benchmark_module):
     record(runs.folder, "plain-size50", 0, size50=0.79)
     record(runs.folder, "plain-size50", 1, size50=0.93)
     record(runs.folder, "plain-size50", 3, size50=0.10)  # no elastic run has this seed
-    assert sizes.paired_differences(runs, "plain", "size50", "accuracy") == pytest.approx({0: 1.0, 1: -3.0})
+    record(runs.folder, "elastic", 12, largest=0.9, size50=0.80)
+    record(runs.folder, "plain-size50", 12, size50=0.78)
+    assert sizes.paired_differences(runs, "plain", "size50", "accuracy") == pytest.approx({0: 1.0, 1: -3.0, 12: 2.0})
     assert sizes.paired_differences(runs, "distilled", "size50", "accuracy") == {}
 
 
