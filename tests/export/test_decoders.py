@@ -146,7 +146,7 @@ def test_decoding_stops_at_the_end_token(exported):
     end = int(tokens[0, 2])
     stopped = decode_greedily(runner, ids, mask, NEW, eos_token_id=end).tokens
     assert stopped.shape[1] == list(tokens[0]).index(end) + 1
-    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+    with pytest.raises(ValueError, match="max_new_tokens must be an integer of at least 1, got 0"):
         decode_greedily(runner, ids, mask, 0)
     with pytest.raises(ValueError, match="returns no cache, only logits"):
         decode_greedily(lambda feed: {"logits": np.zeros((1, 6, 9))}, ids, mask, 1)

@@ -273,7 +273,7 @@ def test_runner_takes_tensors_and_arrays(exported):
     assert np.array_equal(runner({**arrays, "labels": np.zeros(3)})["logits"], expected)
     with pytest.raises(ValueError, match=r"needs the inputs \['attention_mask'\]; got \['input_ids'\]"):
         runner({"input_ids": inputs["input_ids"]})
-    with pytest.raises(ValueError, match="threads is 0"):
+    with pytest.raises(ValueError, match="threads must be an integer of at least 1, got 0"):
         OnnxRunner(path, threads=0)
 
 
