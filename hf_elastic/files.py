@@ -8,8 +8,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import yaml
 
 
 def write_atomically(path: str | Path, text: str) -> None:
@@ -75,7 +77,7 @@ def full_disk_is_one_error(folder: str | Path) -> Iterator[None]:
 
 
 def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
-    """An option that is a mapping in a recipe, and JSON or a JSON file on the command line.
+    """An option that is a mapping in a recipe, and JSON, a JSON file or what a recipe would have on the command line.
 
     Raises:
         ValueError: it is neither.
@@ -84,13 +86,23 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
         return None if value is None else dict(value)
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"{name}: {value!r} is not a mapping")
-    # JSON first: as a path it may be longer than a file name can be.
+    # As a path, JSON may be longer than a file name can be.
     is_json = isinstance(value, str) and value.lstrip().startswith("{")
     text = value if is_json or not Path(value).is_file() else Path(value).read_text(encoding="utf-8")
     try:
-        loaded = json.loads(text)
+        loaded = json.loads(text)  # before YAML, where 1e-3 is text
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: {value!r} is neither a JSON mapping nor a JSON file ({error})") from error
+        if not (loaded := _flow_mapping(text)):
+            raise ValueError(f"{name}: {value!r} is neither a JSON mapping nor a JSON file ({error})") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{name}: {value!r} is not a mapping")
     return loaded
+
+
+def _flow_mapping(text: str) -> dict | None:
+    """A mapping as recipes write it, `{logits: 0.5}`, if the text is one."""
+    if not text.lstrip().startswith("{"):
+        return None
+    with suppress(yaml.YAMLError):
+        return yaml.safe_load(text)
+    return None

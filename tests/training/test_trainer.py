@@ -306,6 +306,13 @@ def test_bad_arguments(changes, message, tmp_path):
         arguments(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("text", ['{"logits": 5e-1}', "{logits: 0.5}"])
+def test_mappings_as_json_and_as_recipes_write_them(text, tmp_path):
+    assert arguments(tmp_path, distillation=text).distillation == {"logits": 0.5}
+    with pytest.raises(ValueError, match=r"distillation: '\{logits: ' is neither a JSON mapping nor a JSON file"):
+        arguments(tmp_path, distillation="{logits: ")
+
+
 @pytest.mark.parametrize("sampling", ["sandwich", "single_path"])
 @pytest.mark.parametrize("distillation", [{}, {"logits": 1.0, "hidden": 1.0}])
 def test_a_frozen_size_is_trained_as_in_the_full_model(sampling, distillation, tmp_path):
