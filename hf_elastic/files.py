@@ -80,15 +80,15 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
     """An option that is a mapping in a recipe, and JSON, a JSON file or what a recipe would have on the command line.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of them.
     """
     if value is None or isinstance(value, Mapping):
         return None if value is None else dict(value)
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"{name}: {value!r} is not a mapping")
     # As a path, JSON may be longer than a file name can be.
-    is_json = isinstance(value, str) and value.lstrip().startswith("{")
-    text = value if is_json or not Path(value).is_file() else Path(value).read_text(encoding="utf-8")
+    is_inline = isinstance(value, str) and _is_inline(value)
+    text = value if is_inline or not Path(value).is_file() else Path(value).read_text(encoding="utf-8")
     try:
         loaded = json.loads(text)  # before YAML, where 1e-3 is text
     except json.JSONDecodeError as error:
@@ -99,10 +99,20 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
     return loaded
 
 
+def read_name_or_mapping(name: str, value: str | Mapping | None) -> str | dict | None:
+    """An option that may also be a name, which stays as it is; the rest as by `read_mapping`, which raises."""
+    is_name = isinstance(value, str) and not _is_inline(value)
+    return value if is_name else read_mapping(name, value)
+
+
+def _is_inline(text: str) -> bool:
+    return text.lstrip().startswith("{")
+
+
 def _flow_mapping(text: str) -> dict | None:
     """A mapping as recipes write it, `{logits: 0.5}`, if the text is one."""
-    if not text.lstrip().startswith("{"):
+    if not _is_inline(text):
         return None
-    with suppress(yaml.YAMLError):
+    with suppress(yaml.YAMLError, ValueError):  # ValueError: of dates that are none
         return yaml.safe_load(text)
     return None

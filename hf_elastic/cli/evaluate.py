@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from transformers import AutoConfig
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import has_file
 
+from ..files import read_name_or_mapping
 from ..loading import check_path
 from .common import parse
 from .data import check_device, load_elastic, load_tokenizer
@@ -48,21 +47,7 @@ class EvaluateArguments:
         if self.tasks is not None:
             self.tasks = [name for given in self.tasks for name in given.split(",") if name]
         if self.subnets is not None:
-            self.subnets = [read_subnet(given) for given in self.subnets]
-
-
-def read_subnet(given: str | Mapping) -> str | Mapping:
-    """A name as it is, JSON as a mapping.
-
-    Raises:
-        ValueError: it begins like JSON and is none.
-    """
-    if isinstance(given, Mapping) or not given.lstrip().startswith("{"):
-        return given
-    try:
-        return json.loads(given)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"subnets: {given!r} is not JSON ({error})") from error
+            self.subnets = [read_name_or_mapping("subnets", given) for given in self.subnets]
 
 
 def main(argv: list[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..export import FORMATS, export_subnet
 from ..export.formats import select
 from ..export.subnet import check_limit
-from ..files import read_mapping
+from ..files import read_mapping, read_name_or_mapping
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer
 from .export_data import check_rows, read_calibration, read_held_out
@@ -92,8 +92,7 @@ class ExportArguments(DataArguments):
     def __post_init__(self):
         if self.subnet is not None and self.frontier is not None:
             raise ValueError("give subnet or frontier, not both")
-        if not isinstance(self.subnet, str) or self.subnet.lstrip().startswith("{"):
-            self.subnet = read_mapping("subnet", self.subnet)
+        self.subnet = read_name_or_mapping("subnet", self.subnet)
         self.limits = read_mapping("limits", self.limits)
 
 

@@ -9,7 +9,7 @@ from math import inf
 from transformers import TrainingArguments
 
 from ..checks import check_integers
-from ..files import read_mapping
+from ..files import read_mapping, read_name_or_mapping
 from .conflict import GRADIENT_SURGERY
 from .losses import DISTILLATION
 from .sampling import SAMPLING, SIZE_WEIGHTS
@@ -103,8 +103,8 @@ class ElasticTrainingArguments(TrainingArguments):
                 "subnet_dropout: false does not go with gradient_checkpointing, which transformers does in training mode only"
             )
         _check_known("gradient_surgery", self.gradient_surgery, GRADIENT_SURGERY)
-        if isinstance(self.size_weights, Mapping) or str(self.size_weights).lstrip().startswith("{"):
-            self.size_weights = read_mapping("size_weights", self.size_weights)
+        self.size_weights = read_name_or_mapping("size_weights", self.size_weights)
+        if isinstance(self.size_weights, Mapping):
             _check_weights("size_weights", self.size_weights)
         else:
             _check_known("size_weights", self.size_weights, SIZE_WEIGHTS)

@@ -31,7 +31,10 @@ BAD = {
     "no such model": ([*SHARED, "--model", "/no/such/model"], "no checkpoint folder '/no/such/model'"),
     "unknown size": ([*SHARED, "--subnets", "tiny"], "tiny"),
     "impossible size": ([*SHARED, "--subnets", '{"intermediate_size": 480}'], "480"),
-    "broken JSON": ([*SHARED, "--subnets", '{"intermediate_size"'], "is not JSON"),
+    "broken JSON": (
+        [*SHARED, "--subnets", '{"intermediate_size"'],
+        "subnets: '{\"intermediate_size\"' is neither a JSON mapping",
+    ),
     "sizes of a stock model": ([*SHARED, "--model", "{exported}", "--subnets", "small"], "is not elastic, so it has one size"),
     "generation with a graph": ([*SHARED, "--model", "{exported}/onnx", "--tasks", "triviaqa"], "triviaqa: it generates text"),
     "too long to time": ([*SHARED, "--latency", "true", "--sequence_length", "999"], "sequence_length: the model cannot run 999"),

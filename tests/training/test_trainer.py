@@ -309,6 +309,7 @@ def test_bad_arguments(changes, message, tmp_path):
 @pytest.mark.parametrize("text", ['{"logits": 5e-1}', "{logits: 0.5}"])
 def test_mappings_as_json_and_as_recipes_write_them(text, tmp_path):
     assert arguments(tmp_path, distillation=text).distillation == {"logits": 0.5}
+    assert arguments(tmp_path, size_weights=text.replace("logits", "largest")).size_weights == {"largest": 0.5}
     with pytest.raises(ValueError, match=r"distillation: '\{logits: ' is neither a JSON mapping nor a JSON file"):
         arguments(tmp_path, distillation="{logits: ")
 
