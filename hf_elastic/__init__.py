@@ -4,8 +4,8 @@ from importlib import import_module
 
 from . import backbones as backbones
 from . import models
-from .configuration_elastic import ElasticConfig
-from .modeling_elastic import (
+from .core.configuration_elastic import ElasticConfig
+from .core.modeling_elastic import (
     ElasticForCausalLM,
     ElasticForMaskedLM,
     ElasticForMultipleChoice,
@@ -16,7 +16,7 @@ from .modeling_elastic import (
     ElasticPreTrainedModel,
     register,
 )
-from .space import Space, Subnet
+from .core.space import Space, Subnet
 
 __version__ = "0.1.0"
 
@@ -52,7 +52,7 @@ models.register()
 
 
 def _write_card(*args, **kwargs) -> None:
-    from .export.card_writer import write_model_card
+    from .hub.card_writer import write_model_card
 
     write_model_card(*args, **kwargs)
 

@@ -1,6 +1,6 @@
 """BERT, RoBERTa and ELECTRA: post-norm encoders with separate query, key and value matrices."""
 
-from ..spec import Spec, register_spec
+from ..core.spec import Spec, register_spec
 
 LAYER = {
     "*attention.self.*.weight": "(heads head) hidden",

@@ -1,6 +1,6 @@
 """DistilBERT: BERT's layers under other names, without token types or a pooler."""
 
-from ..spec import Spec, register_spec
+from ..core.spec import Spec, register_spec
 
 DISTILBERT = register_spec(
     Spec(

@@ -1,6 +1,6 @@
 """GPT-2: learned positions, and Conv1D layers, whose weights are stored input side first."""
 
-from ..spec import Spec, register_spec
+from ..core.spec import Spec, register_spec
 
 GPT2 = register_spec(
     Spec(

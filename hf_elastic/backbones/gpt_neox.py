@@ -1,6 +1,6 @@
 """GPT-NeoX (Pythia): rotary positions, query, key and value interleaved head by head."""
 
-from ..spec import Spec, register_spec
+from ..core.spec import Spec, register_spec
 
 GPT_NEOX = register_spec(
     Spec(

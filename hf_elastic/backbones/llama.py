@@ -1,6 +1,6 @@
 """Llama and the decoders built like it: RMSNorm, rotary positions, grouped queries, gated feed-forward."""
 
-from ..spec import Spec, register_spec
+from ..core.spec import Spec, register_spec
 
 CONFIG = {
     "hidden_size": "hidden",

@@ -1,6 +1,6 @@
 """ModernBERT: pre-norm encoder with rotary positions, fused projections and alternating local attention."""
 
-from ..spec import Spec, register_spec
+from ..core.spec import Spec, register_spec
 
 MODERNBERT = register_spec(
     Spec(

@@ -1,6 +1,6 @@
 """OPT: learned positions, and embeddings that may be narrower than the hidden size."""
 
-from ..spec import Spec, register_spec
+from ..core.spec import Spec, register_spec
 
 OPT = register_spec(
     Spec(

@@ -1,6 +1,6 @@
 """Transformer-XL, of `hf_elastic.models.transfo_xl`: relative positions, and tables of tokens by cluster."""
 
-from ..spec import Spec, register_spec
+from ..core.spec import Spec, register_spec
 
 CLUSTERS = 16  # of the adaptive embedding and softmax, at most; each has axes of its own
 TABLES: dict[str, str] = {}

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass, field
 
 from ..data.task import TASKS
-from ..files import check_output, read_mapping, staged
-from ..portable_tokenizer import save_tokenizer
+from ..utils.files import check_output, staged
+from ..utils.options import read_mapping
+from ..utils.tokenizer import save_tokenizer
 from .common import parse
 
 
@@ -89,7 +90,8 @@ def run(args: ConvertArguments) -> None:
     import torch
 
     import hf_elastic
-    from hf_elastic.space import Space, Subnet
+
+    from ..core.space import Space, Subnet
 
     if args.space is not None:
         Space.from_dict(args.space)
@@ -158,11 +160,11 @@ def from_scratch(elastic_class, args: ConvertArguments):
     """
     from transformers import AutoConfig
 
-    from hf_elastic import ElasticConfig
-    from hf_elastic.export.architecture import frozen_config
-    from hf_elastic.layout import named_layer_order
-    from hf_elastic.partition import partition_heads
-    from hf_elastic.spec import spec_for
+    from .. import ElasticConfig
+    from ..core.layout import named_layer_order
+    from ..core.partition import partition_heads
+    from ..core.spec import spec_for
+    from ..export.architecture import frozen_config
 
     fields = dict(args.model_config)
     if "model_type" not in fields:

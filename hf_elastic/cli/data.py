@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import cached_file, has_file
 
-from ..loading import check_path
+from ..core.loading import check_path
 
 
 @dataclass

@@ -9,8 +9,8 @@ from transformers import AutoConfig
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import has_file
 
-from ..files import read_name_or_mapping
-from ..loading import check_path
+from ..core.loading import check_path
+from ..utils.options import read_name_or_mapping
 from .common import parse
 from .data import check_device, load_elastic, load_tokenizer
 
@@ -70,10 +70,10 @@ def run(args: EvaluateArguments):
 
     from ..evaluation.evaluate import Settings, evaluate
     from ..evaluation.table import make_tables, remarks
-    from ..search.targets import Target
+    from ..measure.workload import Workload
 
     settings = Settings(args.num_fewshot, args.limit, args.batch_size)
-    target = Target(sequence_length=args.sequence_length, threads=args.threads) if args.latency else None
+    target = Workload(sequence_length=args.sequence_length, threads=args.threads) if args.latency else None
     path = Path(args.output)
     if path.is_dir():
         raise ValueError(f"output: {path} is a folder; give a file such as {path / 'evaluation.json'}")

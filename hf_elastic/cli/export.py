@@ -11,7 +11,7 @@ from pathlib import Path
 from ..export import FORMATS, export_subnet
 from ..export.formats import select
 from ..export.subnet import check_limit
-from ..files import read_mapping, read_name_or_mapping
+from ..utils.options import read_mapping, read_name_or_mapping
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer
 from .export_data import check_rows, read_calibration, read_held_out
@@ -123,8 +123,8 @@ def run(args: ExportArguments) -> dict | None:
     Returns:
         format -> its parity record; None on a dry run.
     """
-    from ..files import check_output
     from ..search import Frontier
+    from ..utils.files import check_output
 
     # The packages are checked before the data are read, which can take a while.
     select(args.formats)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..checks import check_integers
-from ..export.held_out import HeldOut
+from ..export.scoring import HeldOut
+from ..utils.options import check_integers
 from .data import located, prepare_for
 
 TEXT_TASKS = ("sequence-classification", "causal-lm")

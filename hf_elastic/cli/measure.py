@@ -56,11 +56,11 @@ def run(args: MeasureArguments):
     """
     from rich.console import Console
 
-    from ..search.profile import measure_profile
-    from ..search.progress import Bar
-    from ..search.targets import Target
+    from ..measure.profile import measure_profile
+    from ..measure.workload import Workload
+    from ..utils.progress import Bar
 
-    target = Target(args.batch_size, args.sequence_length, args.threads, args.seed, args.runtime, args.phase)
+    target = Workload(args.batch_size, args.sequence_length, args.threads, args.seed, args.runtime, args.phase)
     path = Path(args.output)
     if path.is_dir():
         raise ValueError(f"output: {path} is a folder; give a file such as {path / 'profile.json'}")
@@ -87,8 +87,8 @@ def table_of(model, profile, names: list[str]):
     """Sizes, counts, latency with its interval, and peak memory."""
     from rich.table import Table
 
-    from ..search.frontier import Point
     from ..search.picture import short_names
+    from ..search.point import Point
 
     target = profile.target
     grid = Table("size", "parameters", "GFLOPs", "latency (95% interval)", "peak memory")
@@ -104,10 +104,10 @@ def table_of(model, profile, names: list[str]):
 
 def remarks(model, profile) -> list[str]:
     """How well other sizes can be predicted from these, and whether the machine was busy."""
-    from ..search.measure import doubts
-    from ..search.predict import FEWEST, cost_models
+    from ..measure.cost_model import FEWEST, cost_models
+    from ..measure.latency import measurement_warnings
 
-    uncertain = doubts([one.latency for one in profile.measured])
+    uncertain = measurement_warnings([one.latency for one in profile.measured])
     found = [f"warning: {doubt} (--repeats and --budget_seconds allow more samples)" for doubt in uncertain]
     if len(profile.measured) >= FEWEST:
         for name, fitted in cost_models(model, profile).items():

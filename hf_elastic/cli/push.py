@@ -8,9 +8,8 @@ from pathlib import Path
 
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ..checks import check_integers
-from ..files import read_mapping
-from ..loading import check_path
+from ..core.loading import check_path
+from ..utils.options import check_integers, read_mapping
 from .common import parse, read_yaml
 from .data import load_elastic, load_tokenizer
 
@@ -97,15 +96,15 @@ def run(args: PushArguments) -> list:
     """
     from huggingface_hub.utils import validate_repo_id
 
-    from ..export.hub import check_push, push_folder, push_model
-    from ..export.shells import folder_config, shell_of
-    from ..upload import connect
+    from ..hub.client import connect
+    from ..hub.meta_model import folder_config, meta_model
+    from ..hub.push import check_push, push_folder, push_model
 
     validate_repo_id(args.repo_id)
     folder = checked_folder(args.model)
     common = {"private": args.private, "overwrite": args.overwrite, "dry_run": args.dry_run, "message": args.commit_message}
     config = folder_config(folder)
-    model = shell_of(config)
+    model = meta_model(config)
     facts = card_facts(model, folder, args)
     if config.model_type != "elastic" or config.frozen is not None:
         if args.subnets or args.exports:
@@ -149,8 +148,8 @@ def checked_folder(name: str) -> Path:
 
 def card_facts(model, folder: Path, args: PushArguments):
     """What the cards say: the files of the checkpoint's folder and those that the arguments name, read."""
-    from ..export.card import CardFacts
-    from ..export.measured import from_evaluation, from_frontier, from_metrics
+    from ..hub.cards import CardFacts
+    from ..hub.measured import from_evaluation, from_frontier, from_metrics
     from ..search import Frontier
 
     frontier = None if args.frontier is None else Frontier.load(args.frontier)

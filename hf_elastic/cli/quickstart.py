@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import check_output
-from ..loading import check_path
-from ..portable_tokenizer import save_tokenizer
+from ..core.loading import check_path
+from ..utils.files import check_output
+from ..utils.tokenizer import save_tokenizer
 from .common import parse
 
 # Depth and feed-forward width leave a stock BERT of that size; fewer heads at full hidden size do not, so the search, asked
@@ -122,7 +122,7 @@ def convert(args: QuickstartArguments, console):
 
 def space_for(config) -> dict:
     """Shares of the full depth, heads and feed-forward width that are whole numbers for this model."""
-    from ..spec import spec_for
+    from ..core.spec import spec_for
 
     spec = spec_for(config.model_type)
     fields = {"num_hidden_layers": "num_hidden_layers"}
@@ -142,10 +142,10 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> No
     """Train all sizes and save the supernet to `folder/elastic`."""
     import torch
 
-    from ..files import staged
     from ..metrics import compute_accuracy
     from ..training import ElasticTrainer, ElasticTrainingArguments
     from ..training.precision import prefers_bf16
+    from ..utils.files import staged
 
     use_cpu = not torch.cuda.is_available()
     steps = int(len(data.splits["train"]) / args.train_batch_size * args.epochs)

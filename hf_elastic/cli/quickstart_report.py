@@ -59,8 +59,8 @@ def final_table(model, data, chosen, folder: Path, seed: int):
     from rich.table import Table
     from transformers import AutoModelForSequenceClassification
 
-    from ..export.onnx import OnnxRunner
-    from ..search.measure import measure_latency
+    from ..measure.latency import measure_latency
+    from ..runtimes.onnxruntime import OnnxRunner
 
     split = "test" if "test" in data.splits else "validation"
     longest = max(data.splits[split], key=lambda row: len(row["input_ids"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..files import check_output
+from ..utils.files import check_output
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 

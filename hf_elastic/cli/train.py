@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.loading import check_path
 from ..data.task import PREPARED, TASKS
-from ..files import read_mapping, write_atomically
-from ..loading import check_path
 from ..training.arguments import ElasticTrainingArguments
+from ..utils.files import write_atomically
+from ..utils.options import read_mapping
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 

@@ -1,7 +1,7 @@
 """Data sets and pretrained weights which the rest of the package trains and measures with."""
 
-from hf_elastic.data.docstrings import build_docstrings
-from hf_elastic.data.loading import (
+from .docstrings import build_docstrings
+from .loading import (
     check_labels,
     columns_of,
     encode_labels,
@@ -25,7 +25,7 @@ __all__ = [
 def __getattr__(name: str):
     # `python -m hf_elastic.data.minilm` would warn if the package had imported the module before it runs.
     if name == "minilm_path":
-        from hf_elastic.data.minilm import minilm_path
+        from .minilm import minilm_path
 
         return minilm_path
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

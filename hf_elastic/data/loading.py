@@ -15,8 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
-from hf_elastic.checks import check_integers
-from hf_elastic.data.docstrings import build_docstrings
+from ..utils.options import check_integers
+from .docstrings import build_docstrings
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from transformers import (
     default_data_collator,
 )
 
-from ..checks import check_integers
+from ..utils.options import check_integers
 from .loading import check_labels, columns_of, encode_labels, load_text_dataset
 from .loading import tokenize_classification as tokenize_texts
 from .loading import tokenize_language_modeling as tokenize_blocks

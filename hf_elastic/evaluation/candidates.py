@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ..export.openvino_formats import IR
-from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
-from ..search.digests import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
-from ..search.targets import Target, exported_call, load_graph, model_call
+from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
+from ..graphs.openvino import IR
+from ..measure.digests import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
+from ..measure.workload import Workload, exported_call, load_graph, model_call
 
 # File of a graph -> the runtime that it is run with.
 GRAPHS = {"model.onnx": "onnxruntime", IR: "openvino"}
@@ -39,7 +39,7 @@ class Candidate:
     parameters: int
     model: PreTrainedModel | GraphModel
     generates: bool
-    call: Callable[[Target], Callable[[], object]]
+    call: Callable[[Workload], Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,15 @@ def graph_candidates(folder: Path, threads: int | None = None) -> Candidates:
     return Candidates([size], digest.hexdigest()[:16])
 
 
-def torch_call(model: PreTrainedModel) -> Callable[[Target], Callable[[], object]]:
+def torch_call(model: PreTrainedModel) -> Callable[[Workload], Callable[[], object]]:
     """What is timed of a torch model."""
     return lambda target: model_call(target, model, random_input(target, model))
 
 
-def graph_call(model: GraphModel) -> Callable[[Target], Callable[[], object]]:
+def graph_call(model: GraphModel) -> Callable[[Workload], Callable[[], object]]:
     """What is timed of a graph; raises ValueError if it cannot run the target's input."""
 
-    def call(target: Target) -> Callable[[], object]:
+    def call(target: Workload) -> Callable[[], object]:
         run = exported_call(replace(target, runtime=model.runtime), model.file, random_input(target, model))
         try:
             run()
@@ -163,8 +163,8 @@ def graph_call(model: GraphModel) -> Callable[[Target], Callable[[], object]]:
     return call
 
 
-def random_input(target: Target, model: PreTrainedModel | GraphModel) -> dict[str, torch.Tensor]:
-    """Random tokens "batch length" without padding, drawn as `Target.make_input` draws those of an elastic model."""
+def random_input(target: Workload, model: PreTrainedModel | GraphModel) -> dict[str, torch.Tensor]:
+    """Random tokens "batch length" without padding, drawn as `Workload.make_input` draws those of an elastic model."""
     generator = torch.Generator().manual_seed(target.seed)
     shape = (target.batch_size, target.sequence_length)
     ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)

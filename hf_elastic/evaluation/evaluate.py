@@ -13,10 +13,10 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import check_integers
-from ..search.measure import Latency, machine_facts, measure_latency
-from ..search.progress import Bar
-from ..search.targets import Target, use_threads
+from ..measure.latency import Latency, machine_facts, measure_latency
+from ..measure.workload import Workload, use_threads
+from ..utils.options import check_integers
+from ..utils.progress import Bar
 from .candidates import Candidate, Candidates
 from .harness import SEED, VERSION, CandidateLM, chance, load_task, run_task
 from .results import Results
@@ -52,7 +52,7 @@ def evaluate(
     files: Sequence[TaskFile],
     output: Path,
     settings: Settings,
-    target: Target | None = None,
+    target: Workload | None = None,
 ) -> Results:
     """Score every size on every task, going on where `output` ends.
 
@@ -85,7 +85,7 @@ def evaluate(
     return results
 
 
-def measure(sizes: Sequence[Candidate], results: Results, target: Target) -> None:
+def measure(sizes: Sequence[Candidate], results: Results, target: Workload) -> None:
     """Time the sizes, interleaved in one run, unless the results have that already.
 
     Raises:

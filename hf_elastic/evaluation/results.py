@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..files import write_atomically
-from ..search.measure import Latency
+from ..measure.latency import Latency
+from ..utils.files import write_atomically
 from .candidates import Candidate
 from .harness import Score
 from .suite import TaskFile

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from ..configuration_elastic import ElasticConfig
-from ..files import write_atomically
-from ..modeling_elastic import ElasticPreTrainedModel
-from ..partition import partition_heads
-from ..portable import portable_config
-from ..space import DEPTH_AXES
-from ..spec import spec_for
+from ..core.configuration_elastic import ElasticConfig
+from ..core.modeling_elastic import ElasticPreTrainedModel
+from ..core.partition import partition_heads
+from ..core.portable import portable_config
+from ..core.space import DEPTH_AXES
+from ..core.spec import spec_for
+from ..utils.files import write_atomically
 
 
 def architecture_config(model: ElasticPreTrainedModel, subnet: str | Mapping | None = None) -> PretrainedConfig:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling_elastic import ElasticPreTrainedModel
-from ..portable import portable_config
-from ..portable_tokenizer import save_tokenizer
+from ..core.modeling_elastic import ElasticPreTrainedModel
+from ..core.portable import portable_config
+from ..utils.tokenizer import save_tokenizer
+from .formats import Export, Format, register
+from .outputs import predict
 
 
 def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -67,3 +71,35 @@ def _move(unfinished: Path, directory: Path) -> None:
         return
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, directory / path.name)
+
+
+def write_checkpoint(model: ElasticPreTrainedModel, subnet, folder: Path, tokenizer=None) -> None:
+    """Write the extracted size: readable without this package where it is standard."""
+    extracted = model.extract(subnet)
+    if model.portability_of(subnet) == "standard":
+        save_standard(extracted, folder, tokenizer)
+        return
+    extracted.save_pretrained(folder)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder)
+
+
+def _write(export: Export, folder: Path) -> None:
+    write_checkpoint(export.model, export.subnet, folder, export.tokenizer)
+
+
+def _load(export: Export, folder: Path, threads: int | None = None) -> Callable[[Mapping], np.ndarray]:
+    """Read the written checkpoint as a user would. The number of threads is torch's own."""
+    standard = export.model.portability_of(export.subnet) == "standard"
+    loader = type(export.model.base) if standard else type(export.model)
+    model = loader.from_pretrained(folder).eval()
+    return lambda inputs: predict(model, inputs)
+
+
+def _run(export: Export, folder: Path) -> np.ndarray:
+    return _load(export, folder)(export.inputs.tensors)
+
+
+CHECKPOINT = register(
+    Format("safetensors", "a checkpoint, stock where the size is standard", write=_write, run=_run, load=_load, in_root=True)
+)

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling_elastic import ElasticPreTrainedModel
-from .held_out import HeldOut
+from ..core.modeling_elastic import ElasticPreTrainedModel
 from .parity import Tolerance, default_tolerance
+from .scoring import HeldOut
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
+from ..utils.files import write_atomically
 
 LIBRARIES = (
     "hf-elastic", "torch", "transformers", "onnx", "onnxruntime", "onnxscript", "optimum", "optimum-onnx", "openvino", "nncf",

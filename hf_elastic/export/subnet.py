@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files import check_output, full_disk_is_one_error, staged
-from ..modeling_elastic import ElasticPreTrainedModel
+from ..core.modeling_elastic import ElasticPreTrainedModel
+from ..utils.files import check_output, full_disk_is_one_error, staged
+from .checkpoint import CHECKPOINT
 from .formats import Export, Format, Inputs, longest_sequence, select
-from .held_out import HeldOut, worth
-from .outputs import CHECKPOINT, predict
+from .outputs import predict
 from .parity import ParityError, compare, violations, write_parity
-from .vocabulary import prune_and_compare, read_vocabulary_texts
+from .scoring import HeldOut, worth
+from .vocabulary.pruning import prune_and_compare, read_vocabulary_texts
 
 # Compared where the caller has no text of its own: of several lengths, so that padding is exercised.
 TEXTS = (

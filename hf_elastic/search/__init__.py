@@ -1,7 +1,8 @@
 """Find the sizes of a supernet that are worth having on the machine that will run them."""
 
-from .frontier import Frontier, Objective, Point
-from .measure import Latency, measure_latency
+from ..measure.latency import Latency, measure_latency
+from .frontier import Frontier, Point
+from .objectives import Objective
 from .search import search_subnets
 
 __all__ = ["Frontier", "Latency", "Objective", "Point", "measure_latency", "search_subnets"]

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..space import Subnet
-from .measure import Latency
-from .objectives import LATENCY, MEMORY, Constraint, number
+from ..core.space import Subnet
+from ..measure.latency import Latency
+from ..measure.values import LATENCY, MEMORY
+from .objectives import Constraint, number
 
 MEASURED, PREDICTED = "measured", "predicted"
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..space import Space
-from .algorithms import ALGORITHMS, Algorithm
+from ..core.space import Space
+from .algorithms.table import ALGORITHMS, Algorithm
 from .candidate import Candidate
-from .evaluate import Evaluator
-from .frontier import Objective
-from .genes import Genes
+from .encoding import Encoding
+from .evaluator import Evaluator
+from .objectives import Objective
 from .task import Task
 
 DRAWS = 500  # random subnets looked at to find one that is new and allowed
@@ -44,7 +44,7 @@ def explore(
         seed: of the algorithm.
         on_each: called after each evaluated subnet.
     """
-    genes = Genes(space.genes())
+    genes = Encoding(space.genes())
     is_known = any(name in evaluator.closed.names for name in evaluator.rules.wanted)
 
     def known(places: np.ndarray) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ def explore(
 class _Course:
     """An algorithm that speaks of candidates, and is told of each once."""
 
-    def __init__(self, evaluator: Evaluator, space: Space, genes: Genes, algorithm: Algorithm):
+    def __init__(self, evaluator: Evaluator, space: Space, genes: Encoding, algorithm: Algorithm):
         self.evaluator = evaluator
         self.space = space
         self.genes = genes

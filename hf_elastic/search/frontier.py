@@ -4,78 +4,18 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from numbers import Real
 from pathlib import Path
 
 import numpy
 from rich.table import Table
 
-DIRECTIONS = ("maximize", "minimize")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One quantity that a search optimises.
-
-    Attributes:
-        name: key of the quantity in `Point.values`; also the keyword of its limit in `Frontier.best`.
-        direction: "maximize" or "minimize".
-        unit: unit for axes and tables, e.g. "ms"; empty if it has none.
-    """
-
-    name: str
-    direction: str
-    unit: str = ""
-
-    def __post_init__(self):
-        if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction of objective {self.name!r} is {self.direction!r}; allowed: {', '.join(DIRECTIONS)}")
-
-    @property
-    def sign(self) -> int:
-        """Factor that turns a value into a cost: 1 if minimised, -1 if maximised."""
-        return 1 if self.direction == "minimize" else -1
-
-    @property
-    def title(self) -> str:
-        """For people, with the unit: "peak memory (MB)"."""
-        if not self.unit:
-            return self.name.replace("_", " ")
-        return f"{self.name.removesuffix(f'_{self.unit.lower()}').replace('_', ' ')} ({self.unit})"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One evaluated subnet.
-
-    Attributes:
-        subnet: the choice, with values that JSON can hold.
-        values: measured numbers by name, at least the objectives if the point is feasible.
-        details: anything else worth keeping. Under the name of a value: its interval `[low, high]` in the same unit.
-        name: a name for tables and pictures; "full" and "chosen" are marked specially.
-        feasible: False if the subnet breaks a constraint of the search; such a point is never on the frontier.
-    """
-
-    subnet: dict
-    values: dict[str, float]
-    details: dict = field(default_factory=dict)
-    name: str | None = None
-    feasible: bool = True
-
-    def __post_init__(self):
-        for part in (self.subnet, self.values, self.details):
-            if not isinstance(part, dict):
-                raise ValueError(f"subnet, values and details of a point must be dicts, got {part!r}")
-        for name, value in self.values.items():
-            if not isinstance(value, Real) or not math.isfinite(value):
-                raise ValueError(f"value {name!r} of subnet {self.subnet} is {value!r}; it must be a finite number, or left out")
-            interval = self.details.get(name, (value, value))
-            if not isinstance(interval, list | tuple) or len(interval) != 2 or not interval[0] <= value <= interval[1]:
-                raise ValueError(f"details[{name!r}] must be [low, high] around {value}, got {interval!r}")
-        # numpy and torch scalars are not JSON
-        object.__setattr__(self, "values", {name: float(value) for name, value in self.values.items()})
+from ..utils.files import replace_file
+from .objectives import Objective
+from .pareto import _sliced_volume, non_dominated, signed_costs
+from .point import Point
 
 
 class Frontier:
@@ -234,7 +174,7 @@ class Frontier:
             repo_id: `owner/name`, or `name` for the user of the token.
             path_in_repo: folder in the repository.
             token: for the Hub; default: HF_TOKEN, or that of `hf auth login`.
-            **options: `private`, `overwrite` and `message`, as for `hf_elastic.upload.push`.
+            **options: `private`, `overwrite` and `message`, as for `hf_elastic.hub.client.push`.
 
         Returns:
             The commit that holds them.
@@ -243,7 +183,7 @@ class Frontier:
             ValueError: no token; or files of these names are there and differ, and `overwrite` is not True.
             HubError: the Hub refuses, fails or cannot be reached.
         """
-        from ..upload import Upload, connect, full_name, push
+        from ..hub.client import Upload, connect, full_name, push
 
         api = connect(token)
         prefix = f"{path_in_repo.strip('/')}/" if path_in_repo.strip("/") else ""
@@ -261,59 +201,3 @@ class Frontier:
         from .picture import make_table
 
         return make_table(self)
-
-
-def non_dominated(costs: numpy.ndarray) -> numpy.ndarray:
-    """Which rows of costs no other row dominates: none is at most as large everywhere and smaller somewhere.
-
-    Args:
-        costs: "points objectives", all minimised.
-
-    Returns:
-        "points", boolean. Equal rows do not dominate each other.
-    """
-    # In lexicographic order a row can only be dominated by an earlier one, so each survivor is compared with the later ones.
-    remaining = numpy.lexsort(costs.T[::-1])
-    columns = numpy.ascontiguousarray(costs[remaining].T)
-    position = 0
-    while position < len(remaining):
-        current, later = columns[:, position : position + 1], columns[:, position + 1 :]
-        keep = (later < current).any(axis=0) | (later == current).all(axis=0)
-        position += 1
-        if not keep.all():
-            keep = numpy.concatenate([numpy.ones(position, dtype=bool), keep])
-            columns, remaining = columns[:, keep], remaining[keep]
-    mask = numpy.zeros(len(costs), dtype=bool)
-    mask[remaining] = True
-    return mask
-
-
-def signed_costs(objectives: Sequence[Objective], points: Sequence[Point]) -> numpy.ndarray:
-    """Values as "points objectives", signed so that smaller is better."""
-    rows = [[objective.sign * point.values[objective.name] for objective in objectives] for point in points]
-    return numpy.array(rows, dtype=float).reshape(len(points), len(objectives))
-
-
-def _sliced_volume(costs: numpy.ndarray, worst: numpy.ndarray) -> float:
-    """Volume dominated by the rows of costs, all below worst: slabs along the last objective times their cross-sections."""
-    if len(costs) == 0:
-        return 0.0
-    if costs.shape[1] == 1:
-        return worst[0] - costs.min()
-    costs = costs[numpy.argsort(costs[:, -1])]
-    thickness = numpy.diff(costs[:, -1], append=worst[-1])
-    if costs.shape[1] == 2:
-        return ((worst[0] - numpy.minimum.accumulate(costs[:, 0])) * thickness).sum()
-    return sum(slab * _sliced_volume(costs[: i + 1, :-1], worst[:-1]) for i, slab in enumerate(thickness) if slab > 0)
-
-
-def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Let write fill a temporary sibling, then move it over path, so that a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,11 +6,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-from .frontier import Objective
-from .proxies import CLOSED_FORMS
+from ..measure.values import ACCURACY, FLOPS, LATENCY, LOSS, MEMORY, PARAMETERS, PERPLEXITY
+from .proxies.table import CLOSED_FORMS
 
-ACCURACY, LOSS, PERPLEXITY = "accuracy", "loss", "perplexity"
-LATENCY, MEMORY, PARAMETERS, FLOPS = "latency_ms", "peak_memory_mb", "parameters", "flops"
+DIRECTIONS = ("maximize", "minimize")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One quantity that a search optimises.
+
+    Attributes:
+        name: key of the quantity in `Point.values`; also the keyword of its limit in `Frontier.best`.
+        direction: "maximize" or "minimize".
+        unit: unit for axes and tables, e.g. "ms"; empty if it has none.
+    """
+
+    name: str
+    direction: str
+    unit: str = ""
+
+    def __post_init__(self):
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"direction of objective {self.name!r} is {self.direction!r}; allowed: {', '.join(DIRECTIONS)}")
+
+    @property
+    def sign(self) -> int:
+        """Factor that turns a value into a cost: 1 if minimised, -1 if maximised."""
+        return 1 if self.direction == "minimize" else -1
+
+    @property
+    def title(self) -> str:
+        """For people, with the unit: "peak memory (MB)"."""
+        if not self.unit:
+            return self.name.replace("_", " ")
+        return f"{self.name.removesuffix(f'_{self.unit.lower()}').replace('_', ' ')} ({self.unit})"
+
 
 # Name in a call or a recipe -> the value it stands for.
 OBJECTIVES = {

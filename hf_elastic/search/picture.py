@@ -8,8 +8,12 @@ import numpy
 from rich.table import Table
 from rich.text import Text
 
+from ..utils.files import replace_file
 from .candidate import PREDICTED
-from .frontier import Frontier, Objective, Point, non_dominated, replace_file, signed_costs
+from .frontier import Frontier
+from .objectives import Objective
+from .pareto import non_dominated, signed_costs
+from .point import Point
 
 MOST_LABELS = 8
 LABEL_LETTERS = {

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..modeling_elastic import ElasticPreTrainedModel
-from ..space import HEADS, Space
-from .genes import Genes
-from .objectives import FLOPS, PARAMETERS
-from .predict import CostModel, features_of, full_features
-from .proxies import CLOSED_FORMS, PROXIES
-from .shapes import ShapeCounts
+from ..core.modeling_elastic import ElasticPreTrainedModel
+from ..core.space import HEADS, Space
+from ..measure.cost_model import CostModel, features_of, full_features
+from ..measure.values import FLOPS, PARAMETERS
+from .encoding import Encoding
+from .proxies.shapes import ShapeCounts
+from .proxies.table import CLOSED_FORMS, PROXIES
 
 # Axis -> `[N]` for the whole model, `[N, L]` or `[N, 1]` within layers; and which layers are kept, `[N, L]`.
 Population = tuple[dict[str, np.ndarray], np.ndarray]
 
 
-def population(model: ElasticPreTrainedModel, space: Space, genes: Genes, places: np.ndarray) -> Population:
+def population(model: ElasticPreTrainedModel, space: Space, genes: Encoding, places: np.ndarray) -> Population:
     """Axis sizes of rows of genes, as `Counts.columns` has them of subnets.
 
     Args:

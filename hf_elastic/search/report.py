@@ -10,10 +10,11 @@ from importlib.resources import files
 from jinja2 import Environment
 from markupsafe import Markup
 
-from ..files import write_atomically
-from .frontier import Frontier, Objective, Point
-from .objectives import OBJECTIVES
+from ..utils.files import write_atomically
+from .frontier import Frontier
+from .objectives import OBJECTIVES, Objective
 from .picture import MARKED, short_names, value_text
+from .point import Point
 
 
 def render(frontier: Frontier, title: str = "Sizes of one elastic model") -> str:

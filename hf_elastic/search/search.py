@@ -6,19 +6,20 @@ from dataclasses import asdict
 
 from transformers import PreTrainedModel
 
-from ..checks import check_integers
-from ..modeling_elastic import ElasticPreTrainedModel
-from ..space import Space
+from ..core.modeling_elastic import ElasticPreTrainedModel
+from ..core.space import Space
+from ..measure.cost_model import cost_models
+from ..measure.digests import batches_digest, model_digest
+from ..measure.latency import machine_facts
+from ..measure.profile import DeviceProfile, check_machine
+from ..measure.quality import QualityPass, median_length
+from ..measure.values import LATENCY, MEMORY
+from ..measure.workload import Workload, use_threads
+from ..utils.options import check_integers
+from ..utils.progress import Bar
 from .candidate import Rules
-from .digests import batches_digest, model_digest
-from .frontier import Frontier, Objective
-from .measure import machine_facts
-from .objectives import LATENCY, MEMORY, QUALITY, read_constraints, read_objectives
-from .predict import cost_models
-from .profile import DeviceProfile, check_machine
-from .progress import Bar
-from .quality import QualityPass, median_length
-from .targets import Target, use_threads
+from .frontier import Frontier
+from .objectives import QUALITY, Objective, read_constraints, read_objectives
 
 PORTABILITY = ("any", "standard")
 ALGORITHMS = ("surrogate", "nsga2", "nsga3", "tpe", "random", "exhaustive")
@@ -129,7 +130,7 @@ def search_subnets(
         sequence_length = median_length(rows) if rows else DEFAULT_LENGTH
     given = {"batch_size": latency_batch_size, "runtime": runtime, "phase": phase}
     given = {name: value for name, value in given.items() if value is not None}
-    latency = Target(sequence_length=sequence_length, threads=threads, seed=seed, **given)
+    latency = Workload(sequence_length=sequence_length, threads=threads, seed=seed, **given)
     predictors, warnings, machine = {}, [], None
     if latency_profile is not None:
         profile = latency_profile if isinstance(latency_profile, DeviceProfile) else DeviceProfile.load(latency_profile)
@@ -147,14 +148,14 @@ def search_subnets(
     space = _searched_space(model, portability)
     algorithm = _choose_algorithm(algorithm, space, n_trials)
     predicted = {name: fitted.weights.tolist() for name, fitted in predictors.items()}
-    from .evaluate import Evaluator  # importing Optuna takes long
+    from .evaluator import Evaluator  # importing Optuna takes long
     from .explore import explore
-    from .ledger import Ledger
-    from .settle import evaluate_ends, settle
+    from .finalize import evaluate_ends, finalize
     from .storage import quiet
+    from .study import Study
 
     identity = {} if storage is None else _identity(model, goals, rules, latency, quality, predicted)
-    with quiet(), Bar(progress) as bar, Ledger(storage, study_name, identity, goals, stale_after) as ledger:
+    with quiet(), Bar(progress) as bar, Study(storage, study_name, identity, goals, stale_after) as ledger:
         evaluator = Evaluator(model, ledger, goals, rules, quality, latency, predictors, measures=not warnings)
         bar.start("evaluating subnets", len(evaluator.evaluated), min(n_trials, space.size))
         names = evaluate_ends(evaluator, bar.advance)
@@ -163,10 +164,10 @@ def search_subnets(
         evaluator.complete(n_trials, bar.advance)
         settings = {"n_trials": n_trials, "batch_size": batch_size, "latency_batch_size": latency.batch_size}
         settings |= {"population_size": population_size, "algorithm": algorithm, "portability": portability}
-        return settle(evaluator, goals, names, settings, warnings, bar, measure_at_most, machine)
+        return finalize(evaluator, goals, names, settings, warnings, bar, measure_at_most, machine)
 
 
-def _check_target(asked: Mapping[str, object], profiled: Target) -> None:
+def _check_target(asked: Mapping[str, object], profiled: Workload) -> None:
     """Raise ValueError if an option that is given is not what the profile was measured with."""
     for option, value in asked.items():
         measured = getattr(profiled, {"latency_batch_size": "batch_size"}.get(option, option))
@@ -221,7 +222,7 @@ def _searched_space(model: ElasticPreTrainedModel, portability: str) -> Space:
 
 
 def _identity(
-    model: ElasticPreTrainedModel, goals: Sequence[Objective], rules: Rules, latency: Target, quality: object, predicted: dict
+    model: ElasticPreTrainedModel, goals: Sequence[Objective], rules: Rules, latency: Workload, quality: object, predicted: dict
 ) -> dict[str, object]:
     """What the stored values depend on, and which of them are stored."""
     timed = {key: value for key, value in asdict(latency).items() if key != "seed"}

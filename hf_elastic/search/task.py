@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .frontier import Objective
-from .genes import Genes
-from .objectives import Constraint
+from .encoding import Encoding
+from .objectives import Constraint, Objective
 
 
 def _nothing(places: np.ndarray) -> dict[str, np.ndarray]:
@@ -36,7 +35,7 @@ class Task:
 
     def __init__(
         self,
-        genes: Genes,
+        genes: Encoding,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         known: Callable[[np.ndarray], dict[str, np.ndarray]] = _nothing,

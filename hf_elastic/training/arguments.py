@@ -8,9 +8,8 @@ from math import inf
 
 from transformers import TrainingArguments
 
-from ..checks import check_integers
-from ..files import read_mapping, read_name_or_mapping
-from .conflict import GRADIENT_SURGERY
+from ..utils.options import check_integers, read_mapping, read_name_or_mapping
+from .gradients import GRADIENT_SURGERY
 from .losses import DISTILLATION
 from .sampling import SAMPLING, SIZE_WEIGHTS
 

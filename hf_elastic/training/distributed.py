@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
-from ..modeling_elastic import ElasticPreTrainedModel
+from ..core.modeling_elastic import ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments
 
 WORKS = "FSDP version 2 over the whole model works: fsdp full_shard, fsdp_config {'version': 2}, without auto_wrap"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from transformers.pytorch_utils import Conv1D
 
-from ..adapters import check_merged
-from ..loading import check_path
-from ..modeling_elastic import (
+from ..core.adapters import check_merged
+from ..core.loading import check_path
+from ..core.modeling_elastic import (
     ElasticForCausalLM,
     ElasticForMultipleChoice,
     ElasticForQuestionAnswering,

@@ -1,8 +1,8 @@
 """Distillation terms: what a size learns from a larger one.
 
-Each term is a function of a `Pair` and stands in `DISTILLATION` under the name that a recipe uses. Padding never counts, and
-neither does the prediction of a position labelled -100. Hidden states and relations have no labels: as in MiniLMv2 all tokens
-that are no padding count.
+Each term is a function of `DistillationInputs` and stands in `DISTILLATION` under the name that a recipe uses. Padding never
+counts, and neither does the prediction of a position labelled -100. Hidden states and relations have no labels: as in MiniLMv2
+all tokens that are no padding count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
-class Pair:
+class DistillationInputs:
     """One forward of a size and of its teacher on the same micro-batch.
 
     Attributes:
@@ -45,7 +45,7 @@ class Pair:
         return None if mask is None else mask.flatten(0, -2).bool()
 
 
-def logits(pair: Pair) -> torch.Tensor:
+def logits(pair: DistillationInputs) -> torch.Tensor:
     """`tau^2 * KL(softmax(teacher / tau) || softmax(student / tau))`, the mean over the counted predictions.
 
     One class is a regression, for which it is the squared error. Source: Hinton, Vinyals & Dean 2015, "Distilling the Knowledge
@@ -60,7 +60,7 @@ def logits(pair: Pair) -> torch.Tensor:
     return _predictions(pair, divergence)
 
 
-def dist(pair: Pair) -> torch.Tensor:
+def dist(pair: DistillationInputs) -> torch.Tensor:
     """`tau^2 * ((1 - mean of rho over rows) + (1 - mean of rho over columns))` of the softmax of both, at temperature tau.
 
     rho is Pearson's correlation: of the classes within a prediction (a row), and of the predictions within a class (a column).
@@ -76,7 +76,7 @@ def dist(pair: Pair) -> torch.Tensor:
     return _predictions(pair, unlike)
 
 
-def hidden(pair: Pair) -> torch.Tensor:
+def hidden(pair: DistillationInputs) -> torch.Tensor:
     """Mean squared error between hidden states, averaged over the student's layers and the unmasked tokens.
 
     Layer k of n answers to the teacher's layer round(k * N / n), so that the last follows the last; the embeddings have no
@@ -87,7 +87,7 @@ def hidden(pair: Pair) -> torch.Tensor:
     return torch.stack(terms).mean()
 
 
-def pkd(pair: Pair) -> torch.Tensor:
+def pkd(pair: DistillationInputs) -> torch.Tensor:
     """`mean((z(student) - z(teacher))^2)`, z standardising each channel over the unmasked tokens: `2 * (1 - Pearson)`.
 
     Over the embeddings and every layer, each answering to the teacher's layer as in `hidden`. Source: the feature loss of ELM;
@@ -100,7 +100,7 @@ def pkd(pair: Pair) -> torch.Tensor:
     return torch.stack(terms).mean()
 
 
-def relation(pair: Pair) -> torch.Tensor:
+def relation(pair: DistillationInputs) -> torch.Tensor:
     """`1/3 * sum over X in Q, K, V of KL(softmax(X_T X_T^T / sqrt(d_T)) || softmax(X_S X_S^T / sqrt(d_S)))`.
 
     X is the last layer's projection split into `relation_heads` heads of width d, whatever the attention heads are, so the two
@@ -131,8 +131,8 @@ def _log_relations(x: torch.Tensor, heads: int, allowed: torch.Tensor) -> torch.
     return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).log_softmax(-1)
 
 
-# Name in a recipe -> function of a Pair. CONTRIBUTING.md, "Add a loss".
-DISTILLATION: dict[str, Callable[[Pair], torch.Tensor]] = {
+# Name in a recipe -> function of a DistillationInputs. CONTRIBUTING.md, "Add a loss".
+DISTILLATION: dict[str, Callable[[DistillationInputs], torch.Tensor]] = {
     "logits": logits,
     "hidden": hidden,
     "relation": relation,
@@ -144,7 +144,7 @@ NEEDS_HIDDEN_STATES = frozenset({"hidden", "pkd"})
 NEEDS_RELATIONS = frozenset({"relation"})
 
 
-def _predictions(pair: Pair, term: Callable) -> torch.Tensor:
+def _predictions(pair: DistillationInputs, term: Callable) -> torch.Tensor:
     """Average a term over the kinds of predictions that the model makes."""
     terms = []
     for key in PREDICTIONS:
@@ -161,7 +161,7 @@ def _predictions(pair: Pair, term: Callable) -> torch.Tensor:
     return torch.stack(terms).mean()
 
 
-def _layers(pair: Pair, *, from_embeddings: bool):
+def _layers(pair: DistillationInputs, *, from_embeddings: bool):
     """(student, teacher) hidden states of the student's layers, each `[batch, tokens, hidden of the student]`."""
     student, teacher = pair.student["hidden_states"], pair.teacher["hidden_states"]
     depth, full_depth = len(student) - 1, len(teacher) - 1

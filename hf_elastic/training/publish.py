@@ -6,7 +6,7 @@ import dataclasses
 
 from transformers.utils import is_peft_available
 
-from ..portable_tokenizer import make_tokenizer_portable
+from ..utils.tokenizer import make_tokenizer_portable
 from .arguments import ElasticTrainingArguments
 
 # Options that say how a model was trained, as far as they differ from their defaults.

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..layout import Layout
-from ..shapes import Dim, axes_in
-from ..spec import CONTEXT
+from ..core.layout import Layout
+from ..core.shapes import Dim, axes_in
+from ..core.spec import CONTEXT
 
 ROLES = ("query", "key", "value")
 

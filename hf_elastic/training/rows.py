@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import Trainer
 
-from ..modeling_elastic import ElasticForCausalLM
-from .sampling import Hand
+from ..core.modeling_elastic import ElasticForCausalLM
+from .sampling import RowShard
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Part:
 class RowsMixin(Trainer):
     """Counts the items of a micro-batch (labels, or rows where there are no labels) and deals its rows out."""
 
-    def _parts(self, inputs: Mapping, num_items_in_batch, hands: list[Hand]) -> list[Part]:
+    def _parts(self, inputs: Mapping, num_items_in_batch, shards: list[RowShard]) -> list[Part]:
         """The part of the micro-batch for each size of a step.
 
         Args:
             inputs: the micro-batch.
             num_items_in_batch: items of the optimizer step; None if they are not counted.
-            hands: of each size. In the next step each gets the part that comes next.
+            shards: of each size. In the next step each gets the part that comes next.
         """
         items = self._items_of_rows(inputs)
         batch, total = len(items), sum(items)
@@ -63,7 +63,7 @@ class RowsMixin(Trainer):
             # The items of all processes are counted, and their gradients are averaged.
             share = share * self.args.world_size if self.args.average_tokens_across_devices else share
         parts = []
-        for index, count in hands:
+        for index, count in shards:
             if count == 1:
                 parts.append(Part(None, batch, share, bool(total)))
                 continue

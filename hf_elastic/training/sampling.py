@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ..space import DEPTH_AXES, Space, Subnet
+from ..core.space import DEPTH_AXES, Space, Subnet
 
 if TYPE_CHECKING:
-    from ..modeling_elastic import ElasticPreTrainedModel
+    from ..core.modeling_elastic import ElasticPreTrainedModel
     from .arguments import ElasticTrainingArguments
 
 SAMPLING = ("sandwich", "all", "single_path", "progressive")
@@ -197,17 +197,19 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
 
 
 # (k, n): the k-th of n parts that the rows of a step are dealt out into, counted from 0; all rows are (0, 1).
-Hand = tuple[int, int]
+RowShard = tuple[int, int]
 
 
-def hands_of(drawn: Drawn, parts: int) -> list[Hand]:
+def row_shards(drawn: Drawn, parts: int) -> list[RowShard]:
     """What each size of a step gets of its rows: those between the largest and the smallest one of `parts`, in turn."""
-    hands = [(0, 1)] * len(drawn)
-    hands[1:-1] = [(index % parts, parts) for index in range(len(hands[1:-1]))]
-    return hands
+    shards = [(0, 1)] * len(drawn)
+    shards[1:-1] = [(index % parts, parts) for index in range(len(shards[1:-1]))]
+    return shards
 
 
-def loss_weights(model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mapping[str, float], hands: list[Hand]) -> list[float]:
+def loss_weights(
+    model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mapping[str, float], shards: list[RowShard]
+) -> list[float]:
     """Weight of a row in each size's loss: equal, by FLOPs, or as given by role (1 where left out).
 
     They are scaled so that, times the shares of the rows that the sizes see, they add up to 1.
@@ -216,5 +218,5 @@ def loss_weights(model: ElasticPreTrainedModel, drawn: Drawn, rule: str | Mappin
         weights = [float(model.flops_of(subnet)) for _, subnet in drawn]
     else:
         weights = [1.0 if rule == "uniform" else float(rule.get(role, 1.0)) for role, _ in drawn]
-    total = sum(weight / parts for weight, (_, parts) in zip(weights, hands))
+    total = sum(weight / parts for weight, (_, parts) in zip(weights, shards))
     return [weight / total for weight in weights]

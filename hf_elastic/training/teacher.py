@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..layout import Cut, Layout
-from ..modeling_elastic import ElasticPreTrainedModel
-from ..shapes import SpecError
-from ..spec import spec_for
+from ..core.layout import Cut, Layout
+from ..core.modeling_elastic import ElasticPreTrainedModel
+from ..core.shapes import SpecError
+from ..core.spec import spec_for
 from .arguments import ElasticTrainingArguments
 from .losses import NEEDS_HIDDEN_STATES, NEEDS_RELATIONS, PREDICTIONS
 from .relations import Projections

@@ -10,18 +10,17 @@ import torch
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_peft_available
 
-from ..layout import Cut
-from ..modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
+from ..core.layout import Cut
+from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments
-from .conflict import SizeGradients
+from .checkpoints import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
 from .distributed import check_arguments, prepare_accelerator
-from .embeddings import add_rows_in_place
-from .losses import DISTILLATION, Pair
+from .gradients import SizeGradients, add_rows_in_place
+from .losses import DISTILLATION, DistillationInputs
 from .precision import warn_of_slow_bf16
 from .publish import PublishMixin
-from .resume import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
 from .rows import Part, RowsMixin
-from .sampling import Hand, check_size_weights, hands_of, loss_weights, make_sampler
+from .sampling import RowShard, check_size_weights, loss_weights, make_sampler, row_shards
 from .teacher import Observer, Teacher, detach
 
 
@@ -32,7 +31,7 @@ class Trained:
     role: str
     cut: Cut
     weight: float
-    hand: Hand
+    shard: RowShard
 
 
 class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
@@ -146,7 +145,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         inputs = self._prepare_inputs(inputs)
         elastic = self.elastic
         sizes = self._sizes(elastic)
-        parts = self._parts(inputs, num_items_in_batch, [size.hand for size in sizes])
+        parts = self._parts(inputs, num_items_in_batch, [size.shard for size in sizes])
         watched = self._watches_gradients()
         gradients = SizeGradients(elastic.parameters()) if watched else None
         losses = []
@@ -191,9 +190,9 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         """This step's sizes. Processes reduce gradients once, in the last backward, so the largest comes last there."""
         drawn = self.sampler.draw(self.state.global_step, self.state.max_steps)
         cuts = [elastic.resolve(subnet) for _, subnet in drawn]
-        hands = hands_of(drawn, self.args.split_random_rows)
-        weights = loss_weights(elastic, drawn, self.args.size_weights, hands)
-        sizes = [Trained(role, cut, weight, hand) for (role, _), cut, weight, hand in zip(drawn, cuts, weights, hands)]
+        shards = row_shards(drawn, self.args.split_random_rows)
+        weights = loss_weights(elastic, drawn, self.args.size_weights, shards)
+        sizes = [Trained(role, cut, weight, shard) for (role, _), cut, weight, shard in zip(drawn, cuts, weights, shards)]
         return sizes[1:] + sizes[:1] if self.args.world_size > 1 else sizes
 
     def _teacher_of_step(self, model, elastic, inputs: Mapping, sizes: list[Trained]) -> dict | None:
@@ -234,7 +233,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
                 loss = (outputs["logits"] * 0).sum()
             observed = observer.observed(outputs, relations)
             if teacher is not None:
-                pair = Pair(
+                pair = DistillationInputs(
                     inputs=inputs,
                     student=observed,
                     teacher=teacher,

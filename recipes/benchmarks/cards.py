@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from sizes_runs import RECIPES, ROOT, Runs, recipe
 
-from hf_elastic.export.card import CardFacts, common_values, limits_of, metadata, render
-from hf_elastic.export.card_tables import size_table
-from hf_elastic.export.measured import Measurement, size_named
-from hf_elastic.files import write_atomically
+from hf_elastic.hub.card_tables import size_table
+from hf_elastic.hub.cards import CardFacts, common_values, limits_of, metadata, render
+from hf_elastic.hub.measured import Measurement, size_named
+from hf_elastic.utils.files import write_atomically
 
 RESULTS = ROOT / "benchmarks" / "results"
 CARDS = ROOT.parent / "model_cards"

@@ -20,8 +20,8 @@ from rich.table import Table
 from transformers import BertConfig, LlamaConfig
 
 from hf_elastic import ElasticConfig, ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.modeling_elastic import ElasticPreTrainedModel
-from hf_elastic.search.measure import machine_facts, measure_latency
+from hf_elastic.core.modeling_elastic import ElasticPreTrainedModel
+from hf_elastic.measure.latency import machine_facts, measure_latency
 
 THREADS = 2
 SIZES = {

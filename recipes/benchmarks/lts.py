@@ -37,16 +37,16 @@ from hf_elastic.cli.common import parse
 from hf_elastic.cli.convert import ConvertArguments, from_scratch
 from hf_elastic.cli.search import SearchArguments
 from hf_elastic.export.architecture import save_architecture
-from hf_elastic.files import check_output, staged, write_atomically
+from hf_elastic.measure.cost_model import cost_models
+from hf_elastic.measure.latency import machine_facts
+from hf_elastic.measure.memory import measure_memory
+from hf_elastic.measure.profile import measure_profile
+from hf_elastic.measure.values import LATENCY, MEMORY
+from hf_elastic.measure.workload import Workload, use_threads
 from hf_elastic.search import search_subnets
 from hf_elastic.search.frontier import Frontier
-from hf_elastic.search.measure import machine_facts
-from hf_elastic.search.memory import measure_memory
-from hf_elastic.search.objectives import LATENCY, MEMORY
-from hf_elastic.search.predict import cost_models
-from hf_elastic.search.profile import measure_profile
-from hf_elastic.search.proxies import closed_form
-from hf_elastic.search.targets import Target, use_threads
+from hf_elastic.search.proxies.table import closed_form
+from hf_elastic.utils.files import check_output, staged, write_atomically
 
 RECIPES = Path(__file__).parents[1] / "lts"
 QUALITY = "decoder_parameters"
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> dict:
     folder = check_output(arguments.output, overwrite=arguments.overwrite)
     recipes = arguments.recipes or RECIPES / arguments.backbone
     (options,) = parse([SearchArguments], [str(recipes / "search.yaml")], "search", "")
-    target = Target(options.latency_batch_size or 1, options.sequence_length, options.threads, options.seed)
+    target = Workload(options.latency_batch_size or 1, options.sequence_length, options.threads, options.seed)
     watch = Stopwatch()
     with watch.step("convert"):
         model = reference = supernet(recipes / "convert.yaml", arguments.div_val)

@@ -8,9 +8,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hf_elastic.search.frontier import Frontier, Point
-from hf_elastic.search.measure import Latency
-from hf_elastic.search.objectives import LATENCY, MEMORY, OBJECTIVES
+from hf_elastic.measure.latency import Latency
+from hf_elastic.measure.values import LATENCY, MEMORY
+from hf_elastic.search.frontier import Frontier
+from hf_elastic.search.objectives import OBJECTIVES
+from hf_elastic.search.point import Point
 
 # The paper's, at the perplexity of 16 layers: (latency, peak memory).
 PAPER = {"gpt2": (1.5, 1.2), "transfo_xl": (2.5, 2.0)}

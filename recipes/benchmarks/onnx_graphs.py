@@ -26,10 +26,10 @@ import transformers
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, export_subnet
 from hf_elastic.data import minilm_path
-from hf_elastic.export.onnx import OnnxRunner
-from hf_elastic.export.tensorrt import PRECISIONS
-from hf_elastic.files import write_atomically
-from hf_elastic.search.measure import machine_facts
+from hf_elastic.export.tensorrt.format import PRECISIONS
+from hf_elastic.measure.latency import machine_facts
+from hf_elastic.runtimes.onnxruntime import OnnxRunner
+from hf_elastic.utils.files import write_atomically
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from tiny import CONFIGS, ENCODERS, GROUPED, config_of, randomize, space_of

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
 
-from hf_elastic.search.proxies import CLOSED_FORMS, PROXIES, decoder_parameters
+from hf_elastic.search.proxies.table import CLOSED_FORMS, PROXIES, decoder_parameters
 
 BAND = 0.10
 FEW = 100  # models: with fewer, nothing is fitted within a table

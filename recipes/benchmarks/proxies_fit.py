@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from proxies_tables import Table
 
-from hf_elastic.search.proxies import layer_capacity
+from hf_elastic.search.proxies.table import layer_capacity
 
 FITTED_ON = "random_TransXL_lm1b"
 FOLDS = 10

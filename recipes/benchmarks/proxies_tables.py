@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_elastic.search.shapes import Shapes, gpt2_shapes, transfo_xl_shapes
+from hf_elastic.search.proxies.shapes import Shapes, gpt2_shapes, transfo_xl_shapes
 
 LANGUAGE_MODELS = {
     "random_GPT2_wt103": gpt2_shapes,

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from workers import Job, run_jobs
 
-from hf_elastic.files import write_atomically
+from hf_elastic.utils.files import write_atomically
 
 TOGETHER = 5  # architectures that a process trains: starting one takes as long as a third of a small training
 FEW = 4  # architectures: with fewer, no rank correlation is printed

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sizes_runs import plain_model
 
-from hf_elastic.files import staged, write_atomically
+from hf_elastic.utils.files import staged, write_atomically
 
 SUPERNET, DATA, SAMPLE = "supernet", "data", "sample.json"
 SEARCHES = ("capacity", "decoder_parameters")  # quality of each of the two frontiers; the cost is FLOPs
@@ -226,7 +226,7 @@ def random_architecture(preset: Preset, generator: np.random.Generator) -> dict:
 
 def describe(model, subnets: Sequence, preset: Preset) -> dict[str, np.ndarray]:
     """What is known of architectures before training, by name `[N]`."""
-    from hf_elastic.search.proxies import closed_form
+    from hf_elastic.search.proxies.table import closed_form
 
     flops = np.array([model.flops_of(one, sequence_length=preset.length) for one in subnets])
     parameters = np.array([model.num_parameters_of(one) for one in subnets])

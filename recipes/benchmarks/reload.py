@@ -26,7 +26,7 @@ from test_cross_version import SCRIPT, TOLERANCE, describe, elastic  # noqa: E40
 from tiny import GROUPED, STOCK  # noqa: E402
 
 from hf_elastic.export.checkpoint import save_standard  # noqa: E402
-from hf_elastic.files import write_atomically  # noqa: E402
+from hf_elastic.utils.files import write_atomically  # noqa: E402
 
 
 def random_subnet(model_type: str, generator: random.Random) -> dict:

@@ -25,12 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from search_tables import LATENCIES, PERPLEXITY, TABLES, Answers, TableError
 
-from hf_elastic.files import write_atomically
-from hf_elastic.search.algorithms import ALGORITHMS
-from hf_elastic.search.frontier import Frontier, Objective, Point
+from hf_elastic.search.algorithms.surrogate import START
+from hf_elastic.search.algorithms.table import ALGORITHMS
+from hf_elastic.search.frontier import Frontier
+from hf_elastic.search.objectives import Objective
+from hf_elastic.search.point import Point
 from hf_elastic.search.storage import quiet
-from hf_elastic.search.surrogate import START
 from hf_elastic.search.task import Task
+from hf_elastic.utils.files import write_atomically
 
 SHARE = 0.99
 POPULATIONS = (20, 40, 100)  # of plain NSGA-II

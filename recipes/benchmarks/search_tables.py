@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from hf_elastic.search.genes import Genes
+from hf_elastic.search.encoding import Encoding
 
 PERPLEXITY = "perplexity"
 LATENCIES = ("a100_ms", "h100_ms", "v100_ms", "a6000_ms", "rtx3080_ms", "cpu_helix_ms", "cpu_meta_ms")
@@ -62,7 +62,7 @@ class Answers:
     def __init__(self, data_dir: Path, name: str):
         recorded = _read(data_dir / "nas" / "hwgpt_bench" / f"{name}.csv.gz")
         try:
-            self.genes = Genes(_choices(recorded))
+            self.genes = Encoding(_choices(recorded))
             places = _places(recorded, self.genes)
             columns = {column: np.log([float(row[column]) for row in recorded]) for column in (PERPLEXITY, *LATENCIES)}
         except (KeyError, ValueError) as error:
@@ -121,7 +121,7 @@ def _choices(rows: Sequence[dict[str, str]]) -> dict[str, list[int]]:
     return choices
 
 
-def _places(rows: Sequence[dict[str, str]], genes: Genes) -> np.ndarray:
+def _places(rows: Sequence[dict[str, str]], genes: Encoding) -> np.ndarray:
     """The table's sizes as rows of places, `[N, G]`."""
     places = np.zeros((len(rows), len(genes)), dtype=int)
     columns = {gene: place for place, gene in enumerate(genes.choices)}

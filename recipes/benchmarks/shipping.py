@@ -24,12 +24,12 @@ from hf_elastic.cli.common import parse
 from hf_elastic.cli.data import DataArguments, load_elastic, load_tokenizer
 from hf_elastic.cli.export_data import read_calibration, read_held_out
 from hf_elastic.export import FORMATS, export_subnet
-from hf_elastic.export.onnx_formats import GRAPH
-from hf_elastic.export.openvino_formats import IR
+from hf_elastic.export.onnx.format import GRAPH
 from hf_elastic.export.outputs import predict
-from hf_elastic.files import write_atomically
-from hf_elastic.search.measure import Latency, machine_facts
-from hf_elastic.search.progress import Bar
+from hf_elastic.graphs.openvino import IR
+from hf_elastic.measure.latency import Latency, machine_facts
+from hf_elastic.utils.files import write_atomically
+from hf_elastic.utils.progress import Bar
 
 SHARES = {"half": 0.5, "third": 0.34, "fifth": 0.2}
 LENGTH, BATCHES = 32, (1, 32)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from hf_elastic.cli.data import load_elastic
-from hf_elastic.search.measure import measure_latency
-from hf_elastic.search.targets import use_threads
+from hf_elastic.measure.latency import measure_latency
+from hf_elastic.measure.workload import use_threads
 
 PAUSE_SECONDS = 0.1  # until the threads of the process before have gone to sleep
 
@@ -61,7 +61,7 @@ def open_variant(variant: Variant, inputs: Mapping[str, torch.Tensor], threads: 
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     if variant.runtime == "onnxruntime":
         return _onnxruntime_call(variant, arrays, threads)
-    from hf_elastic.export.openvino import OpenVINORunner
+    from hf_elastic.runtimes.openvino import OpenVINORunner
 
     settings = dict(variant.settings)
     shape = arrays["input_ids"].shape if settings.pop("fixed", False) else None

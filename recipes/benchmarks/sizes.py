@@ -29,7 +29,7 @@ from rich.table import Table
 from sizes_runs import ABLATION, METRIC, RECIPES, VARIANTS, Runs, seconds_of, train_run
 from workers import Job, run_jobs
 
-from hf_elastic.files import write_atomically
+from hf_elastic.utils.files import write_atomically
 
 COST_STEPS = 40  # of each training, to compare their times
 COST = "cost.json"

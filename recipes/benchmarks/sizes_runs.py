@@ -213,7 +213,7 @@ def seconds_of(runs: Runs, name: str, seed: int, steps: int) -> float:
 
 def plain_model(model, size: str | None):
     """A size as a model of its own, which plain Trainer trains: the stock class, or the tree that an elastic size is."""
-    from hf_elastic.modeling_elastic import ElasticPreTrainedModel
+    from hf_elastic.core.modeling_elastic import ElasticPreTrainedModel
 
     extracted = model.extract(size)
     return extracted.base if isinstance(extracted, ElasticPreTrainedModel) else extracted

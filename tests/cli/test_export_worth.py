@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.cli.main import main
-from hf_elastic.export.held_out import HeldOut
+from hf_elastic.export.scoring import HeldOut
 
 
 @pytest.fixture(scope="module")

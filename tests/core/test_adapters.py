@@ -13,8 +13,8 @@ from tiny import batch, config_of, randomize, space_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.adapters import plain_name
-from hf_elastic.shapes import keep_only
+from hf_elastic.core.adapters import plain_name
+from hf_elastic.core.shapes import keep_only
 
 # Fused matrices, grouped queries, Conv1D, feed-forward and embeddings; "dense" of BERT and GPT-NeoX is several modules.
 TARGETS = {

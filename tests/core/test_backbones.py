@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, ElasticModel
-from hf_elastic.importance import apply_order, importance_order
-from hf_elastic.shapes import keep_only
-from hf_elastic.spec import SPECS
+from hf_elastic.core.importance import apply_order, importance_order
+from hf_elastic.core.shapes import keep_only
+from hf_elastic.core.spec import SPECS
 
 SUBNETS = 50
 # Our own architecture: its config says sizes layer by layer, so all of them are standard; and it has no sequence-level heads.

@@ -25,7 +25,7 @@ from hf_elastic import (
     Space,
     Subnet,
 )
-from hf_elastic.shapes import SpecError
+from hf_elastic.core.shapes import SpecError
 
 SPACE = {"num_hidden_layers": [2, 4], "intermediate_size": [16, 48]}
 

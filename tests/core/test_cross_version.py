@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification
+from hf_elastic.core.portable import IS_OLD, portable_config
 from hf_elastic.export.checkpoint import save_standard
-from hf_elastic.portable import IS_OLD, portable_config
 
 OTHER = "HF_ELASTIC_OTHER_PYTHON"
 TOLERANCE = 1e-5

@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, Space
-from hf_elastic.importance import apply_order, importance_order
-from hf_elastic.partition import partition_heads
-from hf_elastic.search.predict import features
-from hf_elastic.search.proxies import closed_form
-from hf_elastic.search.shapes import gpt2_shapes, shapes_of, transfo_xl_shapes
-from hf_elastic.shapes import keep_only
-from hf_elastic.spec import SPECS
+from hf_elastic.core.importance import apply_order, importance_order
+from hf_elastic.core.partition import partition_heads
+from hf_elastic.core.shapes import keep_only
+from hf_elastic.core.spec import SPECS
+from hf_elastic.measure.cost_model import features
+from hf_elastic.search.proxies.shapes import gpt2_shapes, shapes_of, transfo_xl_shapes
+from hf_elastic.search.proxies.table import closed_form
 from hf_elastic.training.relations import Projections
 
 ABLE = tuple(name for name in CONFIGS if SPECS[name].head_attributes)

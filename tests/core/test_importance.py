@@ -5,7 +5,7 @@ import torch
 from tiny import batch, config_of, randomize
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.importance import block_influence, gradients_of
+from hf_elastic.core.importance import block_influence, gradients_of
 
 
 def test_a_layer_that_does_nothing_goes_first():

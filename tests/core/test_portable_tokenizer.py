@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_elastic import ElasticForCausalLM, export_subnet
 from hf_elastic.cli.main import main
 from hf_elastic.data.tokenizer import train_byte_level_bpe
-from hf_elastic.portable_tokenizer import save_tokenizer
 from hf_elastic.training import ElasticTrainer, ElasticTrainingArguments
+from hf_elastic.utils.tokenizer import save_tokenizer
 
 OTHER = "HF_ELASTIC_OTHER_PYTHON"
 READ = "import sys; from transformers import AutoTokenizer as A; print(A.from_pretrained(sys.argv[1])('a few words').input_ids)"

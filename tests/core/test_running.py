@@ -125,4 +125,4 @@ def test_views_see_new_weights(model_type, change):
 
 
 def test_every_backbone_is_known():
-    assert set(CONFIGS) == set(hf_elastic.spec.SPECS)
+    assert set(CONFIGS) == set(hf_elastic.core.spec.SPECS)

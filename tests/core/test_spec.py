@@ -10,8 +10,8 @@ from tiny import CONFIGS, config_of
 from transformers import AutoModel
 
 from hf_elastic import ElasticModel
-from hf_elastic.layout import Layout
-from hf_elastic.shapes import (
+from hf_elastic.core.layout import Layout
+from hf_elastic.core.shapes import (
     Equation,
     SpecError,
     axes_in,
@@ -27,7 +27,7 @@ from hf_elastic.shapes import (
     solve,
     substitute,
 )
-from hf_elastic.spec import SPECS, Spec, register_spec, spec_for
+from hf_elastic.core.spec import SPECS, Spec, register_spec, spec_for
 
 FULL = {"heads": 3, "head": 2, "hidden": 4, "ffn": 5, "kv": 2, "group": 2}
 SHAPES = [
@@ -196,7 +196,7 @@ def test_unknown_model_type_names_the_known():
 
 
 def test_register(monkeypatch):
-    monkeypatch.setattr("hf_elastic.spec.SPECS", dict(SPECS))
+    monkeypatch.setattr("hf_elastic.core.spec.SPECS", dict(SPECS))
     spec = register_spec(Spec(("mine", "yours"), "*h.#", {"n": "hidden"}, {"*": "hidden"}))
     assert spec_for("mine") is spec_for("yours") is spec
     assert "mine" not in SPECS

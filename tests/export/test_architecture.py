@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
 
 from hf_elastic import ElasticConfig, ElasticForCausalLM
 from hf_elastic.cli.main import main
+from hf_elastic.core.partition import partition_heads
+from hf_elastic.core.spec import SPECS
 from hf_elastic.export.architecture import architecture_config, save_architecture
 from hf_elastic.models.transfo_xl import TransformerXLForCausalLM
-from hf_elastic.partition import partition_heads
-from hf_elastic.spec import SPECS
 
 UNIFORM = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 30}
 UNEQUAL = {"layers": [0, 1, 3], "hidden_size": 24, "num_attention_heads": [4, 2, 1], "intermediate_size": [7, 40, 9]}

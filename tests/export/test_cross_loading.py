@@ -13,8 +13,8 @@ from tiny import batch, config_of, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, export_subnet
-from hf_elastic.export._onnx_backend import ON_TRANSFORMERS_5
 from hf_elastic.export.outputs import predict
+from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5
 
 OTHER = "HF_ELASTIC_OTHER_PYTHON"
 NEW = 32

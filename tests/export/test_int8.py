@@ -12,21 +12,23 @@ from tiny import batch, config_of, decisive, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.export import _onnx_backend, export_subnet, formats
+from hf_elastic.export import export_subnet, formats
 from hf_elastic.export.formats import Format
-from hf_elastic.export.held_out import HeldOut, check_drop
-from hf_elastic.export.instructions import INSTRUCTIONS, detect_instructions, resolve_instructions
-from hf_elastic.export.onnx import OnnxRunner, export_onnx
-from hf_elastic.export.outputs import predict
-from hf_elastic.export.parity import ParityError
-from hf_elastic.export.quantize import (
+from hf_elastic.export.onnx.instructions import INSTRUCTIONS, detect_instructions, resolve_instructions
+from hf_elastic.export.onnx.quantize import (
     prepare_graph,
     quantize_dynamically,
     quantize_statically,
     quantize_weights,
     weighted_nodes,
 )
-from hf_elastic.search.progress import Bar
+from hf_elastic.export.outputs import predict
+from hf_elastic.export.parity import ParityError
+from hf_elastic.export.scoring import HeldOut, check_drop
+from hf_elastic.graphs import exporters as _onnx_backend
+from hf_elastic.graphs.onnx import export_onnx
+from hf_elastic.runtimes.onnxruntime import OnnxRunner
+from hf_elastic.utils.progress import Bar
 
 LAYERS = 2
 ROWS = [{"input_ids": ids[mask.bool()].tolist()} for ids, mask in zip(*batch(length=12, rows=9).values())]
@@ -214,7 +216,7 @@ def test_every_export_says_what_it_is_worth(model, held_out, tmp_path):
 
 def spoil(monkeypatch, harmful: set[int]) -> None:
     """Make int8 of the given weighted nodes (by place) ruin the graph, as an outlier in a real model would."""
-    from hf_elastic.export import quantize
+    from hf_elastic.export.onnx import quantize
 
     def ruined(prepared, target, cpu_instructions=None, excluded=()):
         quantize_dynamically(prepared, target, cpu_instructions, excluded)
@@ -264,7 +266,7 @@ def test_harmful_layers_stay_in_float(model, held_out, prepared, tmp_path, monke
 
 
 def test_sensitivity_finds_the_harmful_layer():
-    from hf_elastic.export.sensitivity import keep_in_float, rank_by_harm
+    from hf_elastic.export.onnx.sensitivity import keep_in_float, rank_by_harm
 
     harm = {"a": 0.1, "b": 3.0, "c": 0.5}
     outputs_without = lambda kept: [np.array([sum(value for name, value in harm.items() if name not in kept)])]  # noqa: E731

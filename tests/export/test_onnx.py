@@ -10,10 +10,11 @@ import pytest
 import torch
 import transformers
 
-from hf_elastic.export import _onnx_backend
-from hf_elastic.export.onnx import OnnxRunner, export_onnx
+from hf_elastic.export.onnx.quantize import prepare_graph, quantize_dynamically
 from hf_elastic.export.parity import FLOAT32, INT8, check_parity, compare
-from hf_elastic.export.quantize import prepare_graph, quantize_dynamically
+from hf_elastic.graphs import exporters as _onnx_backend
+from hf_elastic.graphs.onnx import export_onnx
+from hf_elastic.runtimes.onnxruntime import OnnxRunner
 
 TOKENS = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -283,9 +284,9 @@ def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'hf-elastic\[(onnx|optimum)\]'"):
         export_onnx(build("bert", "sequence"), batch(2, 6), tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "hf_elastic.export.onnx")
+    monkeypatch.delitem(sys.modules, "hf_elastic.graphs.onnx")
     with pytest.raises(ImportError, match=r"onnxruntime.*hf-elastic\[(onnx|optimum)\]"):
-        importlib.import_module("hf_elastic.export.onnx")
+        importlib.import_module("hf_elastic.graphs.onnx")
 
 
 @pytest.mark.slow

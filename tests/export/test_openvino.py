@@ -12,15 +12,17 @@ from tiny import batch, config_of, decisive, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.export import _onnx_backend, export_subnet, formats
+from hf_elastic.export import export_subnet, formats
+from hf_elastic.graphs import exporters as _onnx_backend
 
 openvino = pytest.importorskip("openvino", reason="pip install 'hf-elastic[openvino]'")
 pytest.importorskip("nncf", reason="pip install 'hf-elastic[openvino]'")
 
-from hf_elastic.export.onnx import export_onnx  # noqa: E402
-from hf_elastic.export.openvino import OpenVINORunner, compress_openvino, export_openvino, quantize_openvino  # noqa: E402
-from hf_elastic.export.openvino_formats import EXTRA  # noqa: E402
+from hf_elastic.export.openvino.quantize import compress_openvino, quantize_openvino  # noqa: E402
 from hf_elastic.export.outputs import predict  # noqa: E402
+from hf_elastic.graphs.onnx import export_onnx  # noqa: E402
+from hf_elastic.graphs.openvino import EXTRA, export_openvino  # noqa: E402
+from hf_elastic.runtimes.openvino import OpenVINORunner  # noqa: E402
 
 LAYERS = 2
 FILES = ["openvino_model.bin", "openvino_model.xml"]

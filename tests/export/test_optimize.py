@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, export_subnet
 from hf_elastic.cli.main import main
-from hf_elastic.export._onnx_backend import ON_TRANSFORMERS_5
-from hf_elastic.export.onnx import OnnxRunner
+from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5
+from hf_elastic.runtimes.onnxruntime import OnnxRunner
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ from transformers import (
 
 import hf_elastic
 from hf_elastic import export_subnet
-from hf_elastic.export._onnx_backend import ON_TRANSFORMERS_5
-from hf_elastic.export.onnx import OnnxRunner
 from hf_elastic.export.outputs import predict
+from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5
+from hf_elastic.runtimes.onnxruntime import OnnxRunner
 
 if ON_TRANSFORMERS_5:
     pytest.skip("Optimum needs transformers 4.57", allow_module_level=True)

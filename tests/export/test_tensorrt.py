@@ -16,9 +16,9 @@ from transformers import AutoModelForMaskedLM
 from hf_elastic import ElasticForMaskedLM
 from hf_elastic.export import export_subnet
 from hf_elastic.export.formats import longest_sequence
-from hf_elastic.export.tensorrt_graph import FLOAT32_OPERATORS, count_in_floats, fix_axes, lower_precision
-from hf_elastic.export.tensorrt_operators import check_operators, operator_table, problems
-from hf_elastic.export.tensorrt_profile import Profile, profile_of, provider_options, trtexec_command
+from hf_elastic.export.tensorrt.graph import FLOAT32_OPERATORS, count_in_floats, fix_axes, lower_precision
+from hf_elastic.export.tensorrt.operators import check_operators, operator_table, problems
+from hf_elastic.export.tensorrt.profile import Profile, profile_of, provider_options, trtexec_command
 
 # `provider_option_names` of onnxruntime/core/providers/tensorrt/tensorrt_execution_provider_info.cc (microsoft/onnxruntime).
 PROVIDER_OPTIONS = frozenset(
@@ -288,7 +288,7 @@ def test_a_build_that_cannot_be_stops_before_any_work(model, tmp_path):
 
 def test_the_build_calls_tensorrt(tmp_path, monkeypatch):
     """A stand-in for the package: what is called, in which order. That the real one accepts it has to be seen on a GPU."""
-    from hf_elastic.export.tensorrt_build import build_engine
+    from hf_elastic.export.tensorrt.build import build_engine
 
     calls = []
     ok = {"parse": True}

@@ -19,9 +19,9 @@ from transformers import (
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification
 from hf_elastic.export import export_subnet
-from hf_elastic.export.corpus import read_texts
-from hf_elastic.export.held_out import HeldOut
-from hf_elastic.export.vocabulary import prune_vocabulary
+from hf_elastic.export.scoring import HeldOut
+from hf_elastic.export.vocabulary.corpus import read_texts
+from hf_elastic.export.vocabulary.pruning import prune_vocabulary
 
 ALL = [
     "the quick brown fox jumps over the lazy dog again and again",

@@ -6,7 +6,8 @@ from huggingface_hub import constants
 from tiny import config_of, randomize, save_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from hf_elastic import ElasticForSequenceClassification, upload
+from hf_elastic import ElasticForSequenceClassification
+from hf_elastic.hub import client as upload
 
 SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
 SUBNETS = {"small": {"num_hidden_layers": 1, "intermediate_size": 16}, "odd": {"num_attention_heads": 2}}

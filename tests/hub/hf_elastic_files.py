@@ -1,7 +1,8 @@
 """Files as the other commands write them."""
 
 from hf_elastic.search import Frontier
-from hf_elastic.search.frontier import Objective, Point
+from hf_elastic.search.objectives import Objective
+from hf_elastic.search.point import Point
 
 
 def frontier_of(model, other=None) -> Frontier:

@@ -8,12 +8,12 @@ import yaml
 from hf_elastic_files import frontier_of
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_elastic.export import card as cards
-from hf_elastic.export.card import CardFacts, check_card, elastic_card, is_ours, published, size_card
-from hf_elastic.export.card_tables import counted, kept_text, markdown_table
-from hf_elastic.export.measured import cell, columns, from_evaluation, from_frontier, from_metrics
-from hf_elastic.export.places import Place
-from hf_elastic.space import Subnet
+from hf_elastic.core.space import Subnet
+from hf_elastic.hub import cards as cards
+from hf_elastic.hub.card_tables import counted, kept_text, markdown_table
+from hf_elastic.hub.cards import CardFacts, check_card, elastic_card, is_ours, published, size_card
+from hf_elastic.hub.measured import cell, columns, from_evaluation, from_frontier, from_metrics
+from hf_elastic.hub.places import Place
 
 METRICS = {"eval_accuracy": 0.875, "eval_small_accuracy": 0.8125, "eval_small_loss": 0.5, "eval_runtime": 3.5, "epoch": 1.0}
 

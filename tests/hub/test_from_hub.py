@@ -13,7 +13,7 @@ import torch
 from hub_server import Fault, HubServer
 from tiny import batch
 
-from hf_elastic.export._onnx_backend import ON_TRANSFORMERS_5
+from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_elastic.export.card import check_card
+from hf_elastic.hub.cards import check_card
 
 ROOT = Path(__file__).parents[2]
 

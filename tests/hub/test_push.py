@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, constants
 from hf_elastic import export_subnet
 from hf_elastic.cli.main import main
 from hf_elastic.cli.push import PushArguments
-from hf_elastic.export.card import MARKER
-from hf_elastic.export.hub import push_folder, push_model
+from hf_elastic.hub.cards import MARKER
+from hf_elastic.hub.push import push_folder, push_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -8,9 +8,9 @@ from hub_server import Fault, forget_connections
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from hf_elastic import hub_errors
-from hf_elastic.hub_errors import HubError
-from hf_elastic.upload import Upload, connect, full_name, push
+from hf_elastic.hub import errors as hub_errors
+from hf_elastic.hub.client import Upload, connect, full_name, push
+from hf_elastic.hub.errors import HubError
 
 WEIGHTS = bytes(range(256)) * 400
 FILES = {"README.md": b"---\ntags:\n- elastic\n---\n# Hi\n", "config.json": b"{}", "model.safetensors": WEIGHTS}

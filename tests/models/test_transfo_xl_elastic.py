@@ -8,9 +8,9 @@ from transfo_xl_tiny import KINDS, PER_LAYER, TINY, every_kind, model_of, tokens
 from transformers import AutoModelForCausalLM
 
 from hf_elastic import ElasticForCausalLM
+from hf_elastic.core.shapes import SpecError
 from hf_elastic.export import export_subnet
 from hf_elastic.models.transfo_xl import TransformerXLForCausalLM
-from hf_elastic.shapes import SpecError
 
 UNEQUAL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": [2, 4], "intermediate_size": [48, 7]}
 SAME_LAYERS = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 20}

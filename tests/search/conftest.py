@@ -1,6 +1,7 @@
 import pytest
 
-from hf_elastic.search import Latency, targets
+from hf_elastic.measure import workload as targets
+from hf_elastic.search import Latency
 
 
 @pytest.fixture
@@ -19,5 +20,5 @@ def timed(monkeypatch):
 
     monkeypatch.setattr(targets, "measure_latency", measure)
     # What is timed returns what its latency will be made of.
-    monkeypatch.setattr(targets.Target, "call", lambda self, model, subnet, path: lambda: model.num_parameters_of(subnet))
+    monkeypatch.setattr(targets.Workload, "call", lambda self, model, subnet, path: lambda: model.num_parameters_of(subnet))
     return runs

@@ -6,7 +6,10 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from hf_elastic.search.frontier import Frontier, Objective, Point, non_dominated
+from hf_elastic.search.frontier import Frontier
+from hf_elastic.search.objectives import Objective
+from hf_elastic.search.pareto import non_dominated
+from hf_elastic.search.point import Point
 
 ACCURACY = Objective("accuracy", "maximize")
 LATENCY = Objective("latency_ms", "minimize", "ms")

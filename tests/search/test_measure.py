@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from hf_elastic.search import measure
-from hf_elastic.search.measure import Latency, doubts, machine_facts, measure_latency, median_interval
+from hf_elastic.measure import latency as measure
+from hf_elastic.measure.latency import Latency, machine_facts, measure_latency, measurement_warnings, median_interval
 
 
 class Clock:
@@ -142,12 +142,16 @@ def test_latency_round_trip_and_text():
 
 def test_doubts_say_what_is_uncertain():
     sure, few, wide = (Latency.from_samples(samples) for samples in ([5.0] * 6, [5.0] * 5, [5.0, 5.0, 5.0, 5.0, 5.0, 7.0]))
-    assert doubts([sure]) == []
-    assert doubts([sure, few])[0].startswith("1 of 2 latencies are of fewer than 6 samples, too few for a 95% interval")
-    assert doubts([sure, wide, wide])[0].startswith("2 of 3 intervals are wider than 10% of their median: this machine is busy")
+    assert measurement_warnings([sure]) == []
+    assert measurement_warnings([sure, few])[0].startswith(
+        "1 of 2 latencies are of fewer than 6 samples, too few for a 95% interval"
+    )
+    assert measurement_warnings([sure, wide, wide])[0].startswith(
+        "2 of 3 intervals are wider than 10% of their median: this machine is busy"
+    )
     quiet, beset = (Latency.from_samples([5.0] * 6, others) for others in (0.05, 0.5))
-    assert doubts([quiet]) == []
-    assert doubts([quiet, beset])[0].startswith("other work kept 50% of this machine's cores busy meanwhile")
+    assert measurement_warnings([quiet]) == []
+    assert measurement_warnings([quiet, beset])[0].startswith("other work kept 50% of this machine's cores busy meanwhile")
 
 
 def test_others_are_noticed():
@@ -161,7 +165,7 @@ def test_others_are_noticed():
             process.wait()
     assert 0.5 < latency.others <= 1
     assert Latency.from_dict(latency.to_dict()) == latency
-    assert any("other work" in doubt for doubt in doubts([latency]))
+    assert any("other work" in doubt for doubt in measurement_warnings([latency]))
     assert measure_latency({"short": lambda: time.sleep(0.01)}, repeats=1, warmup=0)["short"].others is None
 
 

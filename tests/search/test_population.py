@@ -6,12 +6,12 @@ import torch
 from tiny import config_of, space_of
 
 from hf_elastic import ElasticConfig, ElasticForCausalLM, Space
-from hf_elastic.partition import partition_heads
-from hf_elastic.search.genes import Genes
+from hf_elastic.core.partition import partition_heads
+from hf_elastic.core.spec import SPECS
+from hf_elastic.measure.cost_model import CostModel, features
+from hf_elastic.search.encoding import Encoding
 from hf_elastic.search.population import Known, population
-from hf_elastic.search.predict import CostModel, features
-from hf_elastic.search.proxies import CLOSED_FORMS, closed_form
-from hf_elastic.spec import SPECS
+from hf_elastic.search.proxies.table import CLOSED_FORMS, closed_form
 
 PARTITIONED = {**space_of("gpt2"), "num_attention_heads": [1, 2, 4], "hidden_size": [16, 24, 32]}
 CASES = {
@@ -34,7 +34,7 @@ def model_of(model_type, space, options):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_population_is_its_sizes(case):
     model = model_of(*case)
-    genes = Genes(model.space.genes())
+    genes = Encoding(model.space.genes())
     places = np.unique(genes.sample(np.random.default_rng(0), 60), axis=0)
     subnets = [model.space.from_genes(genes.chosen(row)) for row in places]
     weights = np.random.default_rng(1).random(features(model, subnets[:1]).shape[1])

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, BertForSequenceClassification, GP
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
 from hf_elastic.cli.main import main
+from hf_elastic.measure.cost_model import CostModel, features
+from hf_elastic.measure.digests import architecture_digest
+from hf_elastic.measure.memory import PeakMemory, measure_memory
+from hf_elastic.measure.profile import DeviceProfile, Measured, check_machine, measure_profile, spread_subnets
+from hf_elastic.measure.workload import Workload
 from hf_elastic.search import Latency, search_subnets
-from hf_elastic.search.digests import architecture_digest
-from hf_elastic.search.memory import PeakMemory, measure_memory
-from hf_elastic.search.predict import CostModel, features
-from hf_elastic.search.profile import DeviceProfile, Measured, check_machine, measure_profile, spread_subnets
-from hf_elastic.search.targets import Target
 
 SPACE = {"num_hidden_layers": [1, 2, 3, 4], "intermediate_size": [16, 48], "num_attention_heads": [2, 4]}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
@@ -38,7 +38,7 @@ def test_every_runtime_computes_the_same(runtime, tmp_path):
     """What is timed is the model's own forward: its logits are those of the view."""
     if runtime in ("onnxruntime", "openvino"):
         pytest.importorskip(runtime)
-    model, target = classifier(), Target(2, 6, runtime=runtime)
+    model, target = classifier(), Workload(2, 6, runtime=runtime)
     subnet = model.subnet("small")
     with torch.inference_mode():
         expected = model.view(subnet)(**target.make_input(model)).logits
@@ -49,7 +49,7 @@ def test_every_runtime_computes_the_same(runtime, tmp_path):
 
 def test_a_token_after_a_prompt_is_timed_with_the_cache_of_the_prompt(tmp_path):
     """Called again and again, the cache stays that of the prompt, and the answer that of the whole text."""
-    model, target = decoder(), Target(2, 5, phase="token")
+    model, target = decoder(), Workload(2, 5, phase="token")
     subnet = model.subnet({"num_hidden_layers": 3})
     ids = target.make_input(model)["input_ids"]
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def test_a_token_after_a_prompt_is_timed_with_the_cache_of_the_prompt(tmp_path):
         expected = model.view(subnet)(input_ids=torch.cat([ids, ids[:, -1:]], dim=1)).logits[:, -1:]
         for _ in range(3):
             torch.testing.assert_close(call().logits, expected, atol=1e-4, rtol=1e-4)
-        prefilled = Target(2, 5, phase="prefill").call(model, subnet, tmp_path)()
+        prefilled = Workload(2, 5, phase="prefill").call(model, subnet, tmp_path)()
     assert prefilled.past_key_values.get_seq_length() == 5
 
 
@@ -72,12 +72,12 @@ def test_a_token_after_a_prompt_is_timed_with_the_cache_of_the_prompt(tmp_path):
 )
 def test_bad_targets(options, message):
     with pytest.raises(ValueError, match=message):
-        Target(**options)
+        Workload(**options)
 
 
 def test_a_phase_that_the_model_does_not_have():
     with pytest.raises(ValueError, match="for causal language models; ElasticForSequenceClassification has: forward"):
-        Target(phase="token").measure(classifier(), [classifier().subnet(None)])
+        Workload(phase="token").measure(classifier(), [classifier().subnet(None)])
 
 
 @pytest.mark.parametrize("phase", ["prefill", "token"])
@@ -85,7 +85,7 @@ def test_a_phase_without_a_key_value_cache(phase):
     base = AutoModelForCausalLM.from_config(tiny.config_of("transformer_xl"))
     model = ElasticForCausalLM.from_base(base, importance="none")
     with pytest.raises(ValueError, match=f"phase: '{phase}' needs a key-value cache, which transformer_xl has not"):
-        Target(1, 4, phase=phase).measure(model, [model.subnet(None)])
+        Workload(1, 4, phase=phase).measure(model, [model.subnet(None)])
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
@@ -103,8 +103,8 @@ def test_peak_memory_is_a_peak():
     base = BertForSequenceClassification(tiny.config_of("bert", max_position_embeddings=256, **wide))
     model = ElasticForSequenceClassification.from_base(base, space={"num_hidden_layers": [1, 4]}, importance="none")
     subnets = [model.subnet("largest"), model.subnet("smallest")]
-    short = measure_memory(model, subnets, Target(1, 8, threads=1))
-    long = measure_memory(model, subnets[:1], Target(16, 256, threads=1))[subnets[0]]
+    short = measure_memory(model, subnets, Workload(1, 8, threads=1))
+    long = measure_memory(model, subnets[:1], Workload(16, 256, threads=1))[subnets[0]]
     weights = [4e-6 * model.num_parameters_of(subnet) for subnet in subnets]
     for subnet, megabytes in zip(subnets, weights):
         assert megabytes < short[subnet].loaded_mb <= short[subnet].peak_mb < megabytes + 60
@@ -117,7 +117,7 @@ def test_peak_memory_is_a_peak():
 def test_a_process_that_fails_says_why(monkeypatch):
     model = classifier(max_position_embeddings=8)
     with pytest.raises(ValueError, match=r"peak memory of Subnet.*(Runtime|Index)Error"):
-        measure_memory(model, [model.subnet(None)], Target(1, 9))
+        measure_memory(model, [model.subnet(None)], Workload(1, 9))
 
 
 def test_spread_subnets_reach_both_ends():
@@ -136,7 +136,7 @@ def made_up_profile(model, subnets, *, noise=0.0, machine=None, memory=True):
         cost = 0.5 + 1e-6 * model.flops_of(subnet) * (1 + noise * generator.standard_normal())
         latency = Latency.from_samples([cost * (1 + step / 100) for step in range(-3, 4)])
         measured.append(Measured(model.subnet(subnet), latency, PeakMemory(10 * cost, 5 * cost) if memory else None))
-    real = measure_profile(model, Target(1, 8, threads=1), memory=False, repeats=1)
+    real = measure_profile(model, Workload(1, 8, threads=1), memory=False, repeats=1)
     return DeviceProfile({**real.machine, **(machine or {})}, real.target, architecture_digest(model), measured)
 
 
@@ -171,7 +171,7 @@ def test_features_see_every_axis(name):
 
 def test_profile_is_saved_and_loaded(tmp_path):
     model = classifier()
-    profile = measure_profile(model, Target(1, 4, threads=1), ("largest", "small"), 4, memory=False, repeats=3)
+    profile = measure_profile(model, Workload(1, 4, threads=1), ("largest", "small"), 4, memory=False, repeats=3)
     assert len(profile.measured) == 4 and profile.machine["torch_threads"] == 1
     profile.save(tmp_path / "profile.json")
     assert DeviceProfile.load(tmp_path / "profile.json") == profile
@@ -258,12 +258,12 @@ def test_two_processes_find_the_same_peaks():
     """Weights of zeros weigh as much: the peak is at least that of the parameters."""
     model = classifier(hidden_size=256, intermediate_size=512, num_attention_heads=4, vocab_size=20000)
     subnets = [model.subnet({"num_hidden_layers": depth}) for depth in (1, 4)]
-    one, two = (measure_memory(model, subnets, Target(1, 8, 1), workers=workers) for workers in (1, 2))
+    one, two = (measure_memory(model, subnets, Workload(1, 8, 1), workers=workers) for workers in (1, 2))
     for subnet in subnets:
         assert one[subnet].peak_mb > 4e-6 * model.num_parameters_of(subnet)
         assert abs(one[subnet].peak_mb - two[subnet].peak_mb) < 0.1 * one[subnet].peak_mb
     with pytest.raises(ValueError, match="workers must be an integer of at least 1, got 0"):
-        measure_memory(model, subnets, Target(1, 8, 1), workers=0)
+        measure_memory(model, subnets, Workload(1, 8, 1), workers=0)
 
 
 def test_a_profile_of_another_machine_is_refused_or_stays_predicted(tmp_path):
@@ -284,13 +284,13 @@ def test_a_profile_of_another_machine_is_refused_or_stays_predicted(tmp_path):
 def test_a_profile_of_another_version_of_the_runtime_is_refused(runtime, monkeypatch):
     module = pytest.importorskip(runtime)
     model = classifier()
-    profile = measure_profile(model, Target(1, 4, 1, runtime=runtime), ("smallest",), memory=False, repeats=1)
+    profile = measure_profile(model, Workload(1, 4, 1, runtime=runtime), ("smallest",), memory=False, repeats=1)
     assert profile.machine[runtime] == module.__version__
     assert check_machine(profile, model, force=False) == []
     monkeypatch.setattr(module, "__version__", "0.0.1")
     with pytest.raises(ValueError, match=f"{runtime} is '0.0.1' here, '{profile.machine[runtime]}' in the profile"):
         check_machine(profile, model, force=False)
-    torch_profile = measure_profile(model, Target(1, 4, 1), ("smallest",), memory=False, repeats=1)
+    torch_profile = measure_profile(model, Workload(1, 4, 1), ("smallest",), memory=False, repeats=1)
     assert runtime not in torch_profile.machine
 
 

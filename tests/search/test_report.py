@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from hf_elastic.search import Frontier, Objective
-from hf_elastic.search.frontier import Point
+from hf_elastic.search.point import Point
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = [

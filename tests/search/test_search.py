@@ -7,9 +7,10 @@ from searching import PER_LAYER, SMALL, Quality, classification_rows, classifier
 from transformers import LlamaForCausalLM
 
 from hf_elastic import ElasticForCausalLM, ElasticForMultipleChoice
-from hf_elastic.search import Frontier, Latency, search_subnets, targets
+from hf_elastic.measure import workload as targets
+from hf_elastic.measure.quality import median_length
+from hf_elastic.search import Frontier, Latency, search_subnets
 from hf_elastic.search.objectives import Constraint
-from hf_elastic.search.quality import median_length
 
 # --- every subnet of a small space ---------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, ElasticForTokenClassification
+from hf_elastic.measure.quality import QualityPass
 from hf_elastic.search import Objective, search_subnets
-from hf_elastic.search.quality import QualityPass
 
 
 def test_classification_agrees_with_the_extracted_models():

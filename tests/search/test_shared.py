@@ -14,9 +14,9 @@ from pathlib import Path
 import optuna
 import pytest
 
+from hf_elastic.core.space import Subnet
 from hf_elastic.search import Frontier, Objective
-from hf_elastic.search.ledger import Ledger
-from hf_elastic.space import Subnet
+from hf_elastic.search.study import Study
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
 SERVER_PROGRAMS = [*Path("/usr/lib/postgresql").glob("*/bin"), *(Path(p) for p in os.environ.get("PATH", "").split(os.pathsep))]
@@ -130,7 +130,7 @@ def test_workers_share_a_postgresql_server(tmp_path, postgresql):
 @pytest.mark.slow
 def test_a_database_that_is_not_there(postgresql):
     with pytest.raises(ValueError, match=r"storage postgresql.*/other: cannot be reached: .*\"other\" does not exist"):
-        Ledger(postgresql.replace("/postgres", "/other"), "search", {}, GOALS, 60)
+        Study(postgresql.replace("/postgres", "/other"), "search", {}, GOALS, 60)
 
 
 # --- the ledger ----------------------------------------------------------------------------------------------------
@@ -138,8 +138,8 @@ def test_a_database_that_is_not_there(postgresql):
 SUBNETS = [Subnet(num_hidden_layers=depth) for depth in range(1, 6)]
 
 
-def ledgers(place, count: int = 2, **options) -> list[Ledger]:
-    return [Ledger(place, "search", {"model": 1}, GOALS, options.get("stale_after", 60)) for _ in range(count)]
+def ledgers(place, count: int = 2, **options) -> list[Study]:
+    return [Study(place, "search", {"model": 1}, GOALS, options.get("stale_after", 60)) for _ in range(count)]
 
 
 def test_a_claim_is_one_process_s_until_it_lets_go(tmp_path):
@@ -216,8 +216,8 @@ def test_what_failed_is_not_evaluated_again(tmp_path):
 
 
 def test_studies_side_by_side_in_one_storage(tmp_path):
-    one = Ledger(tmp_path, "one", {"model": 1}, GOALS, 60)
-    two = Ledger(tmp_path, "two", {"model": 2}, GOALS, 60)
+    one = Study(tmp_path, "one", {"model": 1}, GOALS, 60)
+    two = Study(tmp_path, "two", {"model": 2}, GOALS, 60)
     assert one.claim(SUBNETS[:1]) == two.claim(SUBNETS[:1]) == SUBNETS[:1]
     for ledger in (one, two):
         ledger.close()
@@ -236,10 +236,10 @@ def test_storages_that_cannot_be_used(place, message):
     if place.startswith("postgresql"):
         pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hf-elastic[postgres]'")
     with pytest.raises(ValueError, match=message):
-        Ledger(place, "search", {}, GOALS, 60)
+        Study(place, "search", {}, GOALS, 60)
 
 
 def test_without_a_driver_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)  # importing it then raises, as where it is not installed
     with pytest.raises(ImportError, match=r"\*\*\*@host/db: needs a driver: pip install 'hf-elastic\[postgres\]'"):
-        Ledger("postgresql://user:secret@host/db", "search", {}, GOALS, 60)
+        Study("postgresql://user:secret@host/db", "search", {}, GOALS, 60)

@@ -6,7 +6,7 @@ from test_trainer import SPACE, arguments, assert_same, rows, train, weights
 from tiny import config_of, randomize
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.training import embeddings
+from hf_elastic.training import gradients as embeddings
 from hf_elastic.training import trainer as trainer_module
 
 

@@ -11,7 +11,7 @@ from launching import record, run_cases
 from worker import make_arguments, make_model, make_rows, run_case
 
 from hf_elastic import ElasticTrainer
-from hf_elastic.training.resume import SAMPLER_FILE, checkpoints, delete_old, is_complete, last_checkpoint
+from hf_elastic.training.checkpoints import SAMPLER_FILE, checkpoints, delete_old, is_complete, last_checkpoint
 
 # Dropout and Adam: random numbers and the optimizer's state have to come back, too.
 RUN = {"dropout": 0.1, "args": {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 5}}

@@ -168,7 +168,7 @@ def adapter(tmp_path_factory):
         peft_model = randomize(add_lora(model, {"r": 2}))
         for name, tensor in ElasticForSequenceClassification.from_pretrained("base").state_dict().items():
             for own, parameter in model.named_parameters():
-                if hf_elastic.adapters.plain_name(own) == name and not parameter.requires_grad:
+                if hf_elastic.core.adapters.plain_name(own) == name and not parameter.requires_grad:
                     parameter.data.copy_(tensor)
         peft_model.save_pretrained("adapter")
     finally:

@@ -15,9 +15,9 @@ from hf_elastic import (
     ElasticTrainer,
     ElasticTrainingArguments,
 )
-from hf_elastic.layout import Layout
-from hf_elastic.spec import spec_for
-from hf_elastic.training.losses import DISTILLATION, Pair
+from hf_elastic.core.layout import Layout
+from hf_elastic.core.spec import spec_for
+from hf_elastic.training.losses import DISTILLATION, DistillationInputs
 from hf_elastic.training.relations import Projections
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -25,7 +25,7 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 
 def pair(student, teacher, *, inputs=None, shifted=False, heads=2):
     inputs = {"attention_mask": MASK} if inputs is None else inputs
-    return Pair(inputs, student, teacher, shifted=shifted, temperature=2.0, relation_heads=heads)
+    return DistillationInputs(inputs, student, teacher, shifted=shifted, temperature=2.0, relation_heads=heads)
 
 
 def divergence(teacher, student):

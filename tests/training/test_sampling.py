@@ -7,7 +7,7 @@ import torch
 from test_trainer import arguments, assert_same, classifier, rows, train, weights
 
 from hf_elastic import ElasticTrainer, Space
-from hf_elastic.training.conflict import SizeGradients, pcgrad
+from hf_elastic.training.gradients import SizeGradients, pcgrad
 from hf_elastic.training.sampling import Sampler
 
 SPACE = Space({"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]})

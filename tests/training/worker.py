@@ -26,7 +26,8 @@ from tiny import VOCAB, config_of, randomize
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, ElasticTrainer
 from hf_elastic.metrics import compute_accuracy
-from hf_elastic.training import ElasticTrainingArguments, resume
+from hf_elastic.training import ElasticTrainingArguments
+from hf_elastic.training import checkpoints as resume
 from hf_elastic.training.lora import add_lora
 
 SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from rich.progress import track
 
-from ...checks import check_integers
+from ...utils.options import check_integers
 from .modeling_transfo_xl import TransformerXLForCausalLM
 
 

@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
-from ...portable import IS_OLD
+from ...core.portable import IS_OLD
 from .adaptive import IGNORED, AdaptiveEmbedding, AdaptiveSoftmax
 from .configuration_transfo_xl import TransformerXLConfig
 from .layers import PositionalEmbedding, RelativeAttention, TransformerXLLayer

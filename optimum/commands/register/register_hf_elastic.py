@@ -4,6 +4,6 @@ import sys
 
 # Only what loads a model needs it; `optimum-cli --help` and the like stay fast.
 if "export" in sys.argv[1:]:
-    from hf_elastic.export.optimum_plugin import register
+    from hf_elastic.export.onnx.optimum_plugin import register
 
     register()

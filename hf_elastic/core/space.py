@@ -1,0 +1,304 @@
+"""Which sizes a supernet has: `Subnet`, one choice, and `Space`, all of them."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+from .spec import ELASTIC_AXES
+
+DEPTH_AXES = ("num_hidden_layers", "layers")
+AXES = (*DEPTH_AXES, *ELASTIC_AXES)
+# Grouped queries: the two head counts are only legal together, so they are drawn as one gene.
+HEADS, KEY_VALUE_HEADS = "num_attention_heads", "num_key_value_heads"
+
+
+def _index(axis: str, value: object, minimum: int) -> int:
+    """`value` as an int, or one clear error."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise ValueError(f"{axis}: {value!r} is not an integer")
+    if number < minimum:
+        raise ValueError(f"{axis}: {number} is not allowed, the smallest possible value is {minimum}")
+    return number
+
+
+def _check_axis(axis: str) -> None:
+    if axis not in AXES:
+        raise ValueError(f"unknown axis {axis!r}; known: {', '.join(AXES)}")
+
+
+class Subnet(Mapping):
+    """One size: axis name -> an int for every layer, or a tuple with one int per kept layer.
+
+    Args:
+        values: `{"num_hidden_layers": 4, "intermediate_size": 768}`. Depth is `num_hidden_layers` (which layers, the model's
+            `layer_order` says) or `layers`, the kept indices in increasing order. An axis that is left out is full size.
+
+    Raises:
+        ValueError: an unknown axis; a value that is not a positive integer; both kinds of depth; layers repeated or unordered.
+    """
+
+    __slots__ = ("_key", "_values")
+
+    def __init__(self, values: Mapping | None = None, **axes):
+        if not isinstance(values, (Mapping, type(None))):
+            raise ValueError(f"a subnet maps axes to values, got {values!r}; known axes: {', '.join(AXES)}")
+        merged = {**(values or {}), **axes}
+        for axis in merged:
+            _check_axis(axis)
+        if all(axis in merged for axis in DEPTH_AXES):
+            raise ValueError("give num_hidden_layers or layers, not both")
+        self._values = {axis: self._normalize(axis, merged[axis]) for axis in AXES if axis in merged}
+        self._key = tuple(self._values.items())
+
+    @staticmethod
+    def _normalize(axis: str, value: object) -> int | tuple[int, ...]:
+        minimum = 0 if axis == "layers" else 1
+        if axis == "layers" or (isinstance(value, Sequence) and not isinstance(value, str)):
+            if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+                raise ValueError(f"{axis}: {value!r} is not a list of at least one integer")
+            numbers = tuple(_index(axis, item, minimum) for item in value)
+            if axis == "layers" and any(a >= b for a, b in itertools.pairwise(numbers)):
+                raise ValueError(f"layers: {list(numbers)} must be increasing, each index once")
+            if axis in ("num_hidden_layers", "hidden_size"):
+                raise ValueError(f"{axis}: {list(numbers)} is a list, but there is one value for the whole model")
+            return numbers
+        return _index(axis, value, minimum)
+
+    def __getitem__(self, axis: str) -> int | tuple[int, ...]:
+        return self._values[axis]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Subnet) and self._key == other._key
+
+    def __repr__(self) -> str:
+        return f"Subnet({self.to_dict()})"
+
+    def to_dict(self) -> dict:
+        """JSON-able: tuples become lists."""
+        return {axis: list(value) if isinstance(value, tuple) else value for axis, value in self._values.items()}
+
+
+class Space(Mapping):
+    """Which values each axis may take.
+
+    Args:
+        values: axis -> allowed values, such as `{"num_hidden_layers": [3, 6], "intermediate_size": [384, 1536]}`. For `layers`
+            a list of lists of indices.
+        per_layer: axes whose value is chosen for every kept layer on its own.
+        max_group: with both head counts in the space, the most query heads that may share a key-value head. Pairs that do
+            not divide or exceed it are not part of the space.
+        head_size: channels per head where the number of heads follows `hidden_size`, as stock configs have it; both are one
+            choice then.
+
+    Raises:
+        ValueError: no axis, an axis without values, an unknown axis, a value that is no positive integer, no legal pair of
+            head counts, per-layer axes without a depth, or a hidden size that `head_size` does not divide.
+    """
+
+    def __init__(
+        self, values: Mapping, per_layer: Sequence[str] = (), max_group: int | None = None, head_size: int | None = None
+    ):
+        if not values:
+            raise ValueError(f"the space is empty; give values for at least one of: {', '.join(AXES)}")
+        if all(axis in values for axis in DEPTH_AXES):
+            raise ValueError("give num_hidden_layers or layers, not both")
+        if isinstance(per_layer, str):
+            raise ValueError(f"per_layer: {per_layer!r} is not a list of axes")
+        self.per_layer = tuple(per_layer)
+        for axis in self.per_layer:
+            if axis in (*DEPTH_AXES, "hidden_size"):
+                raise ValueError(f"per_layer: {axis} has one value for the whole model")
+            if axis not in values:
+                raise ValueError(f"per_layer: {axis!r} is not an axis of the space; its axes: {', '.join(values)}")
+        self._values = {}
+        for axis in values:
+            _check_axis(axis)
+        for axis in AXES:
+            if axis in values:
+                self._values[axis] = self._check_values(axis, values[axis])
+        self.head_size = self._check_head_size(head_size)
+        self._genes = self._make_genes(max_group)
+        if self.per_layer and not any(axis in values for axis in DEPTH_AXES):
+            raise ValueError(f"per_layer: {', '.join(self.per_layer)}: the space needs num_hidden_layers or layers as well")
+
+    @staticmethod
+    def _check_values(axis: str, values: object) -> tuple:
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            raise ValueError(f"{axis}: {values!r} is not a list of at least one allowed value")
+        checked = {Subnet({axis: value})[axis] for value in values}
+        if any(isinstance(value, tuple) for value in checked) and axis != "layers":
+            raise ValueError(f"{axis}: {values!r} must be a flat list; name the axis in per_layer to choose for every layer")
+        return tuple(sorted(checked, key=lambda value: (len(value), value) if isinstance(value, tuple) else value))
+
+    def _check_head_size(self, head_size: int | None) -> int | None:
+        if head_size is None:
+            return None
+        _index("head_size", head_size, 1)
+        if HEADS in self._values or KEY_VALUE_HEADS in self._values or "hidden_size" not in self._values:
+            raise ValueError(f"head_size: {HEADS} follows hidden_size, which the space must have, and no counts of heads")
+        for hidden in self._values["hidden_size"]:
+            if hidden % head_size:
+                raise ValueError(f"head_size: {head_size} does not divide the hidden_size {hidden}")
+        return head_size
+
+    def _make_genes(self, max_group: int | None) -> dict[str, tuple]:
+        """Axis -> choices, with the two head counts joined into one gene of legal pairs."""
+        genes = dict(self._values)
+        if KEY_VALUE_HEADS in genes and HEADS in genes:
+            if (KEY_VALUE_HEADS in self.per_layer) != (HEADS in self.per_layer):
+                raise ValueError(f"per_layer: name both {HEADS} and {KEY_VALUE_HEADS}, or neither")
+            limit = max_group or genes[HEADS][-1] // genes[KEY_VALUE_HEADS][-1]
+            pairs = [
+                (heads, shared)
+                for heads in genes[HEADS]
+                for shared in genes[KEY_VALUE_HEADS]
+                if heads % shared == 0 and heads // shared <= limit
+            ]
+            if not pairs:
+                raise ValueError(
+                    f"no pair of {HEADS} {list(genes[HEADS])} and {KEY_VALUE_HEADS} {list(genes[KEY_VALUE_HEADS])} divides "
+                    f"with at most {limit} query heads per key-value head"
+                )
+            del genes[KEY_VALUE_HEADS]
+            genes[HEADS] = tuple(pairs)
+        return genes
+
+    def __getitem__(self, axis: str) -> tuple:
+        return self._values[axis]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        """Number of subnets; Python's `len` cannot count beyond 2^63, `size` can."""
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def size(self) -> int:
+        """Number of subnets."""
+        shared = prod(len(choices) for axis, choices in self._genes.items() if axis not in (*self.per_layer, *DEPTH_AXES))
+        each_layer = prod(len(choices) for axis, choices in self._genes.items() if axis in self.per_layer)
+        if each_layer == 1:
+            return shared * len(self._depths())
+        return shared * sum(each_layer ** self._num_layers(depth) for depth in self._depths())
+
+    def __repr__(self) -> str:
+        return f"Space({self.to_dict()})"
+
+    def __hash__(self) -> int:
+        return hash((tuple(self._values.items()), self.per_layer, self.head_size))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Space) and self.to_dict() == other.to_dict()
+
+    def to_dict(self) -> dict:
+        """JSON-able; `Space.from_dict` reads it back."""
+        values = {axis: [list(v) if isinstance(v, tuple) else v for v in choices] for axis, choices in self._values.items()}
+        return {**values, "per_layer": list(self.per_layer), **({"head_size": self.head_size} if self.head_size else {})}
+
+    @classmethod
+    def from_dict(cls, data: Mapping, max_group: int | None = None) -> Space:
+        """Read a space from a recipe or a config: axis -> values, `per_layer` and `head_size`."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"the space must map axes to lists of values, got {data!r}")
+        values = {axis: choices for axis, choices in data.items() if axis not in ("per_layer", "head_size")}
+        return cls(values, data.get("per_layer") or (), max_group, data.get("head_size"))
+
+    def _depths(self) -> tuple:
+        for axis in DEPTH_AXES:
+            if axis in self._genes:
+                return self._genes[axis]
+        return (None,)
+
+    @staticmethod
+    def _num_layers(depth: int | tuple) -> int:
+        return len(depth) if isinstance(depth, tuple) else depth
+
+    def genes(self) -> dict[str, tuple]:
+        """Independent decisions: gene -> choices. A per-layer axis has a gene for each layer of the deepest subnet."""
+        genes = {}
+        for axis, choices in self._genes.items():
+            if axis in self.per_layer:
+                deepest = max(self._num_layers(depth) for depth in self._depths())
+                genes.update({f"{axis}.{layer}": choices for layer in range(deepest)})
+            else:
+                genes[axis] = choices
+        return genes
+
+    def from_genes(self, values: Mapping) -> Subnet:
+        """The subnet that a choice for every gene stands for; genes of layers beyond its depth are ignored."""
+        chosen = {axis: values[axis] for axis in self._genes if axis not in self.per_layer}
+        for axis in self.per_layer:
+            if axis in self._genes:
+                depth = next(chosen[d] for d in DEPTH_AXES if d in chosen)
+                chosen[axis] = tuple(values[f"{axis}.{layer}"] for layer in range(self._num_layers(depth)))
+        if HEADS in chosen and KEY_VALUE_HEADS in self._values:
+            pairs = chosen[HEADS]
+            if HEADS in self.per_layer:
+                chosen[HEADS], chosen[KEY_VALUE_HEADS] = (tuple(column) for column in zip(*pairs))
+            else:
+                chosen[HEADS], chosen[KEY_VALUE_HEADS] = pairs
+        if self.head_size:
+            chosen[HEADS] = chosen["hidden_size"] // self.head_size
+        return Subnet(chosen)
+
+    @property
+    def largest(self) -> Subnet:
+        """Every axis at its largest value."""
+        return self.from_genes({gene: choices[-1] for gene, choices in self.genes().items()})
+
+    @property
+    def smallest(self) -> Subnet:
+        """Every axis at its smallest value."""
+        return self.from_genes({gene: choices[0] for gene, choices in self.genes().items()})
+
+    def extremes(self) -> Iterator[Subnet]:
+        """Each choice of each gene once, with every other gene at its largest."""
+        genes = self.genes()
+        largest = {gene: choices[-1] for gene, choices in genes.items()}
+        for gene, choices in genes.items():
+            for choice in choices:
+                yield self.from_genes({**largest, gene: choice})
+
+    def sample(self, generator: random.Random) -> Subnet:
+        """One subnet, every gene uniform; `generator` is a `random.Random`."""
+        return self.from_genes({gene: generator.choice(choices) for gene, choices in self.genes().items()})
+
+    def mutate(self, values: Mapping, generator: random.Random, probability: float = 0.3) -> dict:
+        """Encoding redrawn each with `probability`. `values` and the result map genes to choices."""
+        return {
+            gene: generator.choice(choices) if generator.random() < probability else values[gene]
+            for gene, choices in self.genes().items()
+        }
+
+    def enumerate(self) -> Iterator[Subnet]:
+        """Every subnet once; per-layer choices make this long."""
+        shared = {gene: choices for gene, choices in self._genes.items() if gene not in self.per_layer}
+        layered = [axis for axis in self._genes if axis in self.per_layer]
+        for values in itertools.product(*shared.values()):
+            chosen = dict(zip(shared, values))
+            depth = next((chosen[axis] for axis in DEPTH_AXES if axis in chosen), None)
+            layers = range(self._num_layers(depth)) if layered else ()
+            names = [f"{axis}.{layer}" for axis in layered for layer in layers]
+            for picks in itertools.product(*(self._genes[name.partition(".")[0]] for name in names)):
+                yield self.from_genes({**chosen, **dict(zip(names, picks))})

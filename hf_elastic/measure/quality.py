@@ -1,0 +1,172 @@
+"""Accuracy, loss and perplexity of a subnet in one pass over an evaluation set."""
+
+import inspect
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
+from .values import ACCURACY, LOSS, PERPLEXITY
+
+IGNORED = -100
+LABELS = ("label", "label_ids", "labels")
+# Not an input, but what the masked-language-model collator reads to spare special tokens.
+FOR_COLLATORS = (*LABELS, "special_tokens_mask")
+LARGEST_EXPONENT = 700.0  # exp of more is no finite float
+
+
+@dataclass
+class Totals:
+    """Sums over the labels seen so far."""
+
+    count: int = 0
+    correct: int = 0
+    loss: float = 0.0
+
+
+# Name -> the value, from the sums.
+METRICS: dict[str, Callable[[Totals], float]] = {
+    ACCURACY: lambda totals: totals.correct / totals.count,
+    LOSS: lambda totals: totals.loss / totals.count,
+    PERPLEXITY: lambda totals: math.exp(min(totals.loss / totals.count, LARGEST_EXPONENT)),
+}
+
+
+class QualityPass:
+    """Computes the wanted metrics of a model in one pass; every model sees the same batches.
+
+    A label of -100 does not count. Causal language models are scored on the next token. The loss is the model's own, weighted
+    by the labels that count, so that batches of different sizes average correctly.
+
+    Args:
+        model: the supernet; it decides which columns are inputs.
+        rows: tokenized rows with labels: a `datasets.Dataset` or a list of dicts.
+        wanted: any of accuracy, loss and perplexity.
+        batch_size: rows per batch; rows of similar length share one.
+        data_collator: rows -> batch; padding to the longest row by default. A random one draws once, with `seed`.
+        seed: seed of the collator.
+
+    Raises:
+        ValueError: no rows, rows that make no batch, no labels, or accuracy wanted where labels are no classes.
+    """
+
+    def __init__(
+        self,
+        model: ElasticPreTrainedModel,
+        rows: Iterable[Mapping],
+        wanted: Sequence[str],
+        batch_size: int = 32,
+        data_collator: Callable[[list[dict]], Mapping] | None = None,
+        seed: int = 0,
+    ):
+        self.wanted = tuple(wanted)
+        self.shifted = isinstance(model, ElasticForCausalLM)
+        inputs = set(inspect.signature(model.base.forward).parameters)
+        kept = {*inputs, *FOR_COLLATORS}
+        ordered = sorted(rows, key=row_length, reverse=True)  # long rows first: memory runs out at once or not at all
+        ordered = [{key: value for key, value in row.items() if key in kept} for row in ordered]
+        collate = data_collator or PadRows(model.config.pad_token_id or 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            chunks = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+            batches = [_collate(collate, chunk) for chunk in chunks]
+        self.batches = [{key: value for key, value in batch.items() if key in inputs} for batch in batches]
+        self._check_labels(batches)
+
+    def _check_labels(self, batches: list[Mapping]) -> None:
+        if not batches:
+            raise ValueError("eval_dataset has no rows")
+        if "labels" not in batches[0]:
+            raise ValueError(
+                f"eval_dataset needs labels for {', '.join(self.wanted)}; its batches have: {', '.join(batches[0])}. "
+                "Add a labels column, or give a data_collator or compute_quality"
+            )
+        if ACCURACY in self.wanted and batches[0]["labels"].is_floating_point():
+            raise ValueError("accuracy needs class labels, but eval_dataset has floating-point ones; use loss or compute_quality")
+        if not any(self._counted(batch["labels"]).any() for batch in batches):
+            raise ValueError(f"eval_dataset has no label other than {IGNORED}")
+
+    def _scored(self, labels: torch.Tensor) -> torch.Tensor:
+        return labels[:, 1:] if self.shifted else labels
+
+    def _counted(self, labels: torch.Tensor) -> torch.Tensor:
+        return self._scored(labels) != IGNORED
+
+    @torch.inference_mode()
+    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
+        """The wanted metrics of a stock model or a view."""
+        totals = Totals()
+        for batch in self.batches:
+            batch = {key: value.to(model.device) for key, value in batch.items()}
+            counted = self._counted(batch["labels"])
+            count = int(counted.sum())
+            if count == 0:  # its mean loss would be 0 / 0
+                continue
+            output = model(**batch)
+            totals.count += count
+            totals.loss += count * float(output.loss)
+            if ACCURACY in self.wanted:
+                logits = output.logits[:, :-1] if self.shifted else output.logits
+                hits = logits.argmax(-1) == self._scored(batch["labels"])
+                totals.correct += int((hits & counted).sum())
+        return {name: METRICS[name](totals) for name in self.wanted}
+
+
+@dataclass(frozen=True)
+class PadRows:
+    """The default collator: pads every column to the longest row, on the right.
+
+    Attributes:
+        pad_token_id: what input ids are padded with. Labels are padded with -100, anything else with 0.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """Rows of one set of columns -> a batch, with an attention mask."""
+        batch = {}
+        for key in rows[0]:
+            name = "labels" if key in LABELS else key
+            fill = {"input_ids": self.pad_token_id, "labels": IGNORED}.get(name, 0)
+            columns = [torch.as_tensor(row[key]) for row in rows]
+            batch[name] = pad_sequence(columns, True, fill) if columns[0].dim() else torch.stack(columns)
+        if "attention_mask" not in batch:
+            masks = [torch.ones_like(torch.as_tensor(row["input_ids"])) for row in rows]
+            batch["attention_mask"] = pad_sequence(masks, True, 0)
+        return batch
+
+
+def _collate(collate: Callable, rows: list[dict]) -> Mapping:
+    try:
+        batch = collate(rows)
+    except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as error:
+        raise ValueError(f"eval_dataset: {len(rows)} rows make no batch ({error}); give a data_collator that fits") from error
+    if not isinstance(batch, Mapping) or not all(isinstance(v, torch.Tensor) for v in batch.values()):
+        raise ValueError(f"data_collator must return a dict of tensors, got {type(batch).__name__}: {batch!r:.200}")
+    return batch
+
+
+def row_length(row: Mapping) -> int:
+    """Tokens in a row, padding not counted; the longest choice of a multiple-choice row.
+
+    Raises:
+        ValueError: the row is not tokenized.
+    """
+    if not isinstance(row, Mapping) or "input_ids" not in row:
+        raise ValueError(f"eval_dataset must have tokenized rows with input_ids, got {row!r:.200}")
+    tokens = row.get("attention_mask", row["input_ids"])
+    if len(tokens) and isinstance(tokens[0], list):
+        return max(len(choice) for choice in tokens)
+    if isinstance(tokens, torch.Tensor) and tokens.dim() > 1:
+        return tokens.shape[-1]
+    return int(sum(tokens)) if "attention_mask" in row else len(tokens)
+
+
+def median_length(rows: Iterable[Mapping]) -> int:
+    """Median of `row_length`, rounded up to a length that occurs."""
+    return statistics.median_high(map(row_length, rows))

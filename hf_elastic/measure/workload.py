@@ -1,0 +1,201 @@
+"""What is timed: a runtime, and the shape of its input, for any size of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from ..core.modeling_elastic import ElasticForCausalLM, ElasticForMultipleChoice, ElasticPreTrainedModel
+from ..core.space import Subnet
+from ..utils.options import check_integers
+from .latency import Latency, measure_latency
+
+RUNTIMES = ("torch", "torch.compile", "onnxruntime", "openvino")
+PHASES = ("forward", "prefill", "token")
+WAIT_FOR = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is timed.
+
+    Attributes:
+        batch_size: sequences per call.
+        sequence_length: tokens per sequence; with phase "token", of the prompt before the token that is timed.
+        threads: CPU threads while measuring; None leaves the runtime's own.
+        seed: seed of the input and of the order of the measurements.
+        runtime: one of `RUNTIMES`; the last two run on the CPU, from an ONNX file in float32.
+        phase: "forward", one call without a key-value cache; for causal models also "prefill", a prompt that fills a cache, and
+            "token", one more token after it.
+
+    Raises:
+        ValueError: an unknown runtime or phase, or a phase that the runtime does not have.
+        ImportError: the runtime is not installed.
+    """
+
+    batch_size: int = 1
+    sequence_length: int = 128
+    threads: int | None = None
+    seed: int = 0
+    runtime: str = "torch"
+    phase: str = "forward"
+
+    def __post_init__(self):
+        for name, known in (("runtime", RUNTIMES), ("phase", PHASES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
+        check_integers(1, batch_size=self.batch_size, sequence_length=self.sequence_length)
+        check_integers(1, or_none=True, threads=self.threads)
+        if self.exports and self.phase != "forward":
+            raise ValueError(f"phase: {self.phase!r} is timed with torch and torch.compile; {self.runtime} has: forward")
+        if self.exports and importlib.util.find_spec(self.runtime) is None:
+            extra = {"onnxruntime": "onnx"}.get(self.runtime, self.runtime)
+            raise ImportError(f"runtime: {self.runtime} is not installed: pip install 'hf-elastic[{extra}]'")
+
+    @property
+    def exports(self) -> bool:
+        """Whether the runtime runs a file that a size is exported to."""
+        return self.runtime in ("onnxruntime", "openvino")
+
+    def measure(
+        self,
+        model: ElasticPreTrainedModel,
+        subnets: Sequence[Subnet],
+        progress: Callable[[int, int], object] | None = None,
+        **options,
+    ) -> dict[Subnet, Latency]:
+        """Time each subnet, interleaved in one run.
+
+        Args:
+            model: the supernet, on the device to time.
+            subnets: each once.
+            progress: called after each round with the rounds done and the most rounds.
+            **options: for `measure_latency`.
+
+        Raises:
+            ValueError: the model cannot run on this input or in this phase.
+        """
+        return dict(zip(subnets, self.measure_pairs([(model, subnet) for subnet in subnets], progress, **options)))
+
+    def measure_pairs(
+        self,
+        pairs: Sequence[tuple[ElasticPreTrainedModel, Subnet]],
+        progress: Callable[[int, int], object] | None = None,
+        **options,
+    ) -> list[Latency]:
+        """Time subnets of several models, interleaved in one run; arguments and errors as for `measure`."""
+        with use_threads(self.threads), torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+            calls = {str(place): self.call(*pair, Path(folder) / str(place)) for place, pair in enumerate(pairs)}
+            try:
+                calls["0"]()
+            except (IndexError, RuntimeError) as error:
+                shape = f"batch_size {self.batch_size}, sequence_length {self.sequence_length}"
+                raise ValueError(f"{shape}: the model cannot run this input: {error}") from error
+            return list(measure_latency(calls, seed=self.seed, progress=progress, **options).values())
+
+    def make_input(self, model: ElasticPreTrainedModel) -> dict[str, torch.Tensor]:
+        """Random tokens "batch length", for multiple choice "batch 1 length", without padding."""
+        choices = (1,) if isinstance(model, ElasticForMultipleChoice) else ()
+        shape = (self.batch_size, *choices, self.sequence_length)
+        generator = torch.Generator().manual_seed(self.seed)
+        ids = torch.randint(model.get_input_embeddings().num_embeddings, shape, generator=generator).to(model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def call(self, model: ElasticPreTrainedModel, subnet: Subnet, path: Path) -> Callable[[], None]:
+        """What is timed for one subnet; the file that an exported runtime needs is written into the folder `path`."""
+        inputs = self.make_input(model)
+        self.check_phase(model)
+        if self.exports:
+            return exported_call(self, self.write_file(model.view(subnet), inputs, path), inputs)
+        return model_call(self, model.view(subnet), inputs)
+
+    def check_phase(self, model: ElasticPreTrainedModel) -> None:
+        """Raise ValueError unless the model has this phase."""
+        if self.phase != "forward" and not isinstance(model, ElasticForCausalLM):
+            raise ValueError(f"phase: {self.phase!r} is for causal language models; {type(model).__name__} has: forward")
+        if self.phase != "forward" and "past_key_values" not in inspect.signature(model.base.forward).parameters:
+            model_type = model.config.base_config.model_type
+            raise ValueError(f"phase: {self.phase!r} needs a key-value cache, which {model_type} has not")
+
+    def write_file(self, view: PreTrainedModel, inputs: Mapping, path: Path) -> Path:
+        """Export a size for a runtime that runs files."""
+        # Exporting comes after searching; nothing there imports this stage, and only these runtimes need it here.
+        from ..graphs.onnx import export_onnx
+
+        path.mkdir(parents=True, exist_ok=True)
+        return export_onnx(view, inputs, path / "model.onnx")
+
+
+def model_call(target: Workload, model: PreTrainedModel, inputs: Mapping) -> Callable[[], None]:
+    """A call of a torch model in the target's phase, which waits for the device."""
+    run = torch.compile(model) if target.runtime == "torch.compile" else model
+    make = {"forward": _forward, "prefill": _prefill, "token": _token}[target.phase]
+    call, wait = make(run, inputs), WAIT_FOR.get(model.device.type)
+    if wait is None:
+        return call
+
+    def waiting() -> None:
+        call()
+        wait()
+
+    return waiting
+
+
+def _forward(run: Callable, inputs: Mapping) -> Callable[[], object]:
+    return lambda: run(**inputs)
+
+
+def _prefill(run: Callable, inputs: Mapping) -> Callable[[], object]:
+    return lambda: run(**inputs, past_key_values=DynamicCache(), use_cache=True)
+
+
+def _token(run: Callable, inputs: Mapping) -> Callable[[], object]:
+    """One token after the prompt; afterwards the cache is cropped to the prompt again, which copies nothing."""
+    batch_size, length = inputs["input_ids"].shape
+    cache = run(**inputs, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    token = inputs["input_ids"][:, -1:]
+    mask = torch.ones(batch_size, length + 1, dtype=torch.long, device=token.device)
+
+    def call() -> object:
+        output = run(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+        return output
+
+    return call
+
+
+def exported_call(target: Workload, file: Path, inputs: Mapping) -> Callable[[], object]:
+    """A call of an exported file in the target's runtime."""
+    runner = load_graph(target.runtime, file, target.threads)
+    return lambda: runner(inputs)
+
+
+def load_graph(runtime: str, file: Path, threads: int | None) -> Callable[[Mapping], dict]:
+    """An exported file in "onnxruntime" or "openvino", as a function from inputs to outputs by name."""
+    if runtime == "onnxruntime":
+        from ..runtimes.onnxruntime import OnnxRunner
+
+        return OnnxRunner(file, threads)
+    from ..runtimes.openvino import OpenVINORunner
+
+    return OpenVINORunner(file, threads)
+
+
+@contextlib.contextmanager
+def use_threads(threads: int | None) -> Iterator[None]:
+    """Set the number of torch threads for a while; None leaves it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
