@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
+from ..core.errors import UserError
+
 
 class _OneLineParser(HfArgumentParser):
     def error(self, message: str) -> None:
@@ -65,9 +67,9 @@ def read_yaml(path: str, label: str = "") -> dict:
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{label}{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{label}{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"{label}{path} must be a mapping of options")
+        raise UserError(f"{label}{path} must be a mapping of options")
     return recipe
 
 
@@ -84,7 +86,7 @@ def read_recipe(path: str, types: Sequence[type]) -> dict:
     known = {field.name for one in types for field in dataclasses.fields(one) if field.init}
     for key in recipe:
         if key not in known:
-            raise ValueError(f"{path}: unknown option {key!r}; see the command's --help")
+            raise UserError(f"{path}: unknown option {key!r}; see the command's --help")
     return recipe
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from ..core.errors import UserError
 from ..data.task import TASKS
 from ..utils.files import check_output, staged
 from ..utils.options import read_mapping
@@ -63,16 +64,16 @@ class ConvertArguments:
 
     def __post_init__(self):
         if self.task not in TASKS:
-            raise ValueError(f"task: {self.task!r} is unknown; known: {', '.join(TASKS)}")
+            raise UserError(f"task: {self.task!r} is unknown; known: {', '.join(TASKS)}")
         if (self.importance == "taylor") != (self.dataset is not None):
-            raise ValueError("importance taylor needs a dataset, and nothing else takes one")
+            raise UserError("importance taylor needs a dataset, and nothing else takes one")
         if (self.model is None) == (self.model_config is None):
-            raise ValueError("give either model or model_config")
+            raise UserError("give either model or model_config")
         if isinstance(self.layer_order, str) and self.layer_order.startswith("["):
             try:
                 self.layer_order = json.loads(self.layer_order)
             except json.JSONDecodeError as error:
-                raise ValueError(f"layer_order: {self.layer_order!r} is not a JSON list ({error})") from error
+                raise UserError(f"layer_order: {self.layer_order!r} is not a JSON list ({error})") from error
         self.space = read_mapping("space", self.space)
         self.subnets = read_mapping("subnets", self.subnets)
         self.model_config = read_mapping("model_config", self.model_config)
@@ -168,16 +169,16 @@ def from_scratch(elastic_class, args: ConvertArguments):
 
     fields = dict(args.model_config)
     if "model_type" not in fields:
-        raise ValueError("model_config: model_type is missing")
+        raise UserError("model_config: model_type is missing")
     if fields["model_type"] == ElasticConfig.model_type:  # one size of an architecture, such as a search has written
         if args.space is not None or args.subnets is not None or args.head_partition:
-            raise ValueError("model_config: an elastic config says its sizes itself; give no space, subnets or head_partition")
+            raise UserError("model_config: an elastic config says its sizes itself; give no space, subnets or head_partition")
         return elastic_class(ElasticConfig(**fields))
     base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     frozen = frozen_config(base_config)
     if frozen is not None:
         if args.space is not None or args.subnets is not None or args.head_partition:
-            raise ValueError("model_config: its layers differ, so it is one size; give no space, subnets or head_partition")
+            raise UserError("model_config: its layers differ, so it is one size; give no space, subnets or head_partition")
         return elastic_class(frozen)
     order = named_layer_order(args.layer_order, base_config.num_hidden_layers)
     spec = partition_heads(spec_for(base_config.model_type)).to_dict() if args.head_partition else None
@@ -193,7 +194,7 @@ def _tokenizer(args: ConvertArguments, vocab_size: int):
 
         return train_byte_level_bpe(located(args.tokenizer_dataset, args.data_dir), vocab_size)
     if args.tokenizer is None and args.model is None:
-        raise ValueError("a model from scratch needs tokenizer (none, to search only) or tokenizer_dataset")
+        raise UserError("a model from scratch needs tokenizer (none, to search only) or tokenizer_dataset")
     if args.tokenizer == "none":
         return None
     return AutoTokenizer.from_pretrained(args.tokenizer or args.model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import cached_file, has_file
 
+from ..core.errors import UserError
 from ..core.loading import check_path
 
 
@@ -49,7 +50,7 @@ def load_elastic(name: str):
         return load_adapter(load_elastic(adapter_base(name)), name).merge_and_unload()
     config = AutoConfig.from_pretrained(name)
     if config.model_type != "elastic":
-        raise ValueError(f"model: {name} is a {config.model_type} checkpoint; make it elastic with hf-elastic convert first")
+        raise UserError(f"model: {name} is a {config.model_type} checkpoint; make it elastic with hf-elastic convert first")
     return getattr(hf_elastic, config.architectures[0]).from_pretrained(name)
 
 
@@ -65,7 +66,7 @@ def check_device(name: str) -> str:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA asserts that it has it
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device: {name!r} cannot be used here: {reason}") from error
+        raise UserError(f"device: {name!r} cannot be used here: {reason}") from error
     return name
 
 
@@ -79,7 +80,7 @@ def adapter_base(name: str) -> str:
     values = json.loads(Path(cached_file(name, ADAPTER_CONFIG_NAME)).read_text(encoding="utf-8"))
     base = values.get("base_model_name_or_path")
     if not base:
-        raise ValueError(f"model: {name} is an adapter, and its {ADAPTER_CONFIG_NAME} has no base_model_name_or_path")
+        raise UserError(f"model: {name} is an adapter, and its {ADAPTER_CONFIG_NAME} has no base_model_name_or_path")
     try:
         check_path(base)
     except FileNotFoundError as error:

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import has_file
 
+from ..core.errors import UserError
 from ..core.loading import check_path
 from ..utils.options import read_name_or_mapping
 from .common import parse
@@ -76,7 +77,7 @@ def run(args: EvaluateArguments):
     target = Workload(sequence_length=args.sequence_length, threads=args.threads) if args.latency else None
     path = Path(args.output)
     if path.is_dir():
-        raise ValueError(f"output: {path} is a folder; give a file such as {path / 'evaluation.json'}")
+        raise UserError(f"output: {path} is a folder; give a file such as {path / 'evaluation.json'}")
     check_device(args.device)
     if args.dry_run:
         return None
@@ -108,7 +109,7 @@ def load_candidates(args: EvaluateArguments):
     if not is_graph and (has_file(args.model, ADAPTER_CONFIG_NAME) or is_elastic(args.model)):
         return elastic_candidates(load_elastic(args.model).to(args.device), args.subnets)
     if args.subnets is not None:
-        raise ValueError(f"subnets: {args.model} is not elastic, so it has one size; leave the option out")
+        raise UserError(f"subnets: {args.model} is not elastic, so it has one size; leave the option out")
     if is_graph:
         return graph_candidates(Path(args.model), args.threads)
     return stock_candidates(args.model, args.device)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ..core.errors import UserError
 from ..export import FORMATS, export_subnet
 from ..export.formats import select
 from ..export.subnet import check_limit
@@ -91,7 +92,7 @@ class ExportArguments(DataArguments):
 
     def __post_init__(self):
         if self.subnet is not None and self.frontier is not None:
-            raise ValueError("give subnet or frontier, not both")
+            raise UserError("give subnet or frontier, not both")
         self.subnet = read_name_or_mapping("subnet", self.subnet)
         self.limits = read_mapping("limits", self.limits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..core.errors import UserError
 from ..export.scoring import HeldOut
 from ..utils.options import check_integers
 from .data import located, prepare_for
@@ -61,7 +62,7 @@ def _text_columns(rows, given: list[str] | None, option: str) -> list[str]:
         if all(name in present for name in names):
             wrong = [name for name in names if rows.features[name].dtype not in ("string", "large_string")]
             if wrong:
-                raise ValueError(f"{option}: the column {wrong[0]!r} holds {rows.features[wrong[0]].dtype}, no text")
+                raise UserError(f"{option}: the column {wrong[0]!r} holds {rows.features[wrong[0]].dtype}, no text")
             return list(names)
     wanted = " and ".join(given) if given else "text, sentence, or sentence1 and sentence2 (or give text_columns)"
-    raise ValueError(f"{option}: no text to calibrate with: it has the columns {', '.join(present)}; needed: {wanted}")
+    raise UserError(f"{option}: no text to calibrate with: it has the columns {', '.join(present)}; needed: {wanted}")

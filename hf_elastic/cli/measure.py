@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.errors import UserError
 from .common import parse
 from .data import check_device, load_elastic
 
@@ -63,9 +64,9 @@ def run(args: MeasureArguments):
     target = Workload(args.batch_size, args.sequence_length, args.threads, args.seed, args.runtime, args.phase)
     path = Path(args.output)
     if path.is_dir():
-        raise ValueError(f"output: {path} is a folder; give a file such as {path / 'profile.json'}")
+        raise UserError(f"output: {path} is a folder; give a file such as {path / 'profile.json'}")
     if path.exists() and not args.overwrite:
-        raise ValueError(f"output: {path} is there already; add --overwrite to replace it, or choose another file")
+        raise UserError(f"output: {path} is there already; add --overwrite to replace it, or choose another file")
     device = check_device(args.device)
     if args.dry_run:
         return None

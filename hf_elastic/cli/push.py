@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ..core.errors import UserError
 from ..core.loading import check_path
 from ..utils.options import check_integers, read_mapping
 from .common import parse, read_yaml
@@ -108,7 +109,7 @@ def run(args: PushArguments) -> list:
     facts = card_facts(model, folder, args)
     if config.model_type != "elastic" or config.frozen is not None:
         if args.subnets or args.exports:
-            raise ValueError(f"model: {folder} is one size and has no other; subnets and exports are for an elastic checkpoint")
+            raise UserError(f"model: {folder} is one size and has no other; subnets and exports are for an elastic checkpoint")
         return push_folder(folder, model, args.repo_id, facts=facts, **common)
     exports = {name: Path(path) for name, path in (args.exports or {}).items()}
     check_push(model, [*args.subnets, *exports], exports, args.supernet, args.layout, args.formats)
@@ -142,7 +143,7 @@ def checked_folder(name: str) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"model: there is no folder {name!r}; push uploads a local checkpoint")
     if (folder / ADAPTER_CONFIG_NAME).exists():
-        raise ValueError(f"model: {name} is an adapter; export a size of it first, or push it with peft")
+        raise UserError(f"model: {name} is an adapter; export a size of it first, or push it with peft")
     return folder
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ..core.errors import UserError
+
 # Runs in a process in which hf_elastic cannot be imported.
 ELSEWHERE = """
 import sys
@@ -45,7 +47,7 @@ def classify_elsewhere(export: Path, data, console) -> None:
     command = [sys.executable, "-c", ELSEWHERE, str(export.absolute()), text]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise ValueError(f"the exported checkpoint does not load alone: {result.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"the exported checkpoint does not load alone: {result.stderr.strip().splitlines()[-1]}")
     model_class, label, score = result.stdout.strip().splitlines()[-1].split("|")
     console.print(f'loaded as {model_class}; "{text[:100]}" -> {label} ({score})', highlight=False)
 

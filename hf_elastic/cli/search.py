@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..core.errors import UserError
 from ..utils.files import check_output
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
@@ -101,11 +102,11 @@ def run(args: SearchArguments):
 
     for name in args.objectives:
         if name not in OBJECTIVES:
-            raise ValueError(f"objectives: {name!r} is unknown; known: {', '.join(OBJECTIVES)}")
+            raise UserError(f"objectives: {name!r} is unknown; known: {', '.join(OBJECTIVES)}")
     for text in args.constraints:
         Constraint.parse(text)
     if args.algorithm not in (None, *ALGORITHMS):
-        raise ValueError(f"algorithm {args.algorithm!r} is unknown; allowed: {', '.join(ALGORITHMS)}")
+        raise UserError(f"algorithm {args.algorithm!r} is unknown; allowed: {', '.join(ALGORITHMS)}")
     trials = check_output(args.output_dir, overwrite=True) / "trials"
     if not trials.exists():  # a folder with trials is an earlier, perhaps interrupted, run of this search
         check_output(args.output_dir, overwrite=args.overwrite)
@@ -157,7 +158,7 @@ def _rows(model, args: SearchArguments):
         return None, None
     data = prepare_for(model, load_tokenizer(args.model), args)
     if args.split not in data.splits:
-        raise ValueError(f"split: {args.split!r} is not in the data; it has: {', '.join(data.splits)}")
+        raise UserError(f"split: {args.split!r} is not in the data; it has: {', '.join(data.splits)}")
     rows = data.splits[args.split]
     if args.max_examples is not None:
         rows = rows.select(range(min(args.max_examples, len(rows))))

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.errors import UserError
 from ..core.loading import check_path
 from ..data.task import PREPARED, TASKS
 from ..training.arguments import ElasticTrainingArguments
@@ -41,9 +42,9 @@ class TrainArguments(DataArguments):
 
     def __post_init__(self):
         if self.task is not None and self.task not in PREPARED:
-            raise ValueError(f"task: {self.task!r} is unknown; known: {', '.join(PREPARED)}")
+            raise UserError(f"task: {self.task!r} is unknown; known: {', '.join(PREPARED)}")
         if self.task is not None and self.lora is not None:
-            raise ValueError("task: a stock checkpoint is fine-tuned without lora; use peft itself, or convert it first")
+            raise UserError("task: a stock checkpoint is fine-tuned without lora; use peft itself, or convert it first")
         self.lora = read_mapping("lora", self.lora)
 
 
@@ -111,7 +112,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise ValueError if the folder holds something and may not be written to."""
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(
+        raise UserError(
             f"output_dir: {folder} is not empty; add --resume_from_checkpoint true to go on, or --overwrite to start again"
         )
 

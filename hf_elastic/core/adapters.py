@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .errors import UserError
 from .shapes import Dim, SpecError
 
 SUPPORTED = "plain LoRA on linear, Conv1D and embedding layers, and modules_to_save"
@@ -124,7 +125,7 @@ def check_merged(model: nn.Module) -> None:
         return
     names = [name.split(".")[:2] for wrapper in wrappers for name, _ in wrapper.named_parameters()]
     adapters = sorted({adapter for owner, adapter in names if owner not in ("base_layer", "original_module")})
-    raise ValueError(
+    raise UserError(
         f"the model has live adapters ({', '.join(adapters)}): merge them into the weights first, with merge_and_unload() of "
         "the PeftModel"
     )

@@ -8,6 +8,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .errors import UserError
 from .portable import portable_config
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
@@ -120,8 +121,8 @@ def _as_config(base: PretrainedConfig | Mapping | None) -> PretrainedConfig | No
     if base is None or isinstance(base, PretrainedConfig):
         return base
     if not isinstance(base, Mapping):
-        raise ValueError(f"base_config must be a config or a mapping, got {type(base).__name__}")
+        raise UserError(f"base_config must be a config or a mapping, got {type(base).__name__}")
     model_type = base.get("model_type")
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"base_config: transformers knows no model type {model_type!r}")
+        raise UserError(f"base_config: transformers knows no model type {model_type!r}")
     return CONFIG_MAPPING[model_type].from_dict({key: value for key, value in base.items() if key != "model_type"})

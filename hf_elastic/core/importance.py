@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+from .errors import UserError
 from .shapes import Dim, axis_index, permute
 
 IMPORTANCE = ("magnitude", "taylor", "none")
@@ -93,7 +94,7 @@ def gradients_of(model, batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
     base.zero_grad(set_to_none=True)
     base.train(training)
     if not number:
-        raise ValueError("importance: taylor needs at least one batch with labels")
+        raise UserError("importance: taylor needs at least one batch with labels")
     return {name: square.sqrt() for name, square in squares.items()}
 
 

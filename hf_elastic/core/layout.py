@@ -10,6 +10,7 @@ from math import prod
 from torch import nn
 
 from .adapters import describe_parameter, find_wrappers, is_table, plain_name
+from .errors import UserError
 from .partition import check_divides, check_partition
 from .shapes import CutStep, Dim, Equation, SpecError, axes_in, evaluate, parse, parse_stored, plan_cut, size, solve, substitute
 from .space import DEPTH_AXES, Space, Subnet
@@ -218,25 +219,25 @@ class Layout:
         values = {axis: value for axis, value in subnet.items() if axis not in DEPTH_AXES}
         for axis, value in values.items():
             if axis not in self.axes:
-                raise ValueError(f"{axis} is not an axis of {self.spec.model_types[0]}; its axes: {', '.join(self.axes)}")
+                raise UserError(f"{axis} is not an axis of {self.spec.model_types[0]}; its axes: {', '.join(self.axes)}")
             for number in value if isinstance(value, tuple) else (value,):
                 self._check_value(axis, number)
             if isinstance(value, tuple) and len(value) != len(layers):
-                raise ValueError(f"{axis}: {list(value)} has {len(value)} values for {len(layers)} kept layers")
+                raise UserError(f"{axis}: {list(value)} has {len(value)} values for {len(layers)} kept layers")
         rows = []
         for position in range(len(layers)):
             row = {axis: value[position] if isinstance(value, tuple) else value for axis, value in values.items()}
             rows.append(self._axis_sizes(row))
         for axis in self.model_axes:
             if len(differing := {row[axis] for row in rows}) > 1:
-                raise ValueError(f"{axis}: {sorted(differing)} differ, but this model has one value for all its layers")
+                raise UserError(f"{axis}: {sorted(differing)} differ, but this model has one value for all its layers")
         per_layer = tuple(tuple((axis, row[axis]) for axis in self.layer_axes) for row in rows)
         return Cut(layers, tuple((axis, rows[0][axis]) for axis in (*self.model_axes, *self.followers)), per_layer)
 
     def _layers(self, subnet: Subnet) -> tuple[int, ...]:
         if "layers" in subnet:
             if subnet["layers"][-1] >= self.num_layers:
-                raise ValueError(
+                raise UserError(
                     f"layers: {subnet['layers'][-1]} is out of range, the model has layers 0 to {self.num_layers - 1}"
                 )
             return subnet["layers"]
@@ -246,7 +247,7 @@ class Layout:
 
     def _check_value(self, axis: str, value: int) -> None:
         if axis in (*self.axes, "num_hidden_layers") and value > self.value(axis):
-            raise ValueError(f"{axis}: {value} is larger than the model, which has {self.value(axis)}")
+            raise UserError(f"{axis}: {value} is larger than the model, which has {self.value(axis)}")
 
     def _axis_sizes(self, row: Mapping[str, int]) -> dict[str, int]:
         """Turn Hugging Face's names into axes: `num_attention_heads` is `kv group` with grouped queries."""
@@ -260,7 +261,7 @@ class Layout:
                 sizes["kv"] = heads
             group, rest = divmod(heads, sizes["kv"])
             if rest or not 1 <= group <= self.full["group"]:
-                raise ValueError(
+                raise UserError(
                     f"num_attention_heads: {heads} does not go with {sizes['kv']} key-value heads: it must be a multiple, "
                     f"at most {self.full['group']} times"
                 )
@@ -268,7 +269,7 @@ class Layout:
         for axis, expression in self.followers.items():
             sizes[axis] = evaluate(expression, {**self.full, **sizes})
             if sizes[axis] < 1:
-                raise ValueError(f"hidden_size: {sizes['hidden']} is too small, {axis} ({expression}) would be {sizes[axis]}")
+                raise UserError(f"hidden_size: {sizes['hidden']} is too small, {axis} ({expression}) would be {sizes[axis]}")
         if self.spec.head_partition:
             check_divides(sizes["heads"], sizes["hidden"])
         return sizes
@@ -333,7 +334,7 @@ def named_layer_order(order: str | Sequence[int], num_layers: int) -> list[int] 
     if not isinstance(order, str):
         return list(order)
     if order not in LAYER_ORDERS:
-        raise ValueError(f"layer_order: {order!r} is unknown; known: {', '.join(LAYER_ORDERS)}, or a list of all layer indices")
+        raise UserError(f"layer_order: {order!r} is unknown; known: {', '.join(LAYER_ORDERS)}, or a list of all layer indices")
     if order == "first" or num_layers < 3:
         return None
     return [0, num_layers - 1, *range(1, num_layers - 1)]

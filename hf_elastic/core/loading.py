@@ -9,6 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from .errors import UserError
+
 
 def check_path(name: str | os.PathLike | None) -> None:
     """Raise for a missing folder before it is taken for the name of a repository on the Hub.
@@ -42,7 +44,7 @@ def load_checkpoint(load: Callable[..., Any], name: str | os.PathLike | None, *a
         if "mismatch" not in str(error):
             raise
         found = "; ".join(_mismatches(load, name, str(error), *args, **kwargs))
-        raise ValueError(f"the weights in {os.fspath(name)!r} do not fit its config: {found}") from error
+        raise UserError(f"the weights in {os.fspath(name)!r} do not fit its config: {found}") from error
 
 
 def _mismatches(load: Callable[..., Any], name: str | os.PathLike | None, error: str, *args, **kwargs) -> list[str]:

@@ -30,6 +30,7 @@ from .adapters import ModuleTree
 from .configuration_elastic import ElasticConfig
 from .counts import Counts  # noqa: F401
 from .delegation import DelegationMixin
+from .errors import UserError
 from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
 from .layout import Cut, Layout, named_layer_order
 from .loading import check_path, load_checkpoint
@@ -88,7 +89,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             try:
                 self.resolve(subnet)
             except ValueError as error:
-                raise ValueError(f"subnets.{name}: {error}") from error
+                raise UserError(f"subnets.{name}: {error}") from error
         self.select(config.subnet)
         with no_init_weights():  # the base has initialised its own
             self.post_init()
@@ -117,7 +118,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             space = Space.from_dict(self.config.space, max_group=self.layout.full.get("group"))
             self.layout.check_space(space)
         except ValueError as error:
-            raise ValueError(f"space: {error}") from error
+            raise UserError(f"space: {error}") from error
         self.config.space = space.to_dict()
         return space
 
@@ -132,14 +133,14 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             found = cls.base_auto_class._model_mapping[type(base_config)]
         except KeyError:
             heads = [c.__name__ for c in ELASTIC_CLASSES if type(base_config) in c.base_auto_class._model_mapping]
-            raise ValueError(f"{base_config.model_type} has no head for {cls.__name__}; it has: {', '.join(heads)}") from None
+            raise UserError(f"{base_config.model_type} has no head for {cls.__name__}; it has: {', '.join(heads)}") from None
         return found[0] if isinstance(found, (list, tuple)) else found
 
     @classmethod
     def _check_architecture(cls, base_config: PretrainedConfig) -> None:
         """Raise ValueError unless there is a Spec for an architecture, and transformers has this head for it."""
         if isinstance(base_config, ElasticConfig):
-            raise ValueError(f"this checkpoint is elastic already: load it with {cls.__name__}.from_pretrained")
+            raise UserError(f"this checkpoint is elastic already: load it with {cls.__name__}.from_pretrained")
         spec_for(base_config.model_type)
         cls.stock_class(base_config)
 
@@ -178,12 +179,12 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             OSError: no such folder, or a checkpoint file that cannot be read.
         """
         if importance not in IMPORTANCE:
-            raise ValueError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
+            raise UserError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
         if (importance == "taylor") != (calibration is not None):
-            raise ValueError(f"importance: {importance!r} {'needs' if calibration is None else 'takes no'} calibration batches")
+            raise UserError(f"importance: {importance!r} {'needs' if calibration is None else 'takes no'} calibration batches")
         if isinstance(base, PreTrainedModel):
             if kwargs:
-                raise ValueError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
+                raise UserError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
             cls._check_architecture(base.config)
         else:
             check_path(base)
@@ -191,7 +192,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             cls._check_architecture(kwargs.get("config") or AutoConfig.from_pretrained(base, **config_kwargs))
             base = load_checkpoint(cls.base_auto_class.from_pretrained, base, **kwargs)
         if not isinstance(base, cls.stock_class(base.config)):
-            raise ValueError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
+            raise UserError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
         space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
         order = named_layer_order(layer_order, base.config.num_hidden_layers)
         spec = partition_heads(spec_for(base.config.model_type)).to_dict() if head_partition else None
@@ -225,7 +226,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             ValueError: an unknown name.
         """
         if name not in MEMORY_LAYOUTS:
-            raise ValueError(f"memory layout {name!r} is unknown; known: {', '.join(MEMORY_LAYOUTS)}")
+            raise UserError(f"memory layout {name!r} is unknown; known: {', '.join(MEMORY_LAYOUTS)}")
         axes = {axis for axis_name in self.space for axis in self.layout.axes.get(axis_name, "").split()}
         axes |= {axis for axis, expression in self.layout.followers.items() if axes & set(expression.split())}
         # FSDP gathers into storage of its own, which must stay the weights' storage.
@@ -294,7 +295,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             ValueError: an unknown name or size; or the weights are sharded over processes.
         """
         if self.is_sharded:
-            raise ValueError("the weights are sharded over processes (FSDP): select() a size, or save the model and load it")
+            raise UserError("the weights are sharded over processes (FSDP): select() a size, or save the model and load it")
         return super().view(subnet)
 
 

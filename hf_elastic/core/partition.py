@@ -10,6 +10,7 @@ from dataclasses import replace
 from torch import nn
 
 from .adapters import plain_name
+from .errors import UserError
 from .shapes import SpecError, axes_in, evaluate, parse_stored
 from .spec import CONTEXT, SPECS, Spec
 
@@ -28,16 +29,14 @@ def partition_heads(spec: Spec) -> Spec:
         return spec
     name = "/".join(spec.model_types)
     if spec.heads != "heads":
-        raise ValueError(f"head_partition: {name} has heads that share keys and values, which cannot be partitioned anew")
+        raise UserError(f"head_partition: {name} has heads that share keys and values, which cannot be partitioned anew")
     if not spec.head_attributes:
         able = sorted(name for name, known in SPECS.items() if known.head_attributes)
-        raise ValueError(f"head_partition: the heads of {name} cannot be partitioned anew; possible with: {', '.join(able)}")
+        raise UserError(f"head_partition: the heads of {name} cannot be partitioned anew; possible with: {', '.join(able)}")
     parameters = {pattern: _joined(shape) for pattern, shape in spec.parameters.items()}
     for pattern, shape in parameters.items():
         if axes_in(parse_stored(shape)[0]) & {"heads", "head"}:
-            raise ValueError(
-                f"head_partition: {name} has weights by head, {pattern}: {shape!r}, which cannot be partitioned anew"
-            )
+            raise UserError(f"head_partition: {name} has weights by head, {pattern}: {shape!r}, which cannot be partitioned anew")
     attributes = {glob: {key: _joined(value) for key, value in own.items()} for glob, own in spec.attributes.items()}
     for glob, own in spec.head_attributes.items():
         attributes[glob] = {**attributes.get(glob, {}), **own}
@@ -69,4 +68,4 @@ def check_partition(spec: Spec, full: Mapping[str, int], model: nn.Module) -> No
 def check_divides(heads: int, hidden: int) -> None:
     """Raise ValueError unless so many heads partition a hidden size."""
     if hidden % heads:
-        raise ValueError(f"num_attention_heads: {heads} does not divide the hidden_size {hidden}, which heads partition here")
+        raise UserError(f"num_attention_heads: {heads} does not divide the hidden_size {hidden}, which heads partition here")

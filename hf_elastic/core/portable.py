@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import transformers
 from transformers import PretrainedConfig
 
+from .errors import UserError
+
 IS_OLD = int(transformers.__version__.partition(".")[0]) < 5
 
 # Field of 4.57 -> where transformers 5 keeps it in `rope_parameters`; a field without a value there is left out.
@@ -54,7 +56,7 @@ def portable_config(config: PretrainedConfig) -> dict:
         return values
     for field, allowed in ONLY_NEW.get(config.model_type, {}).items():
         if values.get(field) not in allowed:
-            raise ValueError(f"transformers 4.57 has no {field}, which is {values[field]!r}")
+            raise UserError(f"transformers 4.57 has no {field}, which is {values[field]!r}")
     rope = values.get("rope_parameters")
     if rope:
         values.update(_old_rope(config, rope))
@@ -73,9 +75,9 @@ def _old_rope(config: PretrainedConfig, rope: Mapping) -> dict:
         scaled = rope.get(kind, {})
         others = {name: own for name, own in rope.items() if name != kind and own["rope_type"] != "default"}
         if others:
-            raise ValueError(f"transformers 4.57 has no rotary scaling for {', '.join(others)} layers")
+            raise UserError(f"transformers 4.57 has no rotary scaling for {', '.join(others)} layers")
     elif any(isinstance(value, Mapping) for value in rope.values()):
-        raise ValueError(f"transformers 4.57 has one set of rotary parameters for all layers of {config.model_type}")
+        raise UserError(f"transformers 4.57 has one set of rotary parameters for all layers of {config.model_type}")
     old["rope_scaling"] = _old_scaling(config, scaled)
     return {field: value for field, value in old.items() if value is not None}
 
@@ -107,4 +109,4 @@ def _interval(layer_types: list[str]) -> int:
         if all((kind == "full_attention") == (i % interval == 0) for i, kind in enumerate(layer_types)):
             return interval
     kinds = ", ".join(kind.removesuffix("_attention") for kind in layer_types)
-    raise ValueError(f"transformers 4.57 needs full attention at a fixed interval from the first layer, not {kinds}")
+    raise UserError(f"transformers 4.57 needs full attention at a fixed interval from the first layer, not {kinds}")

@@ -15,12 +15,14 @@ from math import prod
 import numpy as np
 import torch
 
+from .errors import UserError
+
 Factor = str | int
 Segment = tuple[Factor, ...]  # factors multiplied, outermost first
 Dim = tuple[Segment, ...]  # segments concatenated
 
 
-class SpecError(ValueError):
+class SpecError(UserError):
     """A Spec, a config and the tensors of a checkpoint do not fit together."""
 
 

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .adapters import ModuleTree, check_merged, idle_parameters
 from .counts import Counts
+from .errors import UserError
 from .layout import Cut, Layout
 from .skeleton import Skeleton, copy_tree, first_difference, no_init_weights
 from .space import DEPTH_AXES, Subnet
@@ -73,7 +74,7 @@ class SizesMixin:
             ValueError: an unknown name (the message lists the known), or a subnet that this model does not have.
         """
         if not isinstance(subnet, (str, Mapping, type(None))):
-            raise ValueError(f"{subnet!r} is not a subnet: give a name, a mapping of axes to values, or None for the full model")
+            raise UserError(f"{subnet!r} is not a subnet: give a name, a mapping of axes to values, or None for the full model")
         if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
             subnet = Subnet(subnet)
         self._follow_tree()
@@ -85,12 +86,12 @@ class SizesMixin:
         if isinstance(subnet, str):
             known = {"largest": self.space.largest, "smallest": self.space.smallest, **self.config.subnets}
             if subnet not in known:
-                raise ValueError(f"unknown subnet {subnet!r}; known: {', '.join(known)}")
+                raise UserError(f"unknown subnet {subnet!r}; known: {', '.join(known)}")
             subnet = Subnet(known[subnet])
         if self.frozen_cut is None:
             return self.layout.resolve(subnet)
         if subnet not in (None, self.space.largest) and self.layout.resolve(subnet) != self.frozen_cut:
-            raise ValueError(f"this checkpoint is cut to {self.config.frozen} and has no other size, such as {subnet}")
+            raise UserError(f"this checkpoint is cut to {self.config.frozen} and has no other size, such as {subnet}")
         return self.frozen_cut
 
     def subnet(self, subnet: str | Mapping | None) -> Subnet:
@@ -110,7 +111,7 @@ class SizesMixin:
         ordered = sorted(names, key=lambda name: -self.flops_of(name))
         for larger, smaller in itertools.pairwise(ordered):
             if not self.resolve(larger).contains(self.resolve(smaller)):
-                raise ValueError(f"{smaller} is not nested in {larger}: some of its layers or widths are not within it")
+                raise UserError(f"{smaller} is not nested in {larger}: some of its layers or widths are not within it")
         return ordered
 
     def select(self, subnet: str | Mapping | None) -> None:

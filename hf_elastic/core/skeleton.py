@@ -24,6 +24,7 @@ except ImportError:  # transformers 4.57
     from transformers.modeling_utils import no_init_weights
 
 from .adapters import SWITCHES, find_wrappers, plain_name
+from .errors import UserError
 from .layout import Cut, Layout
 from .portable import portable_config
 from .shapes import CutStep, evaluate
@@ -235,12 +236,12 @@ def stock_config(skeleton: Skeleton):
         ValueError: layers differ, or the class rejects the sizes.
     """
     if skeleton.layout.unsayable(skeleton.cut):
-        raise ValueError("its layers have different sizes, and a stock config has one value for all of them")
+        raise UserError("its layers have different sizes, and a stock config has one value for all of them")
     config = skeleton.module.config
     try:
         return type(config).from_dict(config.to_dict())
     except Exception as error:  # the config classes raise their own types; whatever it is, the answer is no
-        raise ValueError(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def first_difference(skeleton: Skeleton) -> str | None:

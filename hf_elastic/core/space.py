@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
+from .errors import UserError
 from .spec import ELASTIC_AXES
 
 DEPTH_AXES = ("num_hidden_layers", "layers")
@@ -23,15 +24,15 @@ def _index(axis: str, value: object, minimum: int) -> int:
     except TypeError:
         number = None
     if number is None:
-        raise ValueError(f"{axis}: {value!r} is not an integer")
+        raise UserError(f"{axis}: {value!r} is not an integer")
     if number < minimum:
-        raise ValueError(f"{axis}: {number} is not allowed, the smallest possible value is {minimum}")
+        raise UserError(f"{axis}: {number} is not allowed, the smallest possible value is {minimum}")
     return number
 
 
 def _check_axis(axis: str) -> None:
     if axis not in AXES:
-        raise ValueError(f"unknown axis {axis!r}; known: {', '.join(AXES)}")
+        raise UserError(f"unknown axis {axis!r}; known: {', '.join(AXES)}")
 
 
 class Subnet(Mapping):
@@ -49,12 +50,12 @@ class Subnet(Mapping):
 
     def __init__(self, values: Mapping | None = None, **axes):
         if not isinstance(values, (Mapping, type(None))):
-            raise ValueError(f"a subnet maps axes to values, got {values!r}; known axes: {', '.join(AXES)}")
+            raise UserError(f"a subnet maps axes to values, got {values!r}; known axes: {', '.join(AXES)}")
         merged = {**(values or {}), **axes}
         for axis in merged:
             _check_axis(axis)
         if all(axis in merged for axis in DEPTH_AXES):
-            raise ValueError("give num_hidden_layers or layers, not both")
+            raise UserError("give num_hidden_layers or layers, not both")
         self._values = {axis: self._normalize(axis, merged[axis]) for axis in AXES if axis in merged}
         self._key = tuple(self._values.items())
 
@@ -63,12 +64,12 @@ class Subnet(Mapping):
         minimum = 0 if axis == "layers" else 1
         if axis == "layers" or (isinstance(value, Sequence) and not isinstance(value, str)):
             if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-                raise ValueError(f"{axis}: {value!r} is not a list of at least one integer")
+                raise UserError(f"{axis}: {value!r} is not a list of at least one integer")
             numbers = tuple(_index(axis, item, minimum) for item in value)
             if axis == "layers" and any(a >= b for a, b in itertools.pairwise(numbers)):
-                raise ValueError(f"layers: {list(numbers)} must be increasing, each index once")
+                raise UserError(f"layers: {list(numbers)} must be increasing, each index once")
             if axis in ("num_hidden_layers", "hidden_size"):
-                raise ValueError(f"{axis}: {list(numbers)} is a list, but there is one value for the whole model")
+                raise UserError(f"{axis}: {list(numbers)} is a list, but there is one value for the whole model")
             return numbers
         return _index(axis, value, minimum)
 
@@ -116,17 +117,17 @@ class Space(Mapping):
         self, values: Mapping, per_layer: Sequence[str] = (), max_group: int | None = None, head_size: int | None = None
     ):
         if not values:
-            raise ValueError(f"the space is empty; give values for at least one of: {', '.join(AXES)}")
+            raise UserError(f"the space is empty; give values for at least one of: {', '.join(AXES)}")
         if all(axis in values for axis in DEPTH_AXES):
-            raise ValueError("give num_hidden_layers or layers, not both")
+            raise UserError("give num_hidden_layers or layers, not both")
         if isinstance(per_layer, str):
-            raise ValueError(f"per_layer: {per_layer!r} is not a list of axes")
+            raise UserError(f"per_layer: {per_layer!r} is not a list of axes")
         self.per_layer = tuple(per_layer)
         for axis in self.per_layer:
             if axis in (*DEPTH_AXES, "hidden_size"):
-                raise ValueError(f"per_layer: {axis} has one value for the whole model")
+                raise UserError(f"per_layer: {axis} has one value for the whole model")
             if axis not in values:
-                raise ValueError(f"per_layer: {axis!r} is not an axis of the space; its axes: {', '.join(values)}")
+                raise UserError(f"per_layer: {axis!r} is not an axis of the space; its axes: {', '.join(values)}")
         self._values = {}
         for axis in values:
             _check_axis(axis)
@@ -136,15 +137,15 @@ class Space(Mapping):
         self.head_size = self._check_head_size(head_size)
         self._genes = self._make_genes(max_group)
         if self.per_layer and not any(axis in values for axis in DEPTH_AXES):
-            raise ValueError(f"per_layer: {', '.join(self.per_layer)}: the space needs num_hidden_layers or layers as well")
+            raise UserError(f"per_layer: {', '.join(self.per_layer)}: the space needs num_hidden_layers or layers as well")
 
     @staticmethod
     def _check_values(axis: str, values: object) -> tuple:
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-            raise ValueError(f"{axis}: {values!r} is not a list of at least one allowed value")
+            raise UserError(f"{axis}: {values!r} is not a list of at least one allowed value")
         checked = {Subnet({axis: value})[axis] for value in values}
         if any(isinstance(value, tuple) for value in checked) and axis != "layers":
-            raise ValueError(f"{axis}: {values!r} must be a flat list; name the axis in per_layer to choose for every layer")
+            raise UserError(f"{axis}: {values!r} must be a flat list; name the axis in per_layer to choose for every layer")
         return tuple(sorted(checked, key=lambda value: (len(value), value) if isinstance(value, tuple) else value))
 
     def _check_head_size(self, head_size: int | None) -> int | None:
@@ -152,10 +153,10 @@ class Space(Mapping):
             return None
         _index("head_size", head_size, 1)
         if HEADS in self._values or KEY_VALUE_HEADS in self._values or "hidden_size" not in self._values:
-            raise ValueError(f"head_size: {HEADS} follows hidden_size, which the space must have, and no counts of heads")
+            raise UserError(f"head_size: {HEADS} follows hidden_size, which the space must have, and no counts of heads")
         for hidden in self._values["hidden_size"]:
             if hidden % head_size:
-                raise ValueError(f"head_size: {head_size} does not divide the hidden_size {hidden}")
+                raise UserError(f"head_size: {head_size} does not divide the hidden_size {hidden}")
         return head_size
 
     def _make_genes(self, max_group: int | None) -> dict[str, tuple]:
@@ -163,7 +164,7 @@ class Space(Mapping):
         genes = dict(self._values)
         if KEY_VALUE_HEADS in genes and HEADS in genes:
             if (KEY_VALUE_HEADS in self.per_layer) != (HEADS in self.per_layer):
-                raise ValueError(f"per_layer: name both {HEADS} and {KEY_VALUE_HEADS}, or neither")
+                raise UserError(f"per_layer: name both {HEADS} and {KEY_VALUE_HEADS}, or neither")
             limit = max_group or genes[HEADS][-1] // genes[KEY_VALUE_HEADS][-1]
             pairs = [
                 (heads, shared)
@@ -172,7 +173,7 @@ class Space(Mapping):
                 if heads % shared == 0 and heads // shared <= limit
             ]
             if not pairs:
-                raise ValueError(
+                raise UserError(
                     f"no pair of {HEADS} {list(genes[HEADS])} and {KEY_VALUE_HEADS} {list(genes[KEY_VALUE_HEADS])} divides "
                     f"with at most {limit} query heads per key-value head"
                 )
@@ -220,7 +221,7 @@ class Space(Mapping):
     def from_dict(cls, data: Mapping, max_group: int | None = None) -> Space:
         """Read a space from a recipe or a config: axis -> values, `per_layer` and `head_size`."""
         if not isinstance(data, Mapping):
-            raise ValueError(f"the space must map axes to lists of values, got {data!r}")
+            raise UserError(f"the space must map axes to lists of values, got {data!r}")
         values = {axis: choices for axis, choices in data.items() if axis not in ("per_layer", "head_size")}
         return cls(values, data.get("per_layer") or (), max_group, data.get("head_size"))
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from ..core.errors import UserError
+
 SPLIT_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 MASK = "package"
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
@@ -50,12 +52,12 @@ def build_docstrings(
         ValueError: `min_files` is below 3, or fewer than two packages are large enough to be classes.
     """
     if min_files < len(SPLIT_SHARES):
-        raise ValueError(f"min_files={min_files}: must be at least {len(SPLIT_SHARES)}, one file for each split")
+        raise UserError(f"min_files={min_files}: must be at least {len(SPLIT_SHARES)}, one file for each split")
     root = Path(sysconfig.get_paths()["stdlib"]) if stdlib is None else Path(stdlib)
     found = collect_docstrings(root, min_length)
     names = large_packages(found, min_docstrings, min_files)
     if len(names) < 2:
-        raise ValueError(
+        raise UserError(
             f"{root}: {len(names)} package(s) with at least {min_docstrings} docstrings in {min_files} files, 2 are needed; "
             "is this a Python installation with its .py files?"
         )

@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
+from ..core.errors import UserError
 from ..utils.options import check_integers
 from .docstrings import build_docstrings
 
@@ -57,7 +58,7 @@ def load_text_dataset(name: str, *, config: str | None = None, seed: int = 0) ->
     path = Path(name).expanduser()
     local = name == STDLIB_DOCSTRINGS or path.exists()
     if local and config is not None:
-        raise ValueError(f"config={config!r}: {name} is not on the Hub, only Hub data sets have configurations")
+        raise UserError(f"config={config!r}: {name} is not on the Hub, only Hub data sets have configurations")
     if name == STDLIB_DOCSTRINGS:
         return build_docstrings(seed)
     if local:
@@ -82,18 +83,18 @@ def columns_of(
         ValueError: the task is unknown, a column is missing or holds no strings, or the number of text columns is wrong.
     """
     if task not in CLASSIFICATION_TASKS | LANGUAGE_TASKS:
-        raise ValueError(f"task={task!r}: must be one of {', '.join(sorted(CLASSIFICATION_TASKS | LANGUAGE_TASKS))}")
+        raise UserError(f"task={task!r}: must be one of {', '.join(sorted(CLASSIFICATION_TASKS | LANGUAGE_TASKS))}")
     labelled = task in CLASSIFICATION_TASKS
     candidates = (*TEXT_PAIRS, *TEXT_SINGLES) if labelled else TEXT_SINGLES
     if text is not None:
         candidates = ((text,) if isinstance(text, str) else tuple(text),)
         if not 1 <= len(candidates[0]) <= (2 if labelled else 1):
-            raise ValueError(f"text={text!r}: task {task} takes {'1 or 2 text columns' if labelled else '1 text column'}")
+            raise UserError(f"text={text!r}: task {task} takes {'1 or 2 text columns' if labelled else '1 text column'}")
     text_columns = _first_present(dataset, "text", candidates)
     for split, rows in dataset.items():
         for column in text_columns:
             if rows.features[column] not in (Value("string"), Value("large_string")):
-                raise ValueError(f"split {split!r}: text column {column!r} must hold strings, found {rows.features[column]}")
+                raise UserError(f"split {split!r}: text column {column!r} must hold strings, found {rows.features[column]}")
     labels = LABEL_NAMES if label is None else ((label,),)
     return text_columns, _first_present(dataset, "label", labels)[0] if labelled else None
 
@@ -107,7 +108,7 @@ def check_labels(dataset: DatasetDict, label_column: str, num_labels: int) -> No
     for split, rows in dataset.items():
         for row, value in enumerate(rows[label_column][:]):
             if type(value) is not int or not 0 <= value < num_labels:
-                raise ValueError(
+                raise UserError(
                     f"split {split!r}, row {row}: label {value!r} in column {label_column!r} is out of range; "
                     f"{num_labels} labels need integers from 0 to {num_labels - 1}"
                 )
@@ -133,7 +134,7 @@ def encode_labels(
     if all(type(value) is int for value in train_labels):
         return dataset, [str(value) for value in range(max(train_labels, default=-1) + 1)]
     if not all(isinstance(value, str) for value in train_labels):
-        raise ValueError(f"column {label_column!r} of type {feature}: labels must be all integers or all strings, none missing")
+        raise UserError(f"column {label_column!r} of type {feature}: labels must be all integers or all strings, none missing")
     known = sorted(set(train_labels)) if names is None else list(names)
     return DatasetDict({split: _encode_split(rows, split, label_column, known) for split, rows in dataset.items()}), known
 
@@ -173,7 +174,7 @@ def tokenize_language_modeling(
         ValueError: `block_size` is below 2, a text is missing, or a split is shorter than one block.
     """
     if block_size < 2:
-        raise ValueError(f"block_size={block_size}: must be at least 2 tokens, one to read and one to predict")
+        raise UserError(f"block_size={block_size}: must be at least 2 tokens, one to read and one to predict")
     return DatasetDict({split: _blocks(rows, split, tokenizer, text_column, block_size) for split, rows in dataset.items()})
 
 
@@ -188,7 +189,7 @@ def _read_folder(folder: Path) -> DatasetDict:
         if not path.is_file() or split not in SPLITS or _suffix(path) not in READERS:
             continue
         if split in files:
-            raise ValueError(f"{folder}: both {files[split].name} and {path.name} are files of the split {split!r}; keep one")
+            raise UserError(f"{folder}: both {files[split].name} and {path.name} are files of the split {split!r}; keep one")
         files[split] = path
     if "train" not in files:
         raise FileNotFoundError(f"{folder}: holds no train file; {ACCEPTED}")
@@ -198,7 +199,7 @@ def _read_folder(folder: Path) -> DatasetDict:
 def _read_file(path: Path) -> Dataset:
     suffix = _suffix(path)
     if suffix not in READERS:
-        raise ValueError(f"{path}: cannot tell the format from the name; {ACCEPTED}")
+        raise UserError(f"{path}: cannot tell the format from the name; {ACCEPTED}")
     options = {}
     if suffix in (".csv", ".tsv"):
         options["keep_default_na"] = False  # "NA", "null" and "None" are texts here, not missing values
@@ -209,7 +210,7 @@ def _read_file(path: Path) -> Dataset:
     try:
         return load_dataset(READERS[suffix], data_files=glob.escape(str(path)), split="train", **options)
     except DatasetGenerationError as error:
-        raise ValueError(f"{path}: cannot be read as {suffix}: {error.__cause__}") from error
+        raise UserError(f"{path}: cannot be read as {suffix}: {error.__cause__}") from error
 
 
 def _suffix(path: Path) -> str:
@@ -223,9 +224,7 @@ def _headerless_columns(path: Path) -> list[str] | None:
     if not cells[0].removeprefix("-").isdecimal():
         return None
     if not 2 <= len(cells) <= 3:
-        raise ValueError(
-            f"{path}: {len(cells)} columns and no header line; without one, 2 or 3 are allowed: {HEADERLESS_COLUMNS}"
-        )
+        raise UserError(f"{path}: {len(cells)} columns and no header line; without one, 2 or 3 are allowed: {HEADERLESS_COLUMNS}")
     return HEADERLESS_COLUMNS[: len(cells)]
 
 
@@ -242,10 +241,10 @@ def _read_hub(name: str, config: str | None) -> DatasetDict:
 def _with_standard_splits(dataset: DatasetDict, name: str, seed: int) -> DatasetDict:
     splits = {SPLIT_ALIASES.get(split, split): rows for split, rows in dataset.items() if not _labels_hidden(name, split, rows)}
     if "train" not in splits:
-        raise ValueError(f"{name}: no train split, found {', '.join(dataset)}")
+        raise UserError(f"{name}: no train split, found {', '.join(dataset)}")
     if "validation" not in splits:
         if len(splits["train"]) < 2:
-            raise ValueError(f"{name}: {len(splits['train'])} row(s) in train, 2 are needed to split off a validation set")
+            raise UserError(f"{name}: {len(splits['train'])} row(s) in train, 2 are needed to split off a validation set")
         parts = splits["train"].train_test_split(test_size=VALIDATION_SHARE, seed=seed)
         splits |= {"train": parts["train"], "validation": parts["test"]}
     return DatasetDict({split: splits[split] for split in SPLITS if split in splits})
@@ -266,13 +265,13 @@ def _first_present(dataset: DatasetDict, kind: str, candidates: Sequence[tuple[s
         if set(columns) <= set(found):
             return list(columns)
     needed = " or ".join("+".join(columns) for columns in candidates)
-    raise ValueError(f"no {kind} column: needed is {needed} in every split; found are {', '.join(found)}")
+    raise UserError(f"no {kind} column: needed is {needed} in every split; found are {', '.join(found)}")
 
 
 def _encode_split(rows: Dataset, split: str, column: str, names: list[str]) -> Dataset:
     for row, value in enumerate(rows[column][:]):
         if value not in names:
-            raise ValueError(f"split {split!r}, row {row}: label {value!r} in column {column!r} is not one of {names}")
+            raise UserError(f"split {split!r}, row {row}: label {value!r} in column {column!r} is not one of {names}")
     features = Features({**rows.features, column: ClassLabel(names=names)})
     return rows.map(lambda batch: {column: [names.index(value) for value in batch[column]]}, batched=True, features=features)
 
@@ -281,7 +280,7 @@ def _map_texts(rows: Dataset, split: str, text_columns: Sequence[str], tokenize:
     """Replace all columns by those which `tokenize` makes of a batch, after checking that no text is missing."""
     for column in text_columns:
         if None in (texts := rows[column][:]):
-            raise ValueError(f"split {split!r}, row {texts.index(None)}: no text in column {column!r}; every row needs one")
+            raise UserError(f"split {split!r}, row {texts.index(None)}: no text in column {column!r}; every row needs one")
     return rows.map(tokenize, batched=True, remove_columns=rows.column_names)
 
 
@@ -294,6 +293,6 @@ def _blocks(rows: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, colum
     chunks = _map_texts(rows, split, [column], tokenize).data.column("input_ids").chunks if len(rows) else []
     ids = np.concatenate([np.empty(0, dtype=np.int64), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks)])
     if len(ids) < block_size:
-        raise ValueError(f"split {split!r}: {len(ids)} tokens are less than one block of block_size={block_size}")
+        raise UserError(f"split {split!r}: {len(ids)} tokens are less than one block of block_size={block_size}")
     blocks = ids[: len(ids) // block_size * block_size].astype(np.int64).reshape(-1, block_size)
     return Dataset.from_dict({"input_ids": blocks, "attention_mask": np.ones_like(blocks, dtype=np.int8), "labels": blocks})

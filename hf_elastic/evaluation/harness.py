@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ..core.errors import MissingPackageError, UserError
 from .candidates import Candidate
 from .suite import TaskFile
 
@@ -22,7 +23,7 @@ try:
     from lm_eval.tasks import TaskManager
 except ImportError as error:
     message = f"evaluating needs {error.name or error}, which is not installed: run pip install 'hf-elastic[evaluate]'"
-    raise ImportError(message) from error
+    raise MissingPackageError(message) from error
 
 SEED = 1234  # lm-eval's own default
 VERSION = lm_eval.__version__
@@ -71,12 +72,12 @@ class CandidateLM(HFLM):
     def generate_until(self, requests: list[Instance], *args, **kwargs) -> list[str]:
         """Greedy text up to a stop; raises ValueError if the model cannot generate, or has no room for an answer."""
         if not self.generates:
-            raise ValueError("it generates text, which an exported graph does not; leave it out, or give the checkpoint")
+            raise UserError("it generates text, which an exported graph does not; leave it out, or give the checkpoint")
         for request in requests:
             prompt, options = request.args
             room = self.max_length - options["max_gen_toks"]
             if room < 1:
-                raise ValueError(f"answers of {options['max_gen_toks']} tokens, and the model takes {self.max_length} in all")
+                raise UserError(f"answers of {options['max_gen_toks']} tokens, and the model takes {self.max_length} in all")
             self.truncated += len(self.tok_encode(prompt)) > room
         return super().generate_until(requests, *args, **kwargs)
 
@@ -90,7 +91,7 @@ def load_task(file: TaskFile, num_fewshot: int = 0) -> Task:
     with quiet():
         loaded = TaskManager(include_defaults=False).load([file.config])["tasks"][file.name]
     if num_fewshot >= len(loaded.eval_docs):
-        raise ValueError(f"num_fewshot: {file.name} has {len(loaded.eval_docs)} items, too few for {num_fewshot} shots")
+        raise UserError(f"num_fewshot: {file.name} has {len(loaded.eval_docs)} items, too few for {num_fewshot} shots")
     loaded.set_config(key="num_fewshot", value=num_fewshot)
     return loaded
 
@@ -115,7 +116,7 @@ def run_task(file: TaskFile, task: Task, model: CandidateLM, limit: int | None =
         with quiet():
             found = lm_eval.evaluate(model, {"tasks": {file.name: task}}, limit=limit, log_samples=False)
     except ValueError as error:
-        raise ValueError(f"{file.name}: {error}") from error
+        raise UserError(f"{file.name}: {error}") from error
     # lm-eval's keys are "<metric>,<filter>", and a standard error that is not defined is "N/A".
     entries = {key.partition(",")[0]: value for key, value in found["results"][file.name].items() if "," in key}
     metrics = {name: float(value) if isinstance(value, (int, float)) else None for name, value in entries.items()}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..core.errors import UserError
 from ..measure.latency import Latency
 from ..utils.files import write_atomically
 from .candidates import Candidate
@@ -38,14 +39,14 @@ class Results:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             identity, _ = found["identity"], (found["tasks"], found["sizes"], found["target"])
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"output: {self.path} is there and holds no evaluation; choose another file") from error
+            raise UserError(f"output: {self.path} is there and holds no evaluation; choose another file") from error
         self._compare(identity, self._data["identity"])
         self._data = found
 
     def _compare(self, there: Mapping, here: Mapping) -> None:
         different = [f"{name} was {there.get(name)!r}, is {value!r}" for name, value in here.items() if there.get(name) != value]
         if different:
-            raise ValueError(
+            raise UserError(
                 f"output: {self.path} holds other results ({'; '.join(different)}); add --overwrite, or choose another file"
             )
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from ..core.errors import UserError
+
 TASKS = Path(__file__).parent / "tasks"
 DATA_FOLDER = "zeroshot"
 LISTS = ("choices", "context_options", "aliases")  # of texts; "gold" is the place of the right one, all else is text
@@ -55,12 +57,12 @@ def find_tasks(names: Sequence[str] | None, data_dir: str | Path) -> list[TaskFi
     known = task_names()
     names = known if names is None else list(names)
     if not names:
-        raise ValueError(f"tasks: none given; known: {', '.join(known)}")
+        raise UserError(f"tasks: none given; known: {', '.join(known)}")
     for name in names:
         if name not in known:
-            raise ValueError(f"tasks: {name!r} is unknown; known: {', '.join(known)}")
+            raise UserError(f"tasks: {name!r} is unknown; known: {', '.join(known)}")
         if names.count(name) > 1:
-            raise ValueError(f"tasks: {name} is given twice")
+            raise UserError(f"tasks: {name} is given twice")
     return [_find_task(name, Path(data_dir)) for name in names]
 
 
@@ -86,9 +88,9 @@ def _check_rows(name: str, data: Path, columns: Sequence[str]) -> None:
             for number, line in enumerate(lines, 1):
                 problem = _problem(json.loads(line), columns)
                 if problem:
-                    raise ValueError(f"data_dir: {name} cannot use line {number} of {data}: {problem}")
+                    raise UserError(f"data_dir: {name} cannot use line {number} of {data}: {problem}")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"data_dir: {data} is not gzipped JSON lines: {error}") from error
+        raise UserError(f"data_dir: {data} is not gzipped JSON lines: {error}") from error
 
 
 def _problem(row: object, columns: Sequence[str]) -> str | None:

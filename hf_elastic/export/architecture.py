@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from ..core.configuration_elastic import ElasticConfig
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.partition import partition_heads
 from ..core.portable import portable_config
@@ -80,7 +81,7 @@ def frozen_config(config: PretrainedConfig) -> ElasticConfig | None:
         counts = listed.get(heads, [values[heads]] * config.num_hidden_layers)
         sizes = listed.get(head, [config.hidden_size // count for count in counts])
         if any(count * size != config.hidden_size for count, size in zip(counts, sizes, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"{head}: {sizes} differ from layer to layer, and {heads} {counts} times that is not always the hidden size "
                 f"{config.hidden_size}"
             )

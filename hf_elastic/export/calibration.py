@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import UserError
 from .formats import Export, longest_sequence
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -20,16 +21,16 @@ def check_calibration(calibration: Any) -> None:
         ValueError: there are none, or one is neither text nor a row with `input_ids`; names the row and its columns.
     """
     if isinstance(calibration, (str, Mapping)) or not isinstance(calibration, Sequence) or not len(calibration):
-        raise ValueError(f"calibration must be a list of texts or of tokenized rows, at least one; got {calibration!r:.100}")
+        raise UserError(f"calibration must be a list of texts or of tokenized rows, at least one; got {calibration!r:.100}")
     for place, row in enumerate(calibration):
         if isinstance(row, Mapping):
             if "input_ids" not in row:
-                raise ValueError(
+                raise UserError(
                     f"calibration: row {place} has the columns {', '.join(map(str, row))}; a tokenized row needs input_ids "
                     f"(and may have {', '.join(INPUTS[1:])}), or give texts"
                 )
         elif not (isinstance(row, str) or _is_pair(row)):
-            raise ValueError(f"calibration: row {place} is {row!r:.100}; it must be a text, two texts, or a tokenized row")
+            raise UserError(f"calibration: row {place} is {row!r:.100}; it must be a text, two texts, or a tokenized row")
 
 
 def _is_pair(row: Any) -> bool:
@@ -58,7 +59,7 @@ def _tensors(row: Any, export: Export, longest: int) -> dict[str, torch.Tensor]:
         tensors = {name: torch.as_tensor(row[name])[None] for name in INPUTS if name in row}
         return {"attention_mask": torch.ones_like(tensors["input_ids"]), **tensors}
     if export.tokenizer is None:
-        raise ValueError("calibration: texts need a tokenizer; give one, or tokenized rows")
+        raise UserError("calibration: texts need a tokenizer; give one, or tokenized rows")
     texts = (row,) if isinstance(row, str) else tuple(row)
     tokens = export.tokenizer(*texts, truncation=True, max_length=longest, return_tensors="pt")
     return {name: tokens[name] for name in INPUTS if name in tokens}

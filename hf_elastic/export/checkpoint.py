@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.portable import portable_config
 from ..utils.tokenizer import save_tokenizer
@@ -33,7 +34,7 @@ def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreT
         ValueError: the model is elastic, or its config cannot be written for both versions.
     """
     if isinstance(model, ElasticPreTrainedModel):
-        raise ValueError(f"{type(model).__name__} is not a stock model: extract a standard subnet of it first")
+        raise UserError(f"{type(model).__name__} is not a stock model: extract a standard subnet of it first")
     directory = Path(directory)
     unfinished = directory.parent / f".{directory.name}.{os.getpid()}.unfinished"
     unfinished.mkdir(parents=True)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.errors import MissingPackageError, UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from .parity import Tolerance, default_tolerance
 from .scoring import HeldOut
@@ -120,7 +121,7 @@ class Format:
         """Raise ImportError, naming the extra, if a package is missing."""
         for package in self.packages:
             if not _is_installed(package):
-                raise ImportError(f"{self.name} needs {package}, which is not installed: run pip install '{self.extra}'")
+                raise MissingPackageError(f"{self.name} needs {package}, which is not installed: run pip install '{self.extra}'")
 
 
 FORMATS: dict[str, Format] = {}
@@ -147,7 +148,7 @@ def register(one: Format) -> Format:
         ValueError: the name is taken by another.
     """
     if FORMATS.setdefault(one.name, one) is not one:
-        raise ValueError(f"a format of the name {one.name!r} exists already")
+        raise UserError(f"a format of the name {one.name!r} exists already")
     return one
 
 
@@ -160,14 +161,14 @@ def select(names: Sequence[str], options: Mapping[str, Any] | None = None) -> li
     """
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
-        raise ValueError(f"formats: {', '.join(map(repr, unknown))} is unknown; known: {', '.join(FORMATS)}")
+        raise UserError(f"formats: {', '.join(map(repr, unknown))} is unknown; known: {', '.join(FORMATS)}")
     if not names:
-        raise ValueError(f"formats: none given; known: {', '.join(FORMATS)}")
+        raise UserError(f"formats: none given; known: {', '.join(FORMATS)}")
     chosen = [one for name, one in FORMATS.items() if name in names]
     for option in options or {}:
         if not any(option in one.options for one in chosen):
             takers = [one.name for one in FORMATS.values() if option in one.options]
-            raise ValueError(f"{option}: {_who_takes(takers)}; formats: {', '.join(names)}")
+            raise UserError(f"{option}: {_who_takes(takers)}; formats: {', '.join(names)}")
     for one in chosen:
         one.check_installed()
         if options is not None and one.check_options is not None:

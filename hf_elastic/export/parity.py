@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import UserError
 from ..utils.files import write_atomically
 
 LIBRARIES = (
@@ -16,7 +17,7 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-class ParityError(ValueError):
+class ParityError(UserError):
     """An export differs from its reference by more than its tolerance allows."""
 
 
@@ -68,10 +69,10 @@ def compare(reference: np.ndarray, candidate: np.ndarray, mask: np.ndarray | Non
     """
     reference, candidate = np.asarray(reference), np.asarray(candidate)
     if reference.shape != candidate.shape or reference.ndim == 0:
-        raise ValueError(f"the reference has shape {reference.shape} and the candidate {candidate.shape}; they must be the same")
+        raise UserError(f"the reference has shape {reference.shape} and the candidate {candidate.shape}; they must be the same")
     kept = _kept(reference.shape, mask)
     if not kept.any():
-        raise ValueError(f"nothing to compare: shape {reference.shape}, {int(kept.sum())} values kept by the mask")
+        raise UserError(f"nothing to compare: shape {reference.shape}, {int(kept.sum())} values kept by the mask")
     expected, actual = reference[kept].astype(np.float64), candidate[kept].astype(np.float64)
     infinite = [int((~np.isfinite(values)).sum()) for values in (expected, actual)]
     if any(infinite):
@@ -98,7 +99,7 @@ def _kept(shape: tuple[int, ...], mask: np.ndarray | None) -> np.ndarray:
         return np.ones(shape, bool)
     mask = np.asarray(mask).astype(bool)
     if mask.shape != shape[: mask.ndim]:
-        raise ValueError(f"the mask has shape {mask.shape}; it must be the leading part of {shape}")
+        raise UserError(f"the mask has shape {mask.shape}; it must be the leading part of {shape}")
     return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
 
 

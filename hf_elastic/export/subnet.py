@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..utils.files import check_output, full_disk_is_one_error, staged
 from .checkpoint import CHECKPOINT
@@ -131,12 +132,12 @@ def check_limit(max_accuracy_drop: float | None, has_held_out: bool, options: Ma
     """
     if max_accuracy_drop is None:
         if options.get("fallback") is not None:
-            raise ValueError("fallback: what exceeds max_accuracy_drop stays in float, so it needs max_accuracy_drop")
+            raise UserError("fallback: what exceeds max_accuracy_drop stays in float, so it needs max_accuracy_drop")
         return
     if not max_accuracy_drop >= 0:
-        raise ValueError(f"max_accuracy_drop must be 0 or more percentage points, got {max_accuracy_drop!r}")
+        raise UserError(f"max_accuracy_drop must be 0 or more percentage points, got {max_accuracy_drop!r}")
     if not has_held_out:
-        raise ValueError("max_accuracy_drop needs labelled rows to find the accuracy on: give a data set")
+        raise UserError("max_accuracy_drop needs labelled rows to find the accuracy on: give a data set")
 
 
 def _check_no_ids(held_out: HeldOut | Callable | None, calibration: Any) -> None:
@@ -144,7 +145,7 @@ def _check_no_ids(held_out: HeldOut | Callable | None, calibration: Any) -> None
     tokenized = isinstance(calibration, (list, tuple)) and any(isinstance(row, Mapping) for row in calibration)
     if isinstance(held_out, HeldOut) or tokenized:
         what = "texts as calibration" if tokenized else "held_out as a function of the model and the tokenizer"
-        raise ValueError(f"keep_vocabulary_of: the rows are tokenized with the vocabulary that it changes; give {what}")
+        raise UserError(f"keep_vocabulary_of: the rows are tokenized with the vocabulary that it changes; give {what}")
 
 
 def _scores(view: PreTrainedModel, held_out: HeldOut) -> dict[str, float]:
@@ -155,7 +156,7 @@ def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None)
     why = model.why_elastic(subnet)
     if why is not None:
         nearest = json.dumps(model.nearest_standard(subnet).to_dict())
-        raise ValueError(f"standard_only: this size is not standard: {why}; the nearest standard size is {nearest}")
+        raise UserError(f"standard_only: this size is not standard: {why}; the nearest standard size is {nearest}")
 
 
 def _held_out_inputs(held_out: HeldOut) -> Inputs:

@@ -7,7 +7,6 @@ exporter does the same job. Both get the model object itself, so its weights may
 import contextlib
 import copy
 import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import transformers
 from packaging.version import Version
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..core.errors import MissingPackageError, UserError
+from ..utils.files import staged_file
 from .cache import PAST, CachedDecoder, cache_axes, flatten
 
 ON_TRANSFORMERS_5 = Version(transformers.__version__).major >= 5
@@ -30,9 +31,9 @@ LARGEST_SINGLE_FILE = 2**31 - 2**26
 Axes = dict[str, dict[int, str]]
 
 
-def missing_extra(error: ImportError) -> ImportError:
+def missing_extra(error: ImportError) -> MissingPackageError:
     """The error to raise from `error`: it names what is missing and the extra that installs it."""
-    return ImportError(f"ONNX needs {error.name or error}, which is not installed: run pip install '{EXTRA}'")
+    return MissingPackageError(f"ONNX needs {error.name or error}, which is not installed: run pip install '{EXTRA}'")
 
 
 def newest_opset() -> int:
@@ -57,7 +58,7 @@ def check_opset(opset: object) -> None:
     """Raise ValueError for an opset that no model can be written in, before any work is done."""
     newest = newest_opset()
     if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
-        raise ValueError(f"opset must be an integer from {OLDEST_OPSET} to {newest}, got {opset!r}; the default is {OPSET}")
+        raise UserError(f"opset must be an integer from {OLDEST_OPSET} to {newest}, got {opset!r}; the default is {OPSET}")
 
 
 def weight_file(path: Path) -> Path:
@@ -80,10 +81,10 @@ def write_graph(model: PreTrainedModel, inputs: dict, axes: Axes, path: Path, *,
         _write_with_optimum(model, inputs, axes, path, opset)
 
 
-def too_old(opset: int, model: PreTrainedModel, why: object) -> ValueError:
+def too_old(opset: int, model: PreTrainedModel, why: object) -> UserError:
     """The error for an operator that an opset does not have."""
     reason = str(why).strip().splitlines()[0] if str(why).strip() else type(why).__name__
-    return ValueError(f"opset: {opset} is too old for {type(model).__name__}: {reason}; the default is {OPSET}")
+    return UserError(f"opset: {opset} is too old for {type(model).__name__}: {reason}; the default is {OPSET}")
 
 
 def _write_with_transformers(model: PreTrainedModel, inputs: dict, axes: Axes, path: Path, opset: int, fuse: bool) -> None:
@@ -202,7 +203,7 @@ def _optimum_config(model: PreTrainedModel, inputs: dict, axes: Axes):
         task = TasksManager.infer_task_from_model(model) + ("-with-past" if cached else "")
         constructor = TasksManager.get_exporter_config_constructor("onnx", model=model, task=task, library_name="transformers")
     except (KeyError, ValueError) as error:
-        raise ValueError(f"Optimum cannot export {type(model).__name__} ({model.config.model_type}): {error}") from error
+        raise UserError(f"Optimum cannot export {type(model).__name__} ({model.config.model_type}): {error}") from error
 
     past = {"use_past": True, "use_past_in_inputs": True} if cached else {}
     return functools.partial(given_inputs(constructor.func, inputs, axes), **constructor.keywords)(model.config, **past)
@@ -246,10 +247,10 @@ def given_inputs(config_class: type, inputs: dict, axes: Axes) -> type:
     return GivenInputs
 
 
-def move_export(source: Path, target: Path) -> None:
-    """Move a written graph and, where there is one, its weight file; `target` appears complete or not at all."""
-    if weight_file(source).exists():
-        os.replace(weight_file(source), weight_file(target))
-    else:
-        weight_file(target).unlink(missing_ok=True)  # an older, larger export's
-    os.replace(source, target)
+@contextlib.contextmanager
+def staged_graph(path: Path) -> Iterator[Path]:
+    """`staged_file` for a graph: an older, larger graph's weight file does not stay beside one that has none."""
+    with staged_file(path) as staged:
+        yield staged
+        if not weight_file(staged).exists():
+            weight_file(path).unlink(missing_ok=True)

@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +11,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from ..core.errors import UserError
 from .cache import cache_axes, open_head_axes, sample_step
-from .exporters import OPSET, Axes, check_opset, move_export, weight_file, write_graph
+from .exporters import OPSET, Axes, check_opset, staged_graph, weight_file, write_graph
 from .optimize import check_level, fuses, optimize_graph
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -59,22 +59,19 @@ def export_onnx(
     check_weights(model)
     check_level(optimize, model.config.model_type)
     check_opset(opset)
-    path.parent.mkdir(parents=True, exist_ok=True)
     training = model.training
     model.eval()
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as staging, quiet():
-            staged = Path(staging) / path.name
+        with staged_graph(path) as staged, quiet():
             sample, axes = _cached_sample(model, inputs) if cache else _plain_sample(inputs)
             write_graph(model, sample, axes, staged, opset=opset, fuse=fuses(optimize))
             if optimize is not None:
                 if weight_file(staged).exists():
-                    raise ValueError(f"optimize: {optimize} takes models of at most 2 GB in one file; leave it out")
+                    raise UserError(f"optimize: {optimize} takes models of at most 2 GB in one file; leave it out")
                 optimize_graph(staged, optimize, model.config)
             if cache:
                 heads = model.config.num_attention_heads
                 open_head_axes(staged, sample, heads, model.config.hidden_size // heads)
-            move_export(staged, path)
     finally:
         model.train(training)
     return path
@@ -95,12 +92,12 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> 
     accepted = [name for name in INPUT_NAMES if name in inspect.signature(model.forward).parameters]
     unknown = [name for name in inputs if name not in accepted]
     if unknown:
-        raise ValueError(f"{type(model).__name__} cannot be exported with the inputs {unknown}; it takes {accepted}")
+        raise UserError(f"{type(model).__name__} cannot be exported with the inputs {unknown}; it takes {accepted}")
     if "input_ids" not in inputs:
-        raise ValueError(f"the inputs need input_ids, got {list(inputs)}")
+        raise UserError(f"the inputs need input_ids, got {list(inputs)}")
     for name, tensor in inputs.items():
         if tensor.shape != inputs["input_ids"].shape or tensor.dim() not in AXIS_NAMES:
-            raise ValueError(
+            raise UserError(
                 f"{name} has shape {list(tensor.shape)}; every input must be [batch, sequence] or [batch, choices, sequence], "
                 f"the same as input_ids, which has {list(inputs['input_ids'].shape)}"
             )
@@ -109,10 +106,10 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> 
 def check_weights(model: PreTrainedModel) -> None:
     """Raise ValueError unless all weights are real float32 parameters."""
     if next(model.parameters(), None) is None:
-        raise ValueError(f"{type(model).__name__} has no parameters; tensors set as plain attributes cannot be exported")
+        raise UserError(f"{type(model).__name__} has no parameters; tensors set as plain attributes cannot be exported")
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.is_meta:
-            raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}; export needs real torch.float32: model.float()")
+            raise UserError(f"{name} is {parameter.dtype} on {parameter.device}; export needs real torch.float32: model.float()")
 
 
 def at_least_two(tensor: torch.Tensor) -> torch.Tensor:

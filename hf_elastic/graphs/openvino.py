@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from ..core.errors import MissingPackageError
+from ..utils.files import staged_file
 from .exporters import ON_TRANSFORMERS_5
 from .onnx import AXIS_NAMES, at_least_two, check_inputs, check_weights, export_onnx, quiet
 
@@ -17,14 +19,9 @@ from .onnx import AXIS_NAMES, at_least_two, check_inputs, check_weights, export_
 STREAM_FAILED = "iostream error"
 
 
-def missing(error: ImportError) -> ImportError:
+def missing(error: ImportError) -> MissingPackageError:
     """The error to raise from `error`: it names the extra."""
-    return ImportError(f"OpenVINO needs {error.name or error}, which is not installed: run pip install '{EXTRA}'")
-
-
-def weights_of(path: Path) -> Path:
-    """The file of weights that belongs to an IR file."""
-    return path.with_suffix(".bin")
+    return MissingPackageError(f"OpenVINO needs {error.name or error}, which is not installed: run pip install '{EXTRA}'")
 
 
 def export_openvino(model: PreTrainedModel, inputs: dict[str, torch.Tensor], path: Path) -> Path:
@@ -91,17 +88,13 @@ def save(graph, path: Path) -> Path:
     """
     import openvino
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        staged = Path(folder) / path.name
+    with staged_file(path) as staged:
         try:
             openvino.save_model(graph, str(staged), compress_to_fp16=False)
         except RuntimeError as error:
             if STREAM_FAILED not in str(error):
                 raise
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: OpenVINO could not write {path}") from error
-        for source, target in ((weights_of(staged), weights_of(path)), (staged, path)):
-            os.replace(source, target)
     return path
 
 

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 from transformers import PretrainedConfig
 
+from ..core.errors import UserError
 from .exporters import ON_TRANSFORMERS_5
 
 LEVELS = ("O1", "O2", "O3", "O4")
@@ -30,13 +31,13 @@ def check_level(level: str | None, model_type: str) -> None:
     if level is None:
         return
     if level not in LEVELS:
-        raise ValueError(f"optimize: {level!r} is unknown; known: {', '.join(LEVELS)}")
+        raise UserError(f"optimize: {level!r} is unknown; known: {', '.join(LEVELS)}")
     if not ON_TRANSFORMERS_5:
         from optimum.onnxruntime.utils import ORTConfigManager
 
         if model_type not in ORTConfigManager._conf:
             known = ", ".join(ORTConfigManager._conf)
-            raise ValueError(f"optimize: Optimum's ORTOptimizer does not know {model_type}; it knows: {known}")
+            raise UserError(f"optimize: Optimum's ORTOptimizer does not know {model_type}; it knows: {known}")
 
 
 def fuses(level: str | None) -> bool:
@@ -79,9 +80,7 @@ def _check_loads(path: Path, level: str, model_type: str) -> None:
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own types, which have no common base
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"optimize: {level} breaks the graph of {model_type} here; leave it out or take O1 ({reason})"
-        ) from error
+        raise UserError(f"optimize: {level} breaks the graph of {model_type} here; leave it out or take O1 ({reason})") from error
 
 
 def _with_optimum(path: Path, level: str, config: PretrainedConfig) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..data.task import task_of
 from ..search import Frontier
@@ -163,10 +164,10 @@ def check_card(card: ModelCard) -> None:
     """
     again = ModelCard(str(card))
     if again.data.to_dict() != card.data.to_dict():
-        raise ValueError("the metadata of the model card changes when it is read again")
+        raise UserError("the metadata of the model card changes when it is read again")
     missing = [key for key in ("library_name", "tags", "pipeline_tag") if not again.data.get(key)]
     if missing or "---" in again.data.to_yaml():
-        raise ValueError(f"the metadata of the model card lacks {', '.join(missing) or 'a clean end'}")
+        raise UserError(f"the metadata of the model card lacks {', '.join(missing) or 'a clean end'}")
 
 
 def is_ours(text: str) -> bool:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from ..core.errors import UserError
 from .errors import explained, patiently, status_of
 
 MAIN = "main"
@@ -79,7 +80,7 @@ def connect(token: str | None = None) -> HfApi:
     """
     token = token or get_token()
     if token is None:
-        raise ValueError("no token for the Hub: log in with `hf auth login`, or set the environment variable HF_TOKEN")
+        raise UserError("no token for the Hub: log in with `hf auth login`, or set the environment variable HF_TOKEN")
     return HfApi(token=token, library_name="hf_elastic")
 
 
@@ -129,7 +130,7 @@ def push(
     plans = [_explained(api, upload, lambda upload=upload: compare(api, upload, private)) for upload in uploads]
     for plan in plans:
         if not overwrite and (different := [*plan.changed, *plan.stale]):
-            raise ValueError(
+            raise UserError(
                 f"{plan.upload} exists and differs: {different[0]}{' and others' if len(different) > 1 else ''}; "
                 "add --overwrite true to replace what differs, or choose another repository"
             )
@@ -150,7 +151,7 @@ def compare(api: HfApi, upload: Upload, private: bool = False) -> Plan:
             raise
         return Plan(upload, None, False, **nothing)
     if private and not info.private:
-        raise ValueError(f"{upload.repo_id} exists and is public; --private true only holds for new ones: make it private first")
+        raise UserError(f"{upload.repo_id} exists and is public; --private true only holds for new ones: make it private first")
     try:
         head = (
             info.sha
@@ -208,7 +209,7 @@ def _check_secrets(upload: Upload, token: str | None) -> None:
         if isinstance(content, Path) and (path.endswith(WEIGHTS) or content.stat().st_size > LONGEST_TEXT):
             continue
         if token and token.encode() in (content if isinstance(content, bytes) else content.read_bytes()):
-            raise ValueError(f"{path} holds your token for the Hub; it is not uploaded")
+            raise UserError(f"{path} holds your token for the Hub; it is not uploaded")
 
 
 def _stale(files: Mapping[str, object], there: Mapping[str, object]) -> list[str]:

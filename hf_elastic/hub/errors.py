@@ -14,6 +14,8 @@ from typing import TypeVar
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from ..core.errors import UserError
+
 Result = TypeVar("Result")
 
 # The client speaks through requests (0.x) or httpx (1.x and later): what its own error is made of is what that library raises.
@@ -35,7 +37,7 @@ MEANINGS = {
 AGAIN = "run the same command again; what has arrived is not sent again"
 
 
-class HubError(OSError):
+class HubError(UserError, OSError):
     """The Hub refuses, fails or cannot be reached; the message is one line and never holds the token."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.errors import UserError
 from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..search import Frontier
@@ -85,7 +86,7 @@ def from_frontier(model: ElasticPreTrainedModel, frontier: Frontier) -> list[Mea
         try:
             cut = model.resolve(point.subnet)
         except ValueError as error:
-            raise ValueError(f"the frontier is of another model: {error}") from error
+            raise UserError(f"the frontier is of another model: {error}") from error
         for metric, value in point.values.items():
             if metric not in COUNTS:
                 found.append(Measurement(cut, metric, value, value_text(point, metric)))
@@ -107,9 +108,9 @@ def from_evaluation(model: ElasticPreTrainedModel, path: str | Path) -> list[Mea
                 text = f"{score['value']:.4g}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.2g}")
                 found.append(Measurement(cut, data["tasks"][task]["metric"], score["value"], text, task))
     except OSError as error:
-        raise ValueError(f"cannot read the results {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the results {path}: {error.strerror}") from error
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} holds no evaluation: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path} holds no evaluation: {type(error).__name__}: {error}") from error
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from ..core.configuration_elastic import ElasticConfig
+from ..core.errors import UserError
 from ..core.modeling_elastic import ELASTIC_CLASSES, ElasticPreTrainedModel
 
 
@@ -33,7 +34,7 @@ def meta_model(config: PretrainedConfig) -> ElasticPreTrainedModel:
     architecture = (config.architectures or ["none"])[0]
     fitting = [cls for cls in ELASTIC_CLASSES if _class_name(cls, config) == architecture]
     if not fitting:
-        raise ValueError(f"architectures: {config.model_type} as {architecture} is not known here")
+        raise UserError(f"architectures: {config.model_type} as {architecture} is not known here")
     with torch.device("meta"):
         return fitting[0](config if isinstance(config, ElasticConfig) else ElasticConfig(config))
 
@@ -43,7 +44,7 @@ def check_size(model: ElasticPreTrainedModel, name: str, folder: Path) -> None:
     found = meta_model(folder_config(folder))
     theirs, ours = found.num_parameters_of(None), model.num_parameters_of(name)
     if found.config.base_config.model_type != model.config.base_config.model_type or theirs != ours:
-        raise ValueError(f"exports: {folder} is not {name}: it has {theirs:,} parameters, {name} has {ours:,}")
+        raise UserError(f"exports: {folder} is not {name}: it has {theirs:,} parameters, {name} has {ours:,}")
 
 
 def _class_name(elastic_class: type[ElasticPreTrainedModel], config: PretrainedConfig) -> str | None:

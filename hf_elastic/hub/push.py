@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..export import FORMATS
 from ..export.subnet import export_subnet
@@ -199,21 +200,21 @@ def check_push(
 ) -> None:
     """Raise ValueError for what cannot be pushed like this; arguments as for `push_model`, the model with or without weights."""
     if layout not in LAYOUTS:
-        raise ValueError(f"layout: {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
+        raise UserError(f"layout: {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
     if unknown := [name for name in formats if name not in FORMATS]:
-        raise ValueError(f"formats: {unknown[0]!r} is unknown; known: {', '.join(FORMATS)}")
+        raise UserError(f"formats: {unknown[0]!r} is unknown; known: {', '.join(FORMATS)}")
     if "safetensors" not in formats:
-        raise ValueError("formats: a size is pushed with its checkpoint; add safetensors")
+        raise UserError("formats: a size is pushed with its checkpoint; add safetensors")
     if set(names) - set(exports):
         _check_options_of(formats)
     if not supernet and not names:
-        raise ValueError("nothing to push: neither the supernet nor any subnets")
+        raise UserError("nothing to push: neither the supernet nor any subnets")
     if model.frozen_cut is not None:
-        raise ValueError("the checkpoint is frozen at one size and has no other: push its folder by itself")
+        raise UserError("the checkpoint is frozen at one size and has no other: push its folder by itself")
     taken = {"revisions": (MAIN,), "subfolders": FORMATS}.get(layout, ())
     for name in names:
         if name in FULL_NAMES or not NAME.fullmatch(name) or name in taken:
-            raise ValueError(f"subnets: {name!r} cannot be pushed as one of {layout}; rename it in the config")
+            raise UserError(f"subnets: {name!r} cannot be pushed as one of {layout}; rename it in the config")
         model.resolve(name)
     for name, path in exports.items():
         check_size(model, name, path)
@@ -227,7 +228,7 @@ def _check_options_of(formats: Sequence[str]) -> None:
             if check is not None:
                 check({})
         except ValueError as error:
-            raise ValueError(f"formats: {error}; write it by hf-elastic export, and give its folder to --exports") from error
+            raise UserError(f"formats: {error}; write it by hf-elastic export, and give its folder to --exports") from error
 
 
 def _export(model, name: str, folder: Path, formats: Sequence[str], tokenizer) -> Path:

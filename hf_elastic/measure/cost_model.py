@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 from scipy.stats import spearmanr
 from sklearn.model_selection import KFold
 
+from ..core.errors import UserError
 from ..core.layout import Layout
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Subnet
@@ -84,7 +85,7 @@ class CostModel:
             ValueError: fewer than 8 sizes.
         """
         if len(subnets) < FEWEST:
-            raise ValueError(f"a cost model needs at least {FEWEST} measured sizes, got {len(subnets)}")
+            raise UserError(f"a cost model needs at least {FEWEST} measured sizes, got {len(subnets)}")
         rows, costs = features(model, subnets), np.asarray(costs, dtype=float)
         held_out = np.empty_like(costs)
         for train, test in KFold(FOLDS, shuffle=True, random_state=seed).split(rows):

@@ -16,6 +16,7 @@ import psutil
 import torch
 import transformers
 
+from ..core.errors import UserError
 from ..utils.options import check_integers
 
 SINGLE_CALL_SECONDS = 1e-3  # a call at least this long is timed on its own
@@ -51,7 +52,7 @@ class Latency:
     def from_samples(cls, samples_ms: Sequence[float], others: float | None = None) -> "Latency":
         """Summarise samples (milliseconds per call); raises ValueError if there are none."""
         if not samples_ms:
-            raise ValueError("samples_ms is empty; a median needs at least one sample")
+            raise UserError("samples_ms is empty; a median needs at least one sample")
         low, high = median_interval(samples_ms)
         return cls(statistics.median(samples_ms), low, high, tuple(samples_ms), others)
 
@@ -59,7 +60,7 @@ class Latency:
     def from_dict(cls, data: Mapping[str, object]) -> "Latency":
         """Inverse of `to_dict`; raises ValueError if a key is missing or unknown."""
         if set(data) != set(cls.__dataclass_fields__):
-            raise ValueError(f"a latency has the keys {sorted(cls.__dataclass_fields__)}, got {sorted(data)}")
+            raise UserError(f"a latency has the keys {sorted(cls.__dataclass_fields__)}, got {sorted(data)}")
         return cls(**{**data, "samples_ms": tuple(data["samples_ms"])})
 
     @property
@@ -270,13 +271,13 @@ def _processor_name() -> str:
 
 def _check_arguments(callables, repeats, warmup, min_rounds, relative_interval, budget_seconds) -> None:
     if not callables:
-        raise ValueError("callables is empty; give at least one candidate to measure")
+        raise UserError("callables is empty; give at least one candidate to measure")
     for name, call in callables.items():
         if not callable(call):
-            raise ValueError(f"callables[{name!r}] is {call!r}, which cannot be called")
+            raise UserError(f"callables[{name!r}] is {call!r}, which cannot be called")
     check_integers(1, repeats=repeats, min_rounds=min_rounds)
     check_integers(0, warmup=warmup)
     if not relative_interval >= 0:
-        raise ValueError(f"relative_interval must be 0 or more, got {relative_interval!r}")
+        raise UserError(f"relative_interval must be 0 or more, got {relative_interval!r}")
     if budget_seconds is not None and not budget_seconds > 0:
-        raise ValueError(f"budget_seconds must be above 0 or None, got {budget_seconds!r}")
+        raise UserError(f"budget_seconds must be above 0 or None, got {budget_seconds!r}")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Subnet
 from ..utils.options import check_integers
@@ -57,7 +58,7 @@ def measure_memory(
         ValueError: the system has no /proc, the model has no such phase, or a process failed.
     """
     if not Path("/proc/self/clear_refs").exists():
-        raise ValueError(f"peak memory is read from /proc, which {sys.platform} does not have; it needs Linux")
+        raise UserError(f"peak memory is read from /proc, which {sys.platform} does not have; it needs Linux")
     target.check_phase(model)
     check_integers(1, workers=workers)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -72,7 +73,7 @@ def measure_memory(
             for place, (subnet, future) in enumerate(waiting):
                 answer = future.result()
                 if "error" in answer:
-                    raise ValueError(f"peak memory of {subnet}: {answer['error']}")
+                    raise UserError(f"peak memory of {subnet}: {answer['error']}")
                 found[subnet] = PeakMemory(**answer)
                 if progress is not None:
                     progress(place + 1, len(subnets))

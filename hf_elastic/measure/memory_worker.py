@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+from ..core.errors import UserError
 from .workload import Workload, exported_call, model_call
 
 MEGABYTE = 1e6
@@ -29,7 +30,7 @@ def kibibytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1])
-    raise ValueError(f"/proc/self/status has no {field}")
+    raise UserError(f"/proc/self/status has no {field}")
 
 
 def call_twice(call: Callable) -> None:

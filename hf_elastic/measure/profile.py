@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Space, Subnet
 from ..utils.files import write_atomically
@@ -69,7 +70,7 @@ class DeviceProfile:
     def check_model(self, digest: str) -> None:
         """Raise ValueError unless the profile is of a model with this `architecture_digest`."""
         if digest != self.model:
-            raise ValueError(f"the profile is of another model: its architecture has the digest {self.model}, this one {digest}")
+            raise UserError(f"the profile is of another model: its architecture has the digest {self.model}, this one {digest}")
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it as JSON."""
@@ -95,11 +96,11 @@ class DeviceProfile:
             data = json.loads(Path(path).read_bytes())
             return cls(data["machine"], Workload(**data["target"]), data["model"], [_measured(one) for one in data["measured"]])
         except OSError as error:
-            raise ValueError(f"cannot read the profile {path}: {error.strerror}") from error
+            raise UserError(f"cannot read the profile {path}: {error.strerror}") from error
         except KeyError as error:
-            raise ValueError(f"{path} is not a device profile: it lacks the key {error}") from error
+            raise UserError(f"{path} is not a device profile: it lacks the key {error}") from error
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a device profile: {error}") from error
+            raise UserError(f"{path} is not a device profile: {error}") from error
 
 
 def measure_profile(
@@ -155,7 +156,7 @@ def check_machine(profile: DeviceProfile, model: ElasticPreTrainedModel, *, forc
     with use_threads(profile.target.threads):
         differences = profile.differences(_facts(profile.target, model))
     if differences and not force:
-        raise ValueError(
+        raise UserError(
             f"the profile is not of this machine as it is now: {'; '.join(differences)}. Measure here with hf-elastic measure, "
             "or add --force to search for that machine with costs that stay predicted"
         )

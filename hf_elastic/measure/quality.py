@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .values import ACCURACY, LOSS, PERPLEXITY
 
@@ -80,16 +81,16 @@ class QualityPass:
 
     def _check_labels(self, batches: list[Mapping]) -> None:
         if not batches:
-            raise ValueError("eval_dataset has no rows")
+            raise UserError("eval_dataset has no rows")
         if "labels" not in batches[0]:
-            raise ValueError(
+            raise UserError(
                 f"eval_dataset needs labels for {', '.join(self.wanted)}; its batches have: {', '.join(batches[0])}. "
                 "Add a labels column, or give a data_collator or compute_quality"
             )
         if ACCURACY in self.wanted and batches[0]["labels"].is_floating_point():
-            raise ValueError("accuracy needs class labels, but eval_dataset has floating-point ones; use loss or compute_quality")
+            raise UserError("accuracy needs class labels, but eval_dataset has floating-point ones; use loss or compute_quality")
         if not any(self._counted(batch["labels"]).any() for batch in batches):
-            raise ValueError(f"eval_dataset has no label other than {IGNORED}")
+            raise UserError(f"eval_dataset has no label other than {IGNORED}")
 
     def _scored(self, labels: torch.Tensor) -> torch.Tensor:
         return labels[:, 1:] if self.shifted else labels
@@ -145,9 +146,9 @@ def _collate(collate: Callable, rows: list[dict]) -> Mapping:
     try:
         batch = collate(rows)
     except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as error:
-        raise ValueError(f"eval_dataset: {len(rows)} rows make no batch ({error}); give a data_collator that fits") from error
+        raise UserError(f"eval_dataset: {len(rows)} rows make no batch ({error}); give a data_collator that fits") from error
     if not isinstance(batch, Mapping) or not all(isinstance(v, torch.Tensor) for v in batch.values()):
-        raise ValueError(f"data_collator must return a dict of tensors, got {type(batch).__name__}: {batch!r:.200}")
+        raise UserError(f"data_collator must return a dict of tensors, got {type(batch).__name__}: {batch!r:.200}")
     return batch
 
 
@@ -158,7 +159,7 @@ def row_length(row: Mapping) -> int:
         ValueError: the row is not tokenized.
     """
     if not isinstance(row, Mapping) or "input_ids" not in row:
-        raise ValueError(f"eval_dataset must have tokenized rows with input_ids, got {row!r:.200}")
+        raise UserError(f"eval_dataset must have tokenized rows with input_ids, got {row!r:.200}")
     tokens = row.get("attention_mask", row["input_ids"])
     if len(tokens) and isinstance(tokens[0], list):
         return max(len(choice) for choice in tokens)

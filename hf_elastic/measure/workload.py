@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from ..core.errors import MissingPackageError, UserError
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticForMultipleChoice, ElasticPreTrainedModel
 from ..core.space import Subnet
 from ..utils.options import check_integers
@@ -52,14 +53,14 @@ class Workload:
     def __post_init__(self):
         for name, known in (("runtime", RUNTIMES), ("phase", PHASES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
+                raise UserError(f"{name}: {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
         check_integers(1, batch_size=self.batch_size, sequence_length=self.sequence_length)
         check_integers(1, or_none=True, threads=self.threads)
         if self.exports and self.phase != "forward":
-            raise ValueError(f"phase: {self.phase!r} is timed with torch and torch.compile; {self.runtime} has: forward")
+            raise UserError(f"phase: {self.phase!r} is timed with torch and torch.compile; {self.runtime} has: forward")
         if self.exports and importlib.util.find_spec(self.runtime) is None:
             extra = {"onnxruntime": "onnx"}.get(self.runtime, self.runtime)
-            raise ImportError(f"runtime: {self.runtime} is not installed: pip install 'hf-elastic[{extra}]'")
+            raise MissingPackageError(f"runtime: {self.runtime} is not installed: pip install 'hf-elastic[{extra}]'")
 
     @property
     def exports(self) -> bool:
@@ -99,7 +100,7 @@ class Workload:
                 calls["0"]()
             except (IndexError, RuntimeError) as error:
                 shape = f"batch_size {self.batch_size}, sequence_length {self.sequence_length}"
-                raise ValueError(f"{shape}: the model cannot run this input: {error}") from error
+                raise UserError(f"{shape}: the model cannot run this input: {error}") from error
             return list(measure_latency(calls, seed=self.seed, progress=progress, **options).values())
 
     def make_input(self, model: ElasticPreTrainedModel) -> dict[str, torch.Tensor]:
@@ -121,10 +122,10 @@ class Workload:
     def check_phase(self, model: ElasticPreTrainedModel) -> None:
         """Raise ValueError unless the model has this phase."""
         if self.phase != "forward" and not isinstance(model, ElasticForCausalLM):
-            raise ValueError(f"phase: {self.phase!r} is for causal language models; {type(model).__name__} has: forward")
+            raise UserError(f"phase: {self.phase!r} is for causal language models; {type(model).__name__} has: forward")
         if self.phase != "forward" and "past_key_values" not in inspect.signature(model.base.forward).parameters:
             model_type = model.config.base_config.model_type
-            raise ValueError(f"phase: {self.phase!r} needs a key-value cache, which {model_type} has not")
+            raise UserError(f"phase: {self.phase!r} needs a key-value cache, which {model_type} has not")
 
     def write_file(self, view: PreTrainedModel, inputs: Mapping, path: Path) -> Path:
         """Export a size for a runtime that runs files."""

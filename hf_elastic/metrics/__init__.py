@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..core.errors import UserError
+
 
 def load_metric(name: str):
     """One of this folder's metrics.
@@ -17,7 +19,7 @@ def load_metric(name: str):
     folder = Path(__file__).parent
     known = sorted(path.name for path in folder.iterdir() if (path / f"{path.name}.py").exists())
     if name not in known:
-        raise ValueError(f"unknown metric {name!r}; known: {', '.join(known)}")
+        raise UserError(f"unknown metric {name!r}; known: {', '.join(known)}")
     return evaluate.load(str(folder / name))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.errors import UserError
 from ..graphs.cache import PAST, PRESENT
 from ..utils.options import check_integers
 
@@ -75,7 +76,7 @@ def decode_greedily(
         outputs = run(feed)
         cache = {name.replace(PRESENT, PAST, 1): value for name, value in outputs.items() if name.startswith(f"{PRESENT}.")}
         if not cache:
-            raise ValueError(f"the graph returns no cache, only {', '.join(outputs)}: export it as format onnx")
+            raise UserError(f"the graph returns no cache, only {', '.join(outputs)}: export it as format onnx")
         logits.append(outputs["logits"][:, -1])
         tokens.append(logits[-1].argmax(-1))
         done |= tokens[-1] == eos_token_id

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.errors import UserError
 from ..graphs.exporters import missing_extra
 from ..utils.options import check_integers
 from .decoding import first_inputs
@@ -20,7 +21,7 @@ NUMPY_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(boo
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is not a file")
+        raise UserError(f"{path} is not a file")
 
 
 class OnnxRunner:
@@ -67,5 +68,5 @@ class OnnxRunner:
             arrays.update(first_inputs(self.inputs, self.shapes, arrays))
         missing = [name for name in self.inputs if name not in arrays]
         if missing:
-            raise ValueError(f"the graph needs the inputs {missing}; got {list(inputs)}")
+            raise UserError(f"the graph needs the inputs {missing}; got {list(inputs)}")
         return {name: np.asarray(arrays[name], dtype) for name, dtype in self.inputs.items()}

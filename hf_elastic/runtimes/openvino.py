@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.errors import UserError
 from ..graphs.openvino import missing
 
 # OpenVINO's own choice is bfloat16 where the CPU has it, which loses digits that the other runtimes keep.
@@ -41,7 +42,7 @@ class OpenVINORunner:
         except ImportError as error:
             raise missing(error) from error
         if not Path(path).is_file():
-            raise ValueError(f"{path} is not a file")
+            raise UserError(f"{path} is not a file")
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION, **(options or {})}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -62,7 +63,7 @@ class OpenVINORunner:
         """
         lacking = [name for name in self.inputs if name not in inputs]
         if lacking:
-            raise ValueError(f"the graph needs the inputs {lacking}; got {list(inputs)}")
+            raise UserError(f"the graph needs the inputs {lacking}; got {list(inputs)}")
         given = {name: inputs[name] for name in self.inputs}
         feed = {name: value if isinstance(value, np.ndarray) else value.numpy(force=True) for name, value in given.items()}
         results = self._request.infer(feed, share_inputs=True, share_outputs=True)

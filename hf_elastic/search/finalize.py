@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from ..core.errors import UserError
 from ..measure.latency import machine_facts, measurement_warnings
 from ..measure.workload import use_threads
 from ..utils.progress import Bar
@@ -52,7 +53,7 @@ def finalize(
         pairs = [(candidate, _point(candidate, evaluator.rules, names, chosen)) for candidate in evaluator.decided]
         frontier = Frontier(goals, [point for _, point in pairs], facts)
         if not frontier.points:
-            raise ValueError(_why_none(evaluator))
+            raise UserError(_why_none(evaluator))
         on_frontier = {id(point) for point in frontier.points}
         new = [c for c, point in pairs if id(point) in on_frontier and all(c is not other for other in together)]
         if not new or most == 0 or not (evaluator.is_timed or evaluator.is_weighed):

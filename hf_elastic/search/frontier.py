@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy
 from rich.table import Table
 
-from ..utils.files import replace_file
+from ..core.errors import UserError
+from ..utils.files import write_atomically
 from .objectives import Objective
 from .pareto import _sliced_volume, non_dominated, signed_costs
 from .point import Point
@@ -36,11 +37,11 @@ class Frontier:
         self.facts = dict(facts or {})
         names = [objective.name for objective in self.objectives]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"objectives must be at least one and differ in name, got {names}")
+            raise UserError(f"objectives must be at least one and differ in name, got {names}")
         feasible = [point for point in self.evaluated if point.feasible]
         for point in feasible:
             if missing := [name for name in names if name not in point.values]:
-                raise ValueError(f"feasible subnet {point.subnet} has no value for {missing}; it has {sorted(point.values)}")
+                raise UserError(f"feasible subnet {point.subnet} has no value for {missing}; it has {sorted(point.values)}")
         self._costs = signed_costs(self.objectives, feasible)
         second = self.objectives[min(1, len(names) - 1)].name
         front = [feasible[index] for index in numpy.flatnonzero(non_dominated(self._costs))]
@@ -63,11 +64,11 @@ class Frontier:
         known = {objective.name: objective for objective in self.objectives}
         for name, limit in limits.items():
             if name not in known:
-                raise ValueError(f"unknown limit {name!r}; known: {', '.join(known)}")
+                raise UserError(f"unknown limit {name!r}; known: {', '.join(known)}")
             if not isinstance(limit, Real) or math.isnan(limit):
-                raise ValueError(f"limit {name}={limit!r} is not a number")
+                raise UserError(f"limit {name}={limit!r} is not a number")
         if not self._points:
-            raise ValueError(f"no feasible point among the {len(self.evaluated)} evaluated")
+            raise UserError(f"no feasible point among the {len(self.evaluated)} evaluated")
 
         def within(names) -> list[Point]:
             chosen = [(known[name], known[name].sign * limits[name]) for name in names]
@@ -88,7 +89,7 @@ class Frontier:
         }
         # Not rounded: the number must work when it is given back as the limit.
         available = " or ".join(f"{name}={value}" for name, value in closest.items())
-        raise ValueError(f"no point has {wanted}; closest available: {available}")
+        raise UserError(f"no point has {wanted}; closest available: {available}")
 
     def hypervolume(self, reference: Mapping[str, float] | None = None) -> float:
         """Volume between the frontier and a reference point, in the product of the objectives' units; larger is better.
@@ -104,7 +105,7 @@ class Frontier:
         """
         names = [objective.name for objective in self.objectives]
         if reference is not None and (set(reference) != set(names) or not all(map(math.isfinite, reference.values()))):
-            raise ValueError(f"reference must give a finite value for each of {names}, got {dict(reference)}")
+            raise UserError(f"reference must give a finite value for each of {names}, got {dict(reference)}")
         if not self._points:
             return 0.0
         if reference is None:
@@ -121,8 +122,8 @@ class Frontier:
         try:
             text = json.dumps(data, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"cannot write the frontier to {path} as JSON: {error}") from error
-        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            raise UserError(f"cannot write the frontier to {path} as JSON: {error}") from error
+        write_atomically(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Frontier":
@@ -132,11 +133,11 @@ class Frontier:
             objectives = [Objective(**item) for item in data["objectives"]]
             return cls(objectives, [Point(**item) for item in data["points"]], data["facts"])
         except OSError as error:
-            raise ValueError(f"cannot read the frontier {path}: {error.strerror}") from error
+            raise UserError(f"cannot read the frontier {path}: {error.strerror}") from error
         except KeyError as error:
-            raise ValueError(f"{path} is not a saved frontier: it lacks the key {error}") from error
+            raise UserError(f"{path} is not a saved frontier: it lacks the key {error}") from error
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a saved frontier: {error}") from error
+            raise UserError(f"{path} is not a saved frontier: {error}") from error
 
     def plot(self, path: str | os.PathLike, x: str | None = None, y: str | None = None) -> None:
         """Draw every evaluated point and the frontier, and write the picture.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
+from ..core.errors import UserError
 from ..measure.values import ACCURACY, FLOPS, LATENCY, LOSS, MEMORY, PARAMETERS, PERPLEXITY
 from .proxies.table import CLOSED_FORMS
 
@@ -28,7 +29,7 @@ class Objective:
 
     def __post_init__(self):
         if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction of objective {self.name!r} is {self.direction!r}; allowed: {', '.join(DIRECTIONS)}")
+            raise UserError(f"direction of objective {self.name!r} is {self.direction!r}; allowed: {', '.join(DIRECTIONS)}")
 
     @property
     def sign(self) -> int:
@@ -60,7 +61,7 @@ COUNTS = (PARAMETERS, FLOPS, *CLOSED_FORMS)
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
 
 
-class QualityError(ValueError):
+class QualityError(UserError):
     """What computes the quality returns something else than it must: an error of the caller's, whatever the subnet."""
 
 
@@ -92,17 +93,17 @@ class Constraint:
         """
         match = CONSTRAINT.fullmatch(text) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"constraint {text!r} must be a name, <= or >=, and a number, such as 'latency_ms<=10'")
+            raise UserError(f"constraint {text!r} must be a name, <= or >=, and a number, such as 'latency_ms<=10'")
         name, relation, number = match.groups()
         known = [objective.name for objective in OBJECTIVES.values()]
         if name not in known and not custom:
-            raise ValueError(f"constraint {text!r}: unknown value {name!r}; known: {', '.join(known)}")
+            raise UserError(f"constraint {text!r}: unknown value {name!r}; known: {', '.join(known)}")
         try:
             limit = float(number)
         except ValueError:
             limit = math.nan
         if not math.isfinite(limit):
-            raise ValueError(f"constraint {text!r}: {number!r} is not a finite number")
+            raise UserError(f"constraint {text!r}: {number!r} is not a finite number")
         return cls(name, relation, limit)
 
     def excess(self, value: float) -> float:
@@ -133,11 +134,11 @@ def read_objectives(given: Sequence[str | Objective], *, custom: bool) -> list[O
         ValueError: no list, an empty one, an unknown name, or one objective twice.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise ValueError(f"objectives must be a list of at least one of: {', '.join(OBJECTIVES)}; got {given!r}")
+        raise UserError(f"objectives must be a list of at least one of: {', '.join(OBJECTIVES)}; got {given!r}")
     found = [_read_objective(item, custom) for item in given]
     names = [objective.name for objective in found]
     if len(set(names)) != len(names):
-        raise ValueError(f"objectives must differ, got {', '.join(names)}")
+        raise UserError(f"objectives must differ, got {', '.join(names)}")
     return found
 
 
@@ -147,15 +148,15 @@ def _read_objective(item: str | Objective, custom: bool) -> Objective:
     if isinstance(item, Objective):
         if custom or item in OBJECTIVES.values():
             return item
-        raise ValueError(f"objective {item.name!r} is not known to the search; give compute_quality, which computes it")
+        raise UserError(f"objective {item.name!r} is not known to the search; give compute_quality, which computes it")
     hint = "; give your own as an Objective, with compute_quality" if custom else ""
-    raise ValueError(f"unknown objective {item!r}; known: {', '.join(OBJECTIVES)}{hint}")
+    raise UserError(f"unknown objective {item!r}; known: {', '.join(OBJECTIVES)}{hint}")
 
 
 def read_constraints(given: Sequence[str], *, custom: bool) -> list[Constraint]:
     """Parse every constraint; raises ValueError for the first that cannot be, or if `given` is no list."""
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise ValueError(f"constraints must be a list such as ['latency_ms<=10'], got {given!r}")
+        raise UserError(f"constraints must be a list such as ['latency_ms<=10'], got {given!r}")
     return [Constraint.parse(text, custom=custom) for text in given]
 
 

@@ -8,7 +8,8 @@ import numpy
 from rich.table import Table
 from rich.text import Text
 
-from ..utils.files import replace_file
+from ..core.errors import UserError
+from ..utils.files import staged_file
 from .candidate import PREDICTED
 from .frontier import Frontier
 from .objectives import Objective
@@ -37,21 +38,21 @@ def draw(frontier: Frontier, path: str | os.PathLike, x: str | None, y: str | No
 
     objectives = {objective.name: objective for objective in frontier.objectives}
     if x is None and len(objectives) < 2:
-        raise ValueError(f"the only objective is {frontier.objectives[0].name!r}; name the value for x")
+        raise UserError(f"the only objective is {frontier.objectives[0].name!r}; name the value for x")
     x = frontier.objectives[1].name if x is None else x
     y = frontier.objectives[0].name if y is None else y
     known = {name for point in frontier.evaluated for name in point.values} | set(objectives)
     if unknown := {x, y} - known:
-        raise ValueError(f"unknown value {min(unknown)!r}; known: {', '.join(sorted(known))}")
+        raise UserError(f"unknown value {min(unknown)!r}; known: {', '.join(sorted(known))}")
     shown = [point for point in frontier.evaluated if {x, y} <= set(point.values)]
     if not shown:
-        raise ValueError(f"none of the {len(frontier.evaluated)} evaluated points has both {x} and {y}")
+        raise UserError(f"none of the {len(frontier.evaluated)} evaluated points has both {x} and {y}")
     # Not pyplot: its backend and list of figures are global to the caller's process.
     figure = Figure(figsize=(7, 4.6), dpi=150)
     canvas = FigureCanvasAgg(figure)
     suffix = Path(path).suffix[1:]
     if suffix not in canvas.get_supported_filetypes():
-        raise ValueError(f"cannot draw to {path}; allowed suffixes: {', '.join(sorted(canvas.get_supported_filetypes()))}")
+        raise UserError(f"cannot draw to {path}; allowed suffixes: {', '.join(sorted(canvas.get_supported_filetypes()))}")
     axes = figure.add_subplot(xlabel=_title(frontier, x), ylabel=_title(frontier, y))
     if {x, y} <= set(objectives):
         _draw_steps(axes, objectives[x], objectives[y], [point for point in shown if point.feasible])
@@ -70,7 +71,8 @@ def draw(frontier: Frontier, path: str | os.PathLike, x: str | None, y: str | No
     # Better values lie to the left if x is minimised and above if y is maximised.
     corner = tuple(-objectives[name].sign if name in objectives else default for name, default in ((x, -1), (y, 1)))
     _draw_labels(axes, canvas.get_renderer(), x, y, front, shown, corner)
-    replace_file(path, lambda temporary: figure.savefig(temporary, format=suffix))
+    with staged_file(path) as staged:
+        figure.savefig(staged, format=suffix)
 
 
 def make_table(frontier: Frontier) -> Table:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from numbers import Real
 
+from ..core.errors import UserError
+
 
 @dataclass(frozen=True)
 class Point:
@@ -26,12 +28,12 @@ class Point:
     def __post_init__(self):
         for part in (self.subnet, self.values, self.details):
             if not isinstance(part, dict):
-                raise ValueError(f"subnet, values and details of a point must be dicts, got {part!r}")
+                raise UserError(f"subnet, values and details of a point must be dicts, got {part!r}")
         for name, value in self.values.items():
             if not isinstance(value, Real) or not math.isfinite(value):
-                raise ValueError(f"value {name!r} of subnet {self.subnet} is {value!r}; it must be a finite number, or left out")
+                raise UserError(f"value {name!r} of subnet {self.subnet} is {value!r}; it must be a finite number, or left out")
             interval = self.details.get(name, (value, value))
             if not isinstance(interval, list | tuple) or len(interval) != 2 or not interval[0] <= value <= interval[1]:
-                raise ValueError(f"details[{name!r}] must be [low, high] around {value}, got {interval!r}")
+                raise UserError(f"details[{name!r}] must be [low, high] around {value}, got {interval!r}")
         # numpy and torch scalars are not JSON
         object.__setattr__(self, "values", {name: float(value) for name, value in self.values.items()})

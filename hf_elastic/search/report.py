@@ -10,6 +10,7 @@ from importlib.resources import files
 from jinja2 import Environment
 from markupsafe import Markup
 
+from ..core.errors import UserError
 from ..utils.files import write_atomically
 from .frontier import Frontier
 from .objectives import OBJECTIVES, Objective
@@ -28,7 +29,7 @@ def render(frontier: Frontier, title: str = "Sizes of one elastic model") -> str
         ValueError: no size was evaluated.
     """
     if not frontier.evaluated:
-        raise ValueError("no size was evaluated; there is nothing to report")
+        raise UserError("no size was evaluated; there is nothing to report")
     values = _values(frontier)
     on_frontier = {id(point) for point in frontier.points}
     labels = short_names(frontier.evaluated)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from transformers import PreTrainedModel
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Space
 from ..measure.cost_model import cost_models
@@ -121,7 +122,7 @@ def search_subnets(
     check_integers(0, seed=seed)
     check_integers(0, or_none=True, measure_at_most=measure_at_most)
     if measure_at_most is not None and latency_profile is None:
-        raise ValueError("measure_at_most is for a search with latency_profile; without one every size is measured")
+        raise UserError("measure_at_most is for a search with latency_profile; without one every size is measured")
 
     wanted = tuple(dict.fromkeys([goal.name for goal in goals] + [limit.name for limit in limits]))
     rules = Rules(wanted, tuple(limits), portability == "standard")
@@ -142,7 +143,7 @@ def search_subnets(
     quality = compute_quality
     if quality is None and metrics:
         if rows is None:
-            raise ValueError(f"{', '.join(metrics)} needs eval_dataset or compute_quality")
+            raise UserError(f"{', '.join(metrics)} needs eval_dataset or compute_quality")
         quality = QualityPass(model, rows, metrics, batch_size, data_collator, seed)
 
     space = _searched_space(model, portability)
@@ -172,7 +173,7 @@ def _check_target(asked: Mapping[str, object], profiled: Workload) -> None:
     for option, value in asked.items():
         measured = getattr(profiled, {"latency_batch_size": "batch_size"}.get(option, option))
         if value is not None and value != measured:
-            raise ValueError(
+            raise UserError(
                 f"{option}: {value!r} is asked for, and the profile was measured with {measured!r}; "
                 "leave the option out, or measure another profile"
             )
@@ -180,25 +181,25 @@ def _check_target(asked: Mapping[str, object], profiled: Workload) -> None:
 
 def _check_model(model: object, portability: object) -> None:
     if not isinstance(model, ElasticPreTrainedModel):
-        raise ValueError(f"model must be an elastic model, got {type(model).__name__}; make one with Elastic*.from_base")
+        raise UserError(f"model must be an elastic model, got {type(model).__name__}; make one with Elastic*.from_base")
     if portability not in PORTABILITY:
-        raise ValueError(f"portability {portability!r} is unknown; allowed: {', '.join(PORTABILITY)}")
+        raise UserError(f"portability {portability!r} is unknown; allowed: {', '.join(PORTABILITY)}")
 
 
 def _choose_algorithm(algorithm: str | None, space: Space, n_trials: int) -> str:
     if algorithm is None:
         return "exhaustive" if space.size <= n_trials else "surrogate"
     if algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm {algorithm!r} is unknown; allowed: {', '.join(ALGORITHMS)}")
+        raise UserError(f"algorithm {algorithm!r} is unknown; allowed: {', '.join(ALGORITHMS)}")
     if algorithm == "exhaustive" and space.size > n_trials:
-        raise ValueError(f"algorithm 'exhaustive': the space has {space.size} subnets, and n_trials is {n_trials}")
+        raise UserError(f"algorithm 'exhaustive': the space has {space.size} subnets, and n_trials is {n_trials}")
     return algorithm
 
 
 def _check_callables(**arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None and not callable(value):
-            raise ValueError(f"{name} must be a function or None, got {value!r}")
+            raise UserError(f"{name} must be a function or None, got {value!r}")
 
 
 def _rows(eval_dataset: Iterable[Mapping] | None) -> list[Mapping] | None:
@@ -206,10 +207,10 @@ def _rows(eval_dataset: Iterable[Mapping] | None) -> list[Mapping] | None:
     if eval_dataset is None:
         return None
     if not isinstance(eval_dataset, Iterable):
-        raise ValueError(f"eval_dataset must be a data set or a list of rows, got {eval_dataset!r:.200}")
+        raise UserError(f"eval_dataset must be a data set or a list of rows, got {eval_dataset!r:.200}")
     rows = list(eval_dataset)
     if not rows:
-        raise ValueError("eval_dataset has no rows")
+        raise UserError("eval_dataset has no rows")
     return rows
 
 

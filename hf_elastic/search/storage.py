@@ -15,6 +15,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, make_url
 
+from ..core.errors import MissingPackageError, UserError
+
 FILE_NAME = "search.db"
 SERVERS = {"postgresql": "postgresql+psycopg"}
 EXTRAS = {"postgresql": "postgres"}  # which extra of ours has the driver
@@ -62,11 +64,11 @@ def _url_of(place: str | os.PathLike) -> URL:
     try:
         url = make_url(str(place))
     except (exc.ArgumentError, ValueError) as error:
-        raise ValueError(f"storage {place!r} is no URL; allowed: {ALLOWED}") from error
+        raise UserError(f"storage {place!r} is no URL; allowed: {ALLOWED}") from error
     if url.get_backend_name() not in ("sqlite", *SERVERS):
-        raise ValueError(f"storage {url.render_as_string(hide_password=True)}: unknown kind; allowed: {ALLOWED}")
+        raise UserError(f"storage {url.render_as_string(hide_password=True)}: unknown kind; allowed: {ALLOWED}")
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ValueError(f"storage {place}: names no file; allowed: {ALLOWED}")
+        raise UserError(f"storage {place}: names no file; allowed: {ALLOWED}")
     return url.set(drivername=SERVERS.get(url.drivername, url.drivername))
 
 
@@ -77,11 +79,11 @@ def _check_file(name: str, file: str) -> None:
         with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS)) as connection:
             tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except (OSError, sqlite3.OperationalError) as error:
-        raise ValueError(f"storage {name}: cannot be opened: {error}") from error
+        raise UserError(f"storage {name}: cannot be opened: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise ValueError(f"storage {name}: cannot be used: {error}") from error
+        raise UserError(f"storage {name}: cannot be used: {error}") from error
     if tables and not tables & {"studies", "trials"}:
-        raise ValueError(f"storage {name}: is no search storage: it has the tables {', '.join(sorted(tables))}")
+        raise UserError(f"storage {name}: is no search storage: it has the tables {', '.join(sorted(tables))}")
 
 
 def _create(name: str, url: URL, options: dict, stale_after: int) -> RDBStorage:
@@ -92,14 +94,14 @@ def _create(name: str, url: URL, options: dict, stale_after: int) -> RDBStorage:
         try:
             return RDBStorage(text, options, heartbeat_interval=beat, grace_period=stale_after)
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 f"storage {name}: needs a driver: pip install 'hf-elastic[{EXTRAS[url.get_backend_name()]}]'"
             ) from error
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, AssertionError) as error:
             words = " ".join(str(error).split())
             is_race = any(sign in words for sign in ("already exists", "UNIQUE constraint", "duplicate key"))
             if not is_race or attempt == CREATE_TRIES:
-                raise ValueError(f"storage {name}: cannot be reached: {_first_sentence(words)}") from error
+                raise UserError(f"storage {name}: cannot be reached: {_first_sentence(words)}") from error
             time.sleep(0.1 * attempt)
     raise AssertionError("unreachable")
 

@@ -14,6 +14,7 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from ..core.errors import UserError
 from ..core.space import Subnet
 from .objectives import Objective
 from .storage import open_storage
@@ -98,12 +99,12 @@ class Study:
             self._study.set_user_attr(IDENTITY, identity)
         while (stored := self._study.user_attrs.get(IDENTITY)) is None:
             if time.monotonic() > deadline:
-                raise ValueError(f"storage {place}: study {name!r} is not one of hf_elastic; give another study_name")
+                raise UserError(f"storage {place}: study {name!r} is not one of hf_elastic; give another study_name")
             time.sleep(0.1)
         names = [key for key in {**stored, **identity} if stored.get(key) != identity.get(key)]
         if names:
             differences = "; ".join(f"{n} was {json.dumps(stored.get(n))}, is {json.dumps(identity.get(n))}" for n in names)
-            raise ValueError(
+            raise UserError(
                 f"storage {place}: study {name!r} belongs to another search ({differences}); "
                 "use another storage or study_name, or delete it"
             )

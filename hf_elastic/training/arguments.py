@@ -8,6 +8,7 @@ from math import inf
 
 from transformers import TrainingArguments
 
+from ..core.errors import UserError
 from ..utils.options import check_integers, read_mapping, read_name_or_mapping
 from .gradients import GRADIENT_SURGERY
 from .losses import DISTILLATION
@@ -96,9 +97,9 @@ class ElasticTrainingArguments(TrainingArguments):
         check_integers(1, split_random_rows=self.split_random_rows, relation_heads=self.relation_heads)
         check_integers(0, num_random_subnets=self.num_random_subnets, gradient_cosine_steps=self.gradient_cosine_steps)
         if self.split_random_rows > 1 and self.sampling not in ("sandwich", "progressive"):
-            raise ValueError(f"split_random_rows: sampling {self.sampling!r} has no random sizes beside others; use sandwich")
+            raise UserError(f"split_random_rows: sampling {self.sampling!r} has no random sizes beside others; use sandwich")
         if self.gradient_checkpointing and not self.subnet_dropout:
-            raise ValueError(
+            raise UserError(
                 "subnet_dropout: false does not go with gradient_checkpointing, which transformers does in training mode only"
             )
         _check_known("gradient_surgery", self.gradient_surgery, GRADIENT_SURGERY)
@@ -113,22 +114,22 @@ class ElasticTrainingArguments(TrainingArguments):
             _check_known("distillation", name, DISTILLATION)
         _check_weights("distillation", self.distillation)
         if not 0 <= self.task_weight < inf:
-            raise ValueError(f"task_weight: {self.task_weight} must be a finite number, 0 or more")
+            raise UserError(f"task_weight: {self.task_weight} must be a finite number, 0 or more")
         for name in ("train_subnets", "eval_subnets"):
             if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}: {getattr(self, name)!r} is one name; it must be a list of names")
+                raise UserError(f"{name}: {getattr(self, name)!r} is one name; it must be a list of names")
         if not self.task_weight + sum(self.distillation.values()):
-            raise ValueError("task_weight and every weight of distillation are 0: smaller sizes would learn nothing")
+            raise UserError("task_weight and every weight of distillation are 0: smaller sizes would learn nothing")
         if not 0 < self.temperature < inf:
-            raise ValueError(f"temperature: {self.temperature} must be a finite number above 0")
+            raise UserError(f"temperature: {self.temperature} must be a finite number above 0")
 
 
 def _check_known(option: str, value: str, known) -> None:
     if value not in known:
-        raise ValueError(f"{option}: {value!r} is unknown; known: {', '.join(known)}")
+        raise UserError(f"{option}: {value!r} is unknown; known: {', '.join(known)}")
 
 
 def _check_weights(option: str, weights: Mapping) -> None:
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < inf:
-            raise ValueError(f"{option}: {name}: {weight!r} is not a weight, a finite number of 0 or more")
+            raise UserError(f"{option}: {name}: {weight!r} is not a weight, a finite number of 0 or more")

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ..core.errors import UserError
 from ..utils.files import write_atomically
 from .sampling import Sampler
 
@@ -111,7 +112,7 @@ def last_checkpoint(output_dir: str) -> str:
     """
     found = [path for path in checkpoints(output_dir) if is_complete(path)]
     if not found:
-        raise ValueError(f"resume_from_checkpoint: {output_dir} has no complete checkpoint")
+        raise UserError(f"resume_from_checkpoint: {output_dir} has no complete checkpoint")
     return str(found[-1])
 
 
@@ -127,7 +128,7 @@ def check_adapter(model: nn.Module, checkpoint: str) -> None:
         return  # peft keeps each in a folder of its own, and says itself what does not fit
     if bool(configs) != stored.is_file():
         kinds = ("all weights", "a LoRA adapter alone")
-        raise ValueError(
+        raise UserError(
             f"resume_from_checkpoint: {checkpoint} is of a training of {kinds[not configs]}, and this is one of "
             f"{kinds[bool(configs)]}; the same lora is needed"
         )
@@ -137,7 +138,7 @@ def check_adapter(model: nn.Module, checkpoint: str) -> None:
     for field in ADAPTER_FIELDS:
         one, other = (sorted(v) if isinstance(v, (list, set)) else v for v in (theirs.get(field), ours.get(field)))
         if one != other:
-            raise ValueError(f"resume_from_checkpoint: {checkpoint} was trained with lora {field} {one}, not {other}")
+            raise UserError(f"resume_from_checkpoint: {checkpoint} was trained with lora {field} {one}, not {other}")
 
 
 def restore(sampler: Sampler, checkpoint: str) -> None:
@@ -148,12 +149,12 @@ def restore(sampler: Sampler, checkpoint: str) -> None:
     """
     path = Path(checkpoint) / SAMPLER_FILE
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"resume_from_checkpoint: {checkpoint} is not a complete checkpoint of an elastic training: no {path.name}"
         )
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["space"] != sampler.space.to_dict():
-        raise ValueError(
+        raise UserError(
             f"resume_from_checkpoint: {checkpoint} was trained in another space: {content['space']}, "
             f"not {sampler.space.to_dict()}"
         )

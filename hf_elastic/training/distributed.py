@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments
 
@@ -23,24 +24,24 @@ def check_arguments(args: ElasticTrainingArguments) -> None:
             single layers, or `ddp_find_unused_parameters` off where a step leaves parameters unused; the message says why.
     """
     if args.n_gpu > 1:
-        raise ValueError(
+        raise UserError(
             f"{args.n_gpu} GPUs in one process (DataParallel) would each use the first one's weights; start a process for each "
             "with accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
         )
     if args.deepspeed:
-        raise ValueError("deepspeed: not supported, its engine steps once per backward; use DDP or FSDP version 2")
+        raise UserError("deepspeed: not supported, its engine steps once per backward; use DDP or FSDP version 2")
     if args.fsdp:
         _check_fsdp_config(args)
     if args.world_size == 1:
         return
     if args.gradient_surgery != "none" or args.gradient_cosine_steps:
-        raise ValueError(
+        raise UserError(
             "gradient_surgery and gradient_cosine_steps need every size's gradient over the whole batch, but processes reduce "
             "only their sum; run them in one process"
         )
     if args.sampling == "single_path":
         if args.ddp_find_unused_parameters is False:
-            raise ValueError(
+            raise UserError(
                 "ddp_find_unused_parameters: false, but a single_path step leaves the parameters outside its size without a "
                 "gradient, for which DDP would wait; leave it out, or use sandwich"
             )
@@ -49,7 +50,7 @@ def check_arguments(args: ElasticTrainingArguments) -> None:
             # Reentrant checkpointing, the default of transformers 4.57, and unused parameters do not go together in DDP.
             options = args.gradient_checkpointing_kwargs or {}
             if options.get("use_reentrant"):
-                raise ValueError(
+                raise UserError(
                     "gradient_checkpointing_kwargs: use_reentrant: true does not go with single_path in several processes; "
                     "set it to false"
                 )
@@ -73,12 +74,12 @@ def _check_fsdp_config(args: ElasticTrainingArguments) -> None:
         raise _version_1()
 
 
-def _version_1() -> ValueError:
-    return ValueError(f"FSDP version 1 flattens weights, which then cannot be sliced; {WORKS}")
+def _version_1() -> UserError:
+    return UserError(f"FSDP version 1 flattens weights, which then cannot be sliced; {WORKS}")
 
 
-def _wraps_layers() -> ValueError:
-    return ValueError(
+def _wraps_layers() -> UserError:
+    return UserError(
         f"FSDP that wraps single layers gathers a layer's weights in its forward, which a smaller size never calls; {WORKS}"
     )
 
@@ -94,10 +95,10 @@ def prepare_accelerator(accelerator: Accelerator, args: ElasticTrainingArguments
     """
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
-        raise ValueError(f"{kind.value}: not supported; use DDP or FSDP version 2")
+        raise UserError(f"{kind.value}: not supported; use DDP or FSDP version 2")
     if kind != DistributedType.FSDP:
         if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            raise ValueError(f"fsdp: accelerate would silently use {kind.value} here; FSDP needs several accelerators, not CPUs")
+            raise UserError(f"fsdp: accelerate would silently use {kind.value} here; FSDP needs several accelerators, not CPUs")
         return
     plugin = accelerator.state.fsdp_plugin
     # Releases of accelerate before FSDP version 2 have no such field.
@@ -106,9 +107,9 @@ def prepare_accelerator(accelerator: Accelerator, args: ElasticTrainingArguments
     if plugin.auto_wrap_policy is not None:
         raise _wraps_layers()
     if plugin.activation_checkpointing:
-        raise ValueError("fsdp activation_checkpointing wraps single layers; use gradient_checkpointing instead")
+        raise UserError("fsdp activation_checkpointing wraps single layers; use gradient_checkpointing instead")
     if plugin.cpu_ram_efficient_loading:
-        raise ValueError("fsdp cpu_ram_efficient_loading: every process needs the weights to find the sizes; set it to false")
+        raise UserError("fsdp cpu_ram_efficient_loading: every process needs the weights to find the sizes; set it to false")
     prepare = accelerator.prepare
 
     def prepare_whole(*args, **kwargs):

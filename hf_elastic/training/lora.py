@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from transformers.pytorch_utils import Conv1D
 
 from ..core.adapters import check_merged
+from ..core.errors import MissingPackageError, UserError
 from ..core.loading import check_path
 from ..core.modeling_elastic import (
     ElasticForCausalLM,
@@ -66,11 +67,11 @@ def add_lora(model: ElasticPreTrainedModel, options: Mapping | None = None) -> P
     known = sorted(field.name for field in dataclasses.fields(peft.LoraConfig) if field.init)
     for name in options:
         if name not in known:
-            raise ValueError(f"lora: {name!r} is not an option of peft.LoraConfig; known: {', '.join(known)}")
+            raise UserError(f"lora: {name!r} is not an option of peft.LoraConfig; known: {', '.join(known)}")
     for name in ("r", "lora_alpha"):
         value = options.get(name, 8)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ValueError(f"lora: {name}: {value!r} must be a number above 0")
+            raise UserError(f"lora: {name}: {value!r} must be a number above 0")
     check_merged(model.base)
     if options.get("target_modules") is None:
         options["target_modules"] = default_targets(model)
@@ -121,7 +122,7 @@ def _import_peft():
     try:
         import peft
     except ImportError as error:
-        raise ImportError("adapters need peft, which is not installed: run pip install 'hf-elastic[peft]'") from error
+        raise MissingPackageError("adapters need peft, which is not installed: run pip install 'hf-elastic[peft]'") from error
     return peft
 
 
@@ -142,7 +143,7 @@ def _matched(model: ElasticPreTrainedModel, targets: str | Sequence[str]) -> lis
         found = [name for name in modules if re.fullmatch(pattern, name)]
         if not found:
             known = sorted({entry.rest.removesuffix(".weight") for entry in weights})
-            raise ValueError(f"lora: target_modules: {target!r} matches no weight of this model; known: {', '.join(known)}")
+            raise UserError(f"lora: target_modules: {target!r} matches no weight of this model; known: {', '.join(known)}")
         matched += found
     return matched
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..core.errors import UserError
 from ..core.layout import Layout
 from ..core.shapes import Dim, axes_in
 from ..core.spec import CONTEXT
@@ -44,7 +45,7 @@ class Projections:
                 self._found.append((entry.rest.removesuffix(".weight").removesuffix(".base_layer"), outward))
         found = {role for path, dim in self._found for role in _roles(path, dim)}
         if found != set(ROLES):
-            raise ValueError(f"no queries, keys and values in the last layer of {type(model).__name__}, only {sorted(found)}")
+            raise UserError(f"no queries, keys and values in the last layer of {type(model).__name__}, only {sorted(found)}")
 
     def check_heads(self, heads: int, cuts) -> None:
         """Raise ValueError unless `heads` relation heads divide the width of every projection in every cut."""
@@ -52,7 +53,7 @@ class Projections:
             for path, dim in self._found:
                 for width in _widths(path, dim, self.layout.sizes(cut, len(cut.layers) - 1)).values():
                     if width % heads:
-                        raise ValueError(
+                        raise UserError(
                             f"relation_heads: {heads} does not divide {width}, the width of the queries, keys or values of "
                             f"{self.layout.subnet_of(cut).to_dict()}"
                         )

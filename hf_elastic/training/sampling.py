@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING
 
+from ..core.errors import UserError
 from ..core.space import DEPTH_AXES, Space, Subnet
 
 if TYPE_CHECKING:
@@ -59,18 +60,18 @@ class Sampler:
 
     def __post_init__(self):
         if self.sampling not in SAMPLING:
-            raise ValueError(f"sampling: {self.sampling!r} is unknown; known: {', '.join(SAMPLING)}")
+            raise UserError(f"sampling: {self.sampling!r} is unknown; known: {', '.join(SAMPLING)}")
         count = len(self.named) or self.space.size
         if self.sampling == "all" and count > MOST_AT_ONCE:
-            raise ValueError(
+            raise UserError(
                 f"sampling: 'all' with {count} sizes; at most {MOST_AT_ONCE}: name sizes in subnets, or use 'sandwich'"
             )
         if self.sampling == "progressive":
             if self.only_named:
-                raise ValueError("sampling: 'progressive' opens the axes of the space; it does not go with train_subnets")
+                raise UserError("sampling: 'progressive' opens the axes of the space; it does not go with train_subnets")
             self.schedule = self._check_schedule()
         elif self.schedule is not None:
-            raise ValueError(f"progressive_schedule: only for sampling 'progressive', not {self.sampling!r}")
+            raise UserError(f"progressive_schedule: only for sampling 'progressive', not {self.sampling!r}")
         self._opened: dict[tuple[str, ...], Space] = {}
 
     def _elastic_axes(self) -> list[str]:
@@ -84,15 +85,15 @@ class Sampler:
             return {axis: round(0.1 + 0.5 * index / max(1, len(axes)), 3) for index, axis in enumerate(axes)}
         for axis, share in self.schedule.items():
             if axis not in axes:
-                raise ValueError(f"progressive_schedule: {axis!r} is no elastic axis of the space; these are: {', '.join(axes)}")
+                raise UserError(f"progressive_schedule: {axis!r} is no elastic axis of the space; these are: {', '.join(axes)}")
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-                raise ValueError(
+                raise UserError(
                     f"progressive_schedule: {axis}: {share!r} is not a share of the training, from 0 to below 1; "
                     "the smallest size would never be reached"
                 )
         for axis in axes:
             if axis not in self.schedule:
-                raise ValueError(f"progressive_schedule: {axis} never opens, so the smallest size is never reached; add it")
+                raise UserError(f"progressive_schedule: {axis} never opens, so the smallest size is never reached; add it")
         return dict(self.schedule)
 
     def check_steps(self, max_steps: int) -> None:
@@ -101,7 +102,7 @@ class Sampler:
             return
         for axis, share in self.schedule.items():
             if ceil(share * max_steps) >= max_steps:
-                raise ValueError(
+                raise UserError(
                     f"progressive_schedule: {axis} opens at {share} of {max_steps} steps, so the smallest size is never reached"
                 )
 
@@ -185,15 +186,15 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
     if rule == "uniform":
         return
     if sampler.sampling == "single_path":
-        raise ValueError("size_weights: a single_path step has one size, there is nothing to weight")
+        raise UserError("size_weights: a single_path step has one size, there is nothing to weight")
     if not isinstance(rule, Mapping):
         return
     known = sampler.roles()
     for role in rule:
         if role not in known:
-            raise ValueError(f"size_weights: {role!r} is no size that is trained; known: {', '.join(known)}")
+            raise UserError(f"size_weights: {role!r} is no size that is trained; known: {', '.join(known)}")
     if not rule.get("largest", 1.0) and not all(rule.get(role, 1.0) for role in known[1:]):
-        raise ValueError("size_weights: with largest at 0 every other size needs a weight above 0, or a step may train nothing")
+        raise UserError("size_weights: with largest at 0 every other size needs a weight above 0, or a step may train nothing")
 
 
 # (k, n): the k-th of n parts that the rows of a step are dealt out into, counted from 0; all rows are (0, 1).

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.errors import UserError
 from ..core.layout import Cut, Layout
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.shapes import SpecError
@@ -49,7 +50,7 @@ class Observer:
         # Without checkpointing none is an error: an adapter may train nothing up to these projections.
         recomputes = torch.is_grad_enabled() and module.is_gradient_checkpointing
         if recomputes and not any(tensor.requires_grad for tensor in collected.values()):
-            raise ValueError(
+            raise UserError(
                 "the relation term needs gradients of queries, keys and values, which reentrant gradient checkpointing "
                 "takes away: set gradient_checkpointing_kwargs to {'use_reentrant': false}"
             )
@@ -105,20 +106,20 @@ class Teacher:
         for field in ("vocab_size", "num_labels"):
             theirs, ours = getattr(model.config, field), getattr(student.config, field)
             if theirs != ours:
-                raise ValueError(f"the teacher's {field} is {theirs}, the model's is {ours}; they must be equal")
+                raise UserError(f"the teacher's {field} is {theirs}, the model's is {ours}; they must be equal")
         theirs, ours = (_label_names(one.config) for one in (model, student))
         if theirs and ours and theirs != ours:
-            raise ValueError(f"the teacher's labels are {theirs}, the model's are {ours}; they must be equal")
+            raise UserError(f"the teacher's labels are {theirs}, the model's are {ours}; they must be equal")
         channelwise = sorted(NEEDS_HIDDEN_STATES & {name for name, weight in args.distillation.items() if weight})
         if not channelwise:
             return
         theirs, ours = model.config.hidden_size, student.config.hidden_size
         if theirs != ours:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(channelwise)}: the teacher's hidden_size is {theirs}, the model's is {ours}; use relation"
             )
         if len(student.space.get("hidden_size", ())) > 1 and not isinstance(model, ElasticPreTrainedModel):
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(channelwise)}: hidden_size is elastic, and its channels may be in another order than a stock "
                 "teacher's; use relation, or no teacher, so that the largest size teaches"
             )
@@ -136,7 +137,7 @@ def _layout_of(model: PreTrainedModel, *, needed: bool) -> Layout | None:
         return Layout(spec_for(model.config.model_type), model)
     except SpecError as error:
         if needed:
-            raise ValueError(f"relation: the teacher's queries, keys and values cannot be found: {error}") from error
+            raise UserError(f"relation: the teacher's queries, keys and values cannot be found: {error}") from error
         return None
 
 
@@ -151,6 +152,6 @@ def check_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
     theirs, ours = teacher.get_vocab(), student.get_vocab()
     if theirs != ours:
         token = min(set(theirs.items()) ^ set(ours.items()))[0]
-        raise ValueError(
+        raise UserError(
             f"the teacher has another vocabulary: {token!r} is {theirs.get(token)} there and {ours.get(token)} in the model's"
         )

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_peft_available
 
+from ..core.errors import UserError
 from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments
@@ -63,7 +64,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
     ):
         elastic = elastic_of(model)
         if not isinstance(elastic, ElasticPreTrainedModel):
-            raise ValueError(f"ElasticTrainer needs an elastic model, got {type(model).__name__}")
+            raise UserError(f"ElasticTrainer needs an elastic model, got {type(model).__name__}")
         args = args or ElasticTrainingArguments(output_dir="runs")
         if elastic.frozen_cut is not None:
             _check_frozen(model, elastic, args)
@@ -299,9 +300,9 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
 def _check_frozen(model, elastic: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> None:
     """Raise ValueError for what needs the layers that a model had before it was cut to one size."""
     if elastic is not model:
-        raise ValueError("this checkpoint is frozen at one size, which is trained without adapters (LoRA)")
+        raise UserError("this checkpoint is frozen at one size, which is trained without adapters (LoRA)")
     if args.distillation.get("relation"):
-        raise ValueError("distillation: this checkpoint is frozen at one size, which is trained without the term 'relation'")
+        raise UserError("distillation: this checkpoint is frozen at one size, which is trained without the term 'relation'")
 
 
 def elastic_of(model):

@@ -6,19 +6,30 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..core.errors import UserError
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file by way of a temporary sibling."""
+
+@contextmanager
+def staged_file(path: str | Path) -> Iterator[Path]:
+    """Where to write the file `path`: it, and what is written beside it, appear complete or not at all, `path` itself last."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as staging:
-        staged = Path(staging) / path.name
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        staged = Path(folder) / path.name
+        yield staged
+        beside = [file for file in sorted(Path(folder).iterdir()) if file != staged]
+        for file in (*beside, staged):
+            os.replace(file, path.with_name(file.name))
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a text file that is never seen half-written."""
+    with staged_file(path) as staged:
         staged.write_text(text, encoding="utf-8")
-        os.replace(staged, path)
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> Path:
@@ -29,9 +40,9 @@ def check_output(path: str | Path, *, overwrite: bool) -> Path:
     """
     folder = Path(path)
     if folder.is_file():
-        raise ValueError(f"output_dir: {path} is a file")
+        raise UserError(f"output_dir: {path} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"output_dir: {path} is not empty; add --overwrite to replace it, or choose another folder")
+        raise UserError(f"output_dir: {path} is not empty; add --overwrite to replace it, or choose another folder")
     return folder
 
 
@@ -71,15 +82,3 @@ def full_disk_is_one_error(folder: str | Path) -> Iterator[None]:
         if getattr(error, "errno", None) not in FULL and not any(text in str(error) for text in words):
             raise
         raise OSError(errno.ENOSPC, f"the disk of {folder} is full; nothing was written") from error
-
-
-def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Let write fill a temporary sibling, then move it over path, so that a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from ..core.errors import UserError
+
 
 def check_integers(least: int, *, or_none: bool = False, **values: object) -> None:
     """Refuse values that are no whole numbers of `least` or more; True and False are none.
@@ -26,7 +28,7 @@ def check_integers(least: int, *, or_none: bool = False, **values: object) -> No
         if or_none and value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            raise UserError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
@@ -38,7 +40,7 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
     if value is None or isinstance(value, Mapping):
         return None if value is None else dict(value)
     if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(f"{name}: {value!r} is not a mapping")
+        raise UserError(f"{name}: {value!r} is not a mapping")
     # As a path, JSON may be longer than a file name can be.
     is_inline = isinstance(value, str) and _is_inline(value)
     text = value if is_inline or not Path(value).is_file() else Path(value).read_text(encoding="utf-8")
@@ -46,9 +48,9 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
         loaded = json.loads(text)  # before YAML, where 1e-3 is text
     except json.JSONDecodeError as error:
         if not (loaded := _flow_mapping(text)):
-            raise ValueError(f"{name}: {value!r} is neither a JSON mapping nor a JSON file ({error})") from error
+            raise UserError(f"{name}: {value!r} is neither a JSON mapping nor a JSON file ({error})") from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"{name}: {value!r} is not a mapping")
+        raise UserError(f"{name}: {value!r} is not a mapping")
     return loaded
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ...core.errors import UserError
+
 CPU_INFO = Path("/proc/cpuinfo")
 # Linux names of the dot products that add four int8 products in 32 bits; without them x86 adds pairs in 16 bits.
 DOT_PRODUCT_FLAGS = {"avx512_vnni", "avx_vnni"}
@@ -40,7 +42,7 @@ INSTRUCTIONS = {
 def check_instructions(name: str) -> None:
     """Raise ValueError for an instruction set that is not known."""
     if name != AUTO and name not in INSTRUCTIONS:
-        raise ValueError(f"cpu_instructions: {name!r} is unknown; known: {', '.join((AUTO, *INSTRUCTIONS))}")
+        raise UserError(f"cpu_instructions: {name!r} is unknown; known: {', '.join((AUTO, *INSTRUCTIONS))}")
 
 
 def resolve_instructions(name: str | None = None) -> str:

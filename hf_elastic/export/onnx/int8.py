@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.errors import UserError
 from ...graphs.exporters import EXTRA, PACKAGES
 from ...utils.files import write_atomically
 from ...utils.progress import Bar
@@ -41,9 +42,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_instructions(options.get("cpu_instructions") or "auto")
     for name, known in (("fallback", FALLBACKS), ("weights_compute", COMPUTES)):
         if options.get(name) is not None and options[name] not in known:
-            raise ValueError(f"{name}: {options[name]!r} is unknown; known: {', '.join(known)}")
+            raise UserError(f"{name}: {options[name]!r} is unknown; known: {', '.join(known)}")
     if options.get("optimize") == "O4":
-        raise ValueError("optimize: O4 is half precision, of which there is no int8; take O1, O2 or O3 for formats in int8")
+        raise UserError("optimize: O4 is half precision, of which there is no int8; take O1, O2 or O3 for formats in int8")
     if options.get("calibration") is not None:
         check_calibration(options["calibration"])
 
@@ -51,7 +52,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 def check_static(options: Mapping[str, Any]) -> None:
     """The same for the format that needs calibration data."""
     if options.get("calibration") is None:
-        raise ValueError("onnx-int8-static needs calibration: texts or tokenized rows like those that the model will see")
+        raise UserError("onnx-int8-static needs calibration: texts or tokenized rows like those that the model will see")
     check_options(options)
 
 

@@ -16,6 +16,7 @@ import transformers
 from torch.utils import _pytree as pytree
 from transformers import PreTrainedModel
 
+from ...core.errors import UserError
 from ...graphs.cache import PRESENT, flatten, sample_step
 from ...utils.files import write_atomically
 
@@ -71,7 +72,7 @@ def _nested(names: list[str]) -> dict:
             inner = inner.setdefault(part, {})
         inner[last] = index
     if list(structure) != ["logits", PRESENT]:
-        raise ValueError(f"a graph with a cache returns logits and {PRESENT}, this one returns {', '.join(structure)}")
+        raise UserError(f"a graph with a cache returns logits and {PRESENT}, this one returns {', '.join(structure)}")
     return structure
 
 
@@ -81,10 +82,10 @@ def _model_output(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], na
     full = model(**inputs)
     unknown = [name for name in names if name not in full]
     if unknown:
-        raise ValueError(f"the graph returns {', '.join(unknown)}, which {type(full).__name__} does not have")
+        raise UserError(f"the graph returns {', '.join(unknown)}, which {type(full).__name__} does not have")
     output = type(full)(**{name: full[name] for name in names})
     if list(output) != names:
-        raise ValueError(f"the graph returns {', '.join(names)} in another order than {type(full).__name__}")
+        raise UserError(f"the graph returns {', '.join(names)} in another order than {type(full).__name__}")
     return output
 
 

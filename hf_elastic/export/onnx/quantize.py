@@ -7,14 +7,14 @@ directly here, with Optimum's types for each instruction set.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ...graphs.exporters import missing_extra, move_export, weight_file
+from ...core.errors import UserError
+from ...graphs.exporters import missing_extra, staged_graph, weight_file
 from ...graphs.onnx import quiet
 from .instructions import INSTRUCTIONS, resolve_instructions
 
@@ -52,9 +52,9 @@ def prepare_graph(source: Path, target: Path) -> Path:
         ValueError: `source` is no file, or keeps its weights in a second file (above 2 GB).
     """
     if not source.is_file():
-        raise ValueError(f"{source} is not a file")
+        raise UserError(f"{source} is not a file")
     if weight_file(source).exists():
-        raise ValueError(
+        raise UserError(
             f"{source} keeps its weights in {weight_file(source).name}; int8 takes models of at most 2 GB in one file"
         )
     with tempfile.TemporaryDirectory(dir=target.parent) as staging, quiet():
@@ -142,7 +142,7 @@ def quantize_dynamically(
         excluded: names of nodes that stay float32.
     """
     settings = INSTRUCTIONS[resolve_instructions(cpu_instructions)]
-    with _replacing(target) as staged:
+    with staged_graph(target) as staged, quiet():
         quantize_dynamic(
             prepared,
             staged,
@@ -173,7 +173,7 @@ def quantize_statically(
     """
     settings = INSTRUCTIONS[resolve_instructions(cpu_instructions)]
     operators = list(WEIGHT_INPUTS)
-    with _replacing(target) as staged:
+    with staged_graph(target) as staged, quiet():
         quantize_static(
             prepared,
             staged,
@@ -205,7 +205,7 @@ def quantize_weights(prepared: Path, target: Path, compute: str = "float", exclu
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    with _replacing(target) as staged:
+    with staged_graph(target) as staged, quiet():
         looked_up = staged.with_name("embeddings.onnx")
         quantize_dynamic(
             prepared,
@@ -239,13 +239,3 @@ class Feeds(CalibrationDataReader):
     def get_next(self) -> Mapping[str, np.ndarray] | None:
         """The next ones, None at the end."""
         return next(self._feeds, None)
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`, which takes its place at the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder, quiet():
-        staged = Path(folder) / target.name
-        yield staged
-        move_export(staged, target)

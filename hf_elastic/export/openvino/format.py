@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.errors import UserError
 from ...graphs.exporters import PACKAGES
 from ...graphs.openvino import EXTRA, IR
 from ..calibration import calibration_rows, check_calibration
@@ -68,7 +69,7 @@ def _float_graph(export: Export) -> Iterator[Path]:
 def check_static(options: Mapping[str, Any]) -> None:
     """Refuse to start without calibration data."""
     if options.get("calibration") is None:
-        raise ValueError("openvino-int8-static needs calibration: texts or tokenized rows like those that the model will see")
+        raise UserError("openvino-int8-static needs calibration: texts or tokenized rows like those that the model will see")
     check_calibration(options["calibration"])
 
 

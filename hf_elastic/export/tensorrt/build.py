@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...core.errors import MissingPackageError, UserError
 from .profile import KINDS, Profile
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -31,7 +32,7 @@ def check_builder() -> str:
 
     if PROVIDER in onnxruntime.get_available_providers():
         return "onnxruntime"
-    raise ImportError(f"build: neither tensorrt nor onnxruntime's {PROVIDER} is installed here: {HOW_TO_INSTALL}")
+    raise MissingPackageError(f"build: neither tensorrt nor onnxruntime's {PROVIDER} is installed here: {HOW_TO_INSTALL}")
 
 
 def build_engine(graph: Path, engine: Path, profile: Profile, inputs: Sequence[str]) -> str:
@@ -57,7 +58,7 @@ def build_engine(graph: Path, engine: Path, profile: Profile, inputs: Sequence[s
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         found = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise ValueError(f"build: TensorRT {tensorrt.__version__} does not take the graph: {found}")
+        raise UserError(f"build: TensorRT {tensorrt.__version__} does not take the graph: {found}")
     config = builder.create_builder_config()
     if not profile.is_static:
         shapes = builder.create_optimization_profile()
@@ -66,7 +67,7 @@ def build_engine(graph: Path, engine: Path, profile: Profile, inputs: Sequence[s
         config.add_optimization_profile(shapes)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ValueError(f"build: TensorRT {tensorrt.__version__} could not build an engine; its log says why")
+        raise UserError(f"build: TensorRT {tensorrt.__version__} could not build an engine; its log says why")
     engine.write_bytes(plan)
     return tensorrt.__version__
 
@@ -86,5 +87,5 @@ def build_in_cache(graph: Path, cache: Path, options: Mapping[str, Any]) -> str:
     here = {name: str(cache) if name.endswith("_path") else value for name, value in options.items()}
     session = onnxruntime.InferenceSession(str(graph), providers=[(PROVIDER, here)])
     if session.get_providers()[0] != PROVIDER or not list(cache.glob("*.engine")):
-        raise ValueError(f"build: {PROVIDER} did not start: onnxruntime ran the graph on {session.get_providers()[0]}")
+        raise UserError(f"build: {PROVIDER} did not start: onnxruntime ran the graph on {session.get_providers()[0]}")
     return onnxruntime.__version__

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...core.errors import UserError
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...graphs.exporters import EXTRA, PACKAGES, weight_file
 from ..calibration import calibration_rows, check_calibration
@@ -48,7 +49,7 @@ def precision_of(options: Mapping[str, Any]) -> str:
     """
     precision = options.get("precision", "fp16")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: {precision!r} is unknown; known: {', '.join(PRECISIONS)}")
+        raise UserError(f"precision: {precision!r} is unknown; known: {', '.join(PRECISIONS)}")
     return precision
 
 
@@ -82,7 +83,7 @@ def write(export: Export, folder: Path) -> None:
     graph = folder / GRAPH
     export_onnx(export.view, export.inputs.tensors, graph)
     if weight_file(graph).exists():
-        raise ValueError("tensorrt: a size with more than 2 GB of weights cannot be prepared; export a smaller one")
+        raise UserError("tensorrt: a size with more than 2 GB of weights cannot be prepared; export a smaller one")
     calibrated_on = _convert(export, graph, precision, profile)
     model = onnx.load(graph)
     counts = check_operators(model)
@@ -191,7 +192,7 @@ class CpuRunner:
         """
         length = tensors["input_ids"].shape[1]
         if length > self.tokens[1]:
-            raise ValueError(f"max_sequence_length: {self.tokens[1]} is shorter than the {length} tokens to compare on")
+            raise UserError(f"max_sequence_length: {self.tokens[1]} is shorter than the {length} tokens to compare on")
         parts = [self._part(part, length) for part in self._parts(tensors)]
         return np.concatenate(parts)
 

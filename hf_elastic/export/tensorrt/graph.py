@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ...core.errors import UserError
+
 LOW = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
 # Operators that stay in float32: sums over many values and what overflows or cancels in 16 bits, as in torch.autocast.
 FLOAT32_OPERATORS = frozenset(
@@ -82,7 +84,7 @@ def lower_precision(model: ModelProto, precision: str) -> ModelProto:
     constants_to_initializers(model.graph)
     for node in model.graph.node:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise ValueError(f"tensorrt: {node.op_type} ({node.name}) holds a graph of its own, which {precision} does not reach")
+            raise UserError(f"tensorrt: {node.op_type} ({node.name}) holds a graph of its own, which {precision} does not reach")
     typed = onnx.shape_inference.infer_shapes(model)
     return _Lowering(typed, precision).run()
 

@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from ...core.errors import UserError
+
 STANDARD_DOMAINS = ("", "ai.onnx")
 # ONNX's name of a tensor type -> the matrix's.
 TYPE_NAMES = {
@@ -154,7 +156,7 @@ def check_operators(model: ModelProto) -> Mapping[str, int]:
     found = list(problems(model))
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ValueError(f"tensorrt: the graph is outside TensorRT's operator support: {'; '.join(found[:3])}{more}")
+        raise UserError(f"tensorrt: the graph is outside TensorRT's operator support: {'; '.join(found[:3])}{more}")
     counts: dict[str, int] = {}
     for node in model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1

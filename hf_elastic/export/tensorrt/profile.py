@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.errors import UserError
 from ...utils.options import check_integers
 
 KINDS = ("min", "opt", "max")
@@ -66,7 +67,7 @@ def profile_of(options: Mapping[str, Any], longest: int) -> Profile:
     defaults = (1, min(DEFAULT_SEQUENCE[1], longest), min(DEFAULT_SEQUENCE[2], longest))
     profile = Profile(_range(options, BATCH, DEFAULT_BATCH), _range(options, SEQUENCE, defaults))
     if profile.sequence[2] > longest:
-        raise ValueError(f"max_{SEQUENCE}: {profile.sequence[2]} is longer than the model, which takes {longest} tokens")
+        raise UserError(f"max_{SEQUENCE}: {profile.sequence[2]} is longer than the model, which takes {longest} tokens")
     return profile
 
 
@@ -79,7 +80,7 @@ def _range(options: Mapping[str, Any], axis: str, defaults: tuple[int, int, int]
     high = given["max"] if given["max"] is not None else max([defaults[2], *known])
     best = given["opt"] if given["opt"] is not None else min(max(defaults[1], low), high)
     if not low <= best <= high:
-        raise ValueError(f"{axis}: min {low}, opt {best} and max {high} must not fall")
+        raise UserError(f"{axis}: min {low}, opt {best} and max {high} must not fall")
     return low, best, high
 
 

@@ -6,6 +6,8 @@ import gzip
 import zlib
 from pathlib import Path
 
+from ...core.errors import UserError
+
 
 def read_texts(option: str, path: str | Path) -> list[str]:
     """The lines of a UTF-8 file that are not blank.
@@ -25,10 +27,10 @@ def read_texts(option: str, path: str | Path) -> list[str]:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode("utf-8")
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{option}: {path} is not a UTF-8 text file ({error})") from error
+        raise UserError(f"{option}: {path} is not a UTF-8 text file ({error})") from error
     if "\0" in text:
-        raise ValueError(f"{option}: {path} is a binary file, not text")
+        raise UserError(f"{option}: {path} is a binary file, not text")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{option}: {path} holds no text")
+        raise UserError(f"{option}: {path} holds no text")
     return lines

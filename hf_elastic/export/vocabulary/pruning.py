@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...core.adapters import check_merged
+from ...core.errors import UserError
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...core.shapes import axes_in, parse_stored, permute
 from ...core.spec import Spec, spec_for
@@ -57,16 +58,16 @@ def prune_vocabulary(
             tokens, or adapters that are not merged.
     """
     if not texts:
-        raise ValueError("vocabulary: there are no texts to keep the vocabulary of")
+        raise UserError("vocabulary: there are no texts to keep the vocabulary of")
     if not tokenizer.is_fast:
-        raise ValueError(f"vocabulary: {type(tokenizer).__name__} has no tokenizer.json (it is slow) and cannot be pruned")
+        raise UserError(f"vocabulary: {type(tokenizer).__name__} has no tokenizer.json (it is slow) and cannot be pruned")
     rows = _token_parameters(model)
     size = model.config.vocab_size
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     before = [ids for batch in _tokenized(tokenizer, texts) for ids in batch]
     kept = _kept_ids(model, data, before)
     if kept[-1] >= size:
-        raise ValueError(f"vocabulary: the tokenizer has the id {kept[-1]}, but the model only {size} tokens")
+        raise UserError(f"vocabulary: the tokenizer has the id {kept[-1]}, but the model only {size} tokens")
     renumbered = {old: new for new, old in enumerate(kept)}
     smaller_tokenizer = _pruned_tokenizer(tokenizer, data, renumbered)
     _check_unchanged(smaller_tokenizer, texts, before, renumbered)
@@ -93,11 +94,9 @@ def read_vocabulary_texts(path: str | Path, tokenizer: PreTrainedTokenizerBase |
         ValueError: it is empty or not text, or there is no tokenizer that could be pruned.
     """
     if tokenizer is None:
-        raise ValueError("keep_vocabulary_of: the model has no tokenizer, which has to shrink with it")
+        raise UserError("keep_vocabulary_of: the model has no tokenizer, which has to shrink with it")
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"keep_vocabulary_of: {type(tokenizer).__name__} has no tokenizer.json (it is slow) and cannot be pruned"
-        )
+        raise UserError(f"keep_vocabulary_of: {type(tokenizer).__name__} has no tokenizer.json (it is slow) and cannot be pruned")
     return read_texts("keep_vocabulary_of", path)
 
 
@@ -147,7 +146,7 @@ def _token_parameters(model: PreTrainedModel) -> dict[str, tuple]:
     shapes = {name: parse_stored(spec.shape_of(name))[0] for name, _ in model.named_parameters(remove_duplicate=False)}
     found = {name: dims for name, dims in shapes.items() if AXIS in axes_in(dims)}
     if not found:
-        raise ValueError(
+        raise UserError(
             f"vocabulary: {spec.model_types[0]} has no single table of tokens (an adaptive vocabulary sorts them by frequency), "
             "and cannot be pruned"
         )
@@ -228,7 +227,7 @@ def _check_unchanged(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], b
     for batch in _tokenized(tokenizer, texts):
         for ids in batch:
             if ids != [kept[index] for index in before[position]]:
-                raise ValueError(f"vocabulary: the pruned tokenizer would split {texts[position][:80]!r} differently")
+                raise UserError(f"vocabulary: the pruned tokenizer would split {texts[position][:80]!r} differently")
             position += 1
 
 

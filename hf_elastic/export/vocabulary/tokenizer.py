@@ -19,6 +19,8 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
+from ...core.errors import UserError
+
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -51,7 +53,7 @@ def needed_tokens(data: Mapping[str, Any], used: Iterable[str]) -> set[str]:
     elif model["type"] == "BPE":
         needed = _closed_under_parts(model, needed)
     elif model["type"] not in ("WordPiece", "WordLevel"):
-        raise ValueError(f"vocabulary: a tokenizer of the kind {model['type']!r} cannot be pruned")
+        raise UserError(f"vocabulary: a tokenizer of the kind {model['type']!r} cannot be pruned")
     return needed
 
 

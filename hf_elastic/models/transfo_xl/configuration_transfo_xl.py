@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from transformers import PretrainedConfig
 
+from ...core.errors import UserError
+
 DEFAULT_CUTOFFS = (20000, 40000, 200000)  # of the released WikiText-103 model
 
 
@@ -153,7 +155,7 @@ class TransformerXLConfig(PretrainedConfig):
         self._validate_clusters()
         sizes = self.layer_sizes()
         if not self.untie_r and len({(size.n_head, size.d_head) for size in sizes}) > 1:
-            raise ValueError(
+            raise UserError(
                 f"untie_r=False shares one pair of position biases, so all layers need the same heads, got n_head={self.n_head} "
                 f"and d_head={self.d_head}; set untie_r=True"
             )
@@ -170,7 +172,7 @@ class TransformerXLConfig(PretrainedConfig):
         else:
             for n_head in n_heads:
                 if self.d_model % n_head:
-                    raise ValueError(f"n_head must divide d_model={self.d_model} where d_head is None, got {self.n_head}")
+                    raise UserError(f"n_head must divide d_model={self.d_model} where d_head is None, got {self.n_head}")
             d_heads = [self.d_model // n_head for n_head in n_heads]
         return [LayerSize(*sizes) for sizes in zip(n_heads, d_heads, d_inners, strict=True)]
 
@@ -189,44 +191,44 @@ class TransformerXLConfig(PretrainedConfig):
         value = getattr(self, name)
         values = value if isinstance(value, list) else [value] * self.n_layer
         if len(values) != self.n_layer or not all(_is_positive_integer(item) for item in values):
-            raise ValueError(f"{name} must be a positive integer or a list of n_layer={self.n_layer} of them, got {value!r}")
+            raise UserError(f"{name} must be a positive integer or a list of n_layer={self.n_layer} of them, got {value!r}")
         return values
 
     def _validate_numbers(self) -> None:
         for name in ("vocab_size", "d_model", "d_embed", "n_layer", "div_val"):
             if not _is_positive_integer(getattr(self, name)):
-                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
         if self.d_model % 2:
-            raise ValueError(f"d_model must be even (half sines, half cosines), got {self.d_model}")
+            raise UserError(f"d_model must be even (half sines, half cosines), got {self.d_model}")
         if self.mem_len != 0 and not _is_positive_integer(self.mem_len):
-            raise ValueError(f"mem_len must be 0 or a positive integer, got {self.mem_len!r}")
+            raise UserError(f"mem_len must be 0 or a positive integer, got {self.mem_len!r}")
         if self.same_length and self.mem_len == 0:
-            raise ValueError("same_length=True attends to the last mem_len positions, got mem_len=0; set same_length=False")
+            raise UserError("same_length=True attends to the last mem_len positions, got mem_len=0; set same_length=False")
         for name in ("dropout", "dropatt"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}")
 
     def _validate_choices(self) -> None:
         if self.attn_type != 0:
-            raise ValueError(f"attn_type must be 0 (the attention of Transformer-XL), got {self.attn_type!r}")
+            raise UserError(f"attn_type must be 0 (the attention of Transformer-XL), got {self.attn_type!r}")
         if self.sample_softmax > 0:
-            raise ValueError(f"sample_softmax must be 0 or less (sampling is not implemented), got {self.sample_softmax!r}")
+            raise UserError(f"sample_softmax must be 0 or less (sampling is not implemented), got {self.sample_softmax!r}")
         if self.init not in ("normal", "uniform"):
-            raise ValueError(f"init must be 'normal' or 'uniform', got {self.init!r}")
+            raise UserError(f"init must be 'normal' or 'uniform', got {self.init!r}")
 
     def _validate_clusters(self) -> None:
         bounds = [0, *self.cutoffs, self.vocab_size]
         if not all(_is_positive_integer(cutoff) for cutoff in self.cutoffs) or sorted(set(bounds)) != bounds:
-            raise ValueError(f"cutoffs must be rising token ids below vocab_size={self.vocab_size}, got {self.cutoffs}")
+            raise UserError(f"cutoffs must be rising token ids below vocab_size={self.vocab_size}, got {self.cutoffs}")
         if self.cutoffs and not self.adaptive:
-            raise ValueError(f"adaptive=False takes no cutoffs, got {self.cutoffs}; set adaptive=True or cutoffs=[]")
+            raise UserError(f"adaptive=False takes no cutoffs, got {self.cutoffs}; set adaptive=True or cutoffs=[]")
         if self.cluster_widths[-1] < 1:
-            raise ValueError(
+            raise UserError(
                 f"d_embed must be at least div_val**len(cutoffs) = {self.div_val ** len(self.cutoffs)}, so that the last "
                 f"cluster has a width, got {self.d_embed}"
             )
         if len(self.tie_projs) != len(self.cutoffs) + 1:
-            raise ValueError(f"tie_projs must have one bool for each of {len(self.cutoffs) + 1} clusters, got {self.tie_projs}")
+            raise UserError(f"tie_projs must have one bool for each of {len(self.cutoffs) + 1} clusters, got {self.tie_projs}")
 
 
 def _as_data(value: int | Sequence[int] | None) -> int | list[int] | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from rich.progress import track
 
+from ...core.errors import UserError
 from ...utils.options import check_integers
 from .modeling_transfo_xl import TransformerXLForCausalLM
 
@@ -46,7 +47,7 @@ def evaluate_perplexity(
     """
     streams = token_ids[None] if token_ids.dim() == 1 else token_ids
     if streams.dim() != 2 or streams.shape[1] < 2:
-        raise ValueError(f"token_ids must be [length] or [streams, length] with at least 2 tokens, got {list(token_ids.shape)}")
+        raise UserError(f"token_ids must be [length] or [streams, length] with at least 2 tokens, got {list(token_ids.shape)}")
     check_integers(1, segment_length=segment_length)
     streams = streams.to(model.device)
     was_training = model.training

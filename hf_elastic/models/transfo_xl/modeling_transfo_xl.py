@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
+from ...core.errors import UserError
 from ...core.portable import IS_OLD
 from .adaptive import IGNORED, AdaptiveEmbedding, AdaptiveSoftmax
 from .configuration_transfo_xl import TransformerXLConfig
@@ -79,7 +80,7 @@ class TransformerXLPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: always.
         """
-        raise ValueError("the vocabulary of a Transformer-XL cannot be resized; build one with another vocab_size and cutoffs")
+        raise UserError("the vocabulary of a Transformer-XL cannot be resized; build one with another vocab_size and cutoffs")
 
 
 class TransformerXLModel(TransformerXLPreTrainedModel):
@@ -129,7 +130,7 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
             ValueError: both or none of `input_ids` and `inputs_embeds`; `mems` of other sizes than this model's.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+            raise UserError("give either input_ids or inputs_embeds")
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -158,7 +159,7 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
             return [None] * len(self.layers)
         shapes = [tuple(memory.shape) for memory in mems]
         if len(mems) != len(self.layers) or any(shape != (shapes[0][0], batch, self.config.d_model) for shape in shapes):
-            raise ValueError(
+            raise UserError(
                 f"mems must be {len(self.layers)} tensors, one per layer, of shape [memory, batch={batch}, "
                 f"d_model={self.config.d_model}], got {shapes}"
             )

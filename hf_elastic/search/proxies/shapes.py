@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ...core.counts import Counts
+from ...core.errors import UserError
 from ...core.layout import Entry, Layout
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...core.shapes import axes_in
@@ -109,7 +110,7 @@ def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = 
     if isinstance(model, ElasticPreTrainedModel):
         subnets = [model.subnet(subnet) for subnet in subnets]
     elif any(subnet is not None for subnet in subnets):
-        raise ValueError(f"{type(model).__name__} is not elastic and has no subnets")
+        raise UserError(f"{type(model).__name__} is not elastic and has no subnets")
     return ShapeCounts(counts)(*counts.columns(subnets))
 
 

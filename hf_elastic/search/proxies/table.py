@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
+from ...core.errors import UserError
 from . import weights as weights
 from .shapes import Shapes, shapes_of
 from .weights import Batch, Subject
@@ -97,7 +98,7 @@ def find_proxy(name: str) -> Proxy:
         ValueError: an unknown name; the message lists the known.
     """
     if name not in PROXIES:
-        raise ValueError(f"unknown proxy {name!r}; known: {', '.join(PROXIES)}")
+        raise UserError(f"unknown proxy {name!r}; known: {', '.join(PROXIES)}")
     return PROXIES[name]
 
 
@@ -121,7 +122,7 @@ def closed_form(
     proxies = {name: find_proxy(name) for name in names}
     for name, proxy in proxies.items():
         if proxy.needs != "shapes":
-            raise ValueError(f"{name} is not a closed form: it needs {proxy.needs}; closed forms: {', '.join(CLOSED_FORMS)}")
+            raise UserError(f"{name} is not a closed form: it needs {proxy.needs}; closed forms: {', '.join(CLOSED_FORMS)}")
     shapes = shapes_of(model, subnets)
     return {name: proxy.compute(shapes) for name, proxy in proxies.items()}
 
@@ -146,5 +147,5 @@ def score(name: str, model: PreTrainedModel, batch: Batch | None = None, subnet:
         return float(closed_form(model, [subnet], [name])[name][0])
     needed = {"labels": ("input_ids", "labels"), "inputs": ("input_ids",)}.get(proxy.needs, ())
     if missing := [key for key in needed if key not in (batch or {})]:
-        raise ValueError(f"{name} needs a batch with {' and '.join(missing)}")
+        raise UserError(f"{name} needs a batch with {' and '.join(missing)}")
     return proxy.compute(Subject(model, subnet), batch)

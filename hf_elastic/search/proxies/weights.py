@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ...core.errors import UserError
 from ...core.layout import Cut, Layout
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...core.shapes import Dim
@@ -65,7 +66,7 @@ class Subject:
             self.layout, self.cut = model.layout, model.resolve(subnet)
             stock = model.view(subnet)
         elif subnet is not None:
-            raise ValueError(f"{type(model).__name__} is not elastic and has no subnet {subnet}")
+            raise UserError(f"{type(model).__name__} is not elastic and has no subnet {subnet}")
         else:
             self.layout = Layout(spec_for(model.config.model_type), model)
             self.cut, stock = self.layout.resolve(None), model
@@ -167,7 +168,7 @@ def synflow(subject: Subject, batch: None = None) -> float:
         gradients = torch.autograd.grad(flow, list(leaves.values()))
     score = sum(float((weight * gradient).detach().sum()) for weight, gradient in zip(leaves.values(), gradients))
     if not torch.isfinite(torch.tensor(score, dtype=torch.float64)):
-        raise ValueError(f"synflow: what flows through {type(module).__name__} is beyond what floats hold")
+        raise UserError(f"synflow: what flows through {type(module).__name__} is beyond what floats hold")
     return score
 
 
