@@ -194,7 +194,12 @@ def measure_latency(
     Raises:
         ValueError: no callables, or an argument outside its range.
     """
-    _check_arguments(callables, repeats, warmup, min_rounds, relative_interval, budget_seconds)
+    if not callables:
+        raise UserError("callables is empty; give at least one candidate to measure")
+    for name, call in callables.items():
+        if not callable(call):
+            raise UserError(f"callables[{name!r}] is a {type(call).__name__}, which cannot be called")
+    check_sampling(repeats, warmup, min_rounds, relative_interval, budget_seconds)
     start = perf_counter()
     for call in callables.values():
         for _ in range(warmup - 1):
@@ -269,12 +274,8 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _check_arguments(callables, repeats, warmup, min_rounds, relative_interval, budget_seconds) -> None:
-    if not callables:
-        raise UserError("callables is empty; give at least one candidate to measure")
-    for name, call in callables.items():
-        if not callable(call):
-            raise UserError(f"callables[{name!r}] is {call!r}, which cannot be called")
+def check_sampling(repeats, warmup, min_rounds, relative_interval, budget_seconds) -> None:
+    """Raise UserError for an option of `measure_latency` that is out of its range."""
     check_integers(1, repeats=repeats, min_rounds=min_rounds)
     check_integers(0, warmup=warmup)
     if not relative_interval >= 0:

@@ -36,7 +36,7 @@ class PeakMemory:
 def measure_memory(
     model: ElasticPreTrainedModel,
     subnets: Sequence[Subnet],
-    target: Workload,
+    workload: Workload,
     progress: Callable[[int, int], object] | None = None,
     workers: int = 1,
 ) -> dict[Subnet, PeakMemory]:
@@ -50,7 +50,7 @@ def measure_memory(
     Args:
         model: the supernet; its device is used.
         subnets: each once.
-        target: the runtime and the shape of the input.
+        workload: the runtime and the shape of the input.
         progress: called after each subnet with how many are done, and how many there are.
         workers: how many subnets to run at a time, each in a process of its own; all of them have to fit into memory.
 
@@ -59,14 +59,14 @@ def measure_memory(
     """
     if not Path("/proc/self/clear_refs").exists():
         raise UserError(f"peak memory is read from /proc, which {sys.platform} does not have; it needs Linux")
-    target.check_phase(model)
+    workload.check_phase(model)
     check_integers(1, workers=workers)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         idle: Queue = Queue()
         for _ in range(min(workers, len(subnets))):
             idle.put(stack.enter_context(_worker()))
         # The jobs are written here, since nothing else about a model is safe in several threads but its views.
-        jobs = (_write_job(model, subnet, target, Path(folder) / str(place)) for place, subnet in enumerate(subnets))
+        jobs = (_write_job(model, subnet, workload, Path(folder) / str(place)) for place, subnet in enumerate(subnets))
         found: dict[Subnet, PeakMemory] = {}
         with ThreadPoolExecutor(workers) as pool:
             waiting = [(subnet, pool.submit(_run, idle, job)) for subnet, job in zip(subnets, jobs)]
@@ -100,12 +100,12 @@ def _run(idle: Queue, job: dict) -> dict:
         idle.put(worker)
 
 
-def _write_job(model: ElasticPreTrainedModel, subnet: Subnet, target: Workload, path: Path) -> dict:
+def _write_job(model: ElasticPreTrainedModel, subnet: Subnet, workload: Workload, path: Path) -> dict:
     """Write what a fresh process has to load, and say what it has to do."""
-    inputs = target.make_input(model)
-    job = {"target": asdict(target), "device": str(model.device), "inputs": {k: v.tolist() for k, v in inputs.items()}}
-    if target.exports:
-        return {**job, "file": str(target.write_file(model.view(subnet), inputs, path))}
+    inputs = workload.make_input(model)
+    job = {"workload": asdict(workload), "device": str(model.device), "inputs": {k: v.tolist() for k, v in inputs.items()}}
+    if workload.exports:
+        return {**job, "file": str(workload.write_file(model.view(subnet), inputs, path))}
     kind, config = model.standalone(subnet)
     config.save_pretrained(path)
     shapes = {name: list(tensor.shape) for name, tensor in model.view(subnet).state_dict().items()}

@@ -65,15 +65,15 @@ def peak_on_cuda(make_call: Callable[[], Callable], device: str) -> dict[str, fl
 
 def run_job(job: dict) -> dict[str, float]:
     """Do what `memory._write_job` wrote."""
-    target, device = Workload(**job["target"]), job["device"]
+    workload, device = Workload(**job["workload"]), job["device"]
     inputs = {name: torch.tensor(values, device=device) for name, values in job["inputs"].items()}
-    if target.threads is not None:
-        torch.set_num_threads(target.threads)
-    if target.exports:
-        import_module(target.runtime)
+    if workload.threads is not None:
+        torch.set_num_threads(workload.threads)
+    if workload.exports:
+        import_module(workload.runtime)
         from ..graphs import onnx  # noqa: F401 - importing belongs to what was there before
 
-        return peak_on_cpu(lambda: exported_call(target, Path(job["file"]), inputs))
+        return peak_on_cpu(lambda: exported_call(workload, Path(job["file"]), inputs))
     kind = getattr(import_module(job["module"]), job["class"])
     dtype = getattr(torch, job["dtype"].removeprefix("torch."))
 
@@ -85,7 +85,7 @@ def run_job(job: dict) -> dict[str, float]:
             # Zeros take no memory until they are written; only what two calls touch would count: a few rows of embeddings.
             parameter.data = parameter.data.clone()
         with torch.inference_mode():
-            return model_call(target, model, inputs)
+            return model_call(workload, model, inputs)
 
     return peak_on_cpu(make_call) if device == "cpu" else peak_on_cuda(make_call, device)
 

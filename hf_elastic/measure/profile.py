@@ -7,8 +7,8 @@ import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,10 +18,11 @@ from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Space, Subnet
 from ..utils.files import write_atomically
 from ..utils.progress import Bar
+from .config import MeasureConfig
 from .digests import architecture_digest
 from .latency import Latency, machine_facts
 from .memory import PeakMemory, measure_memory
-from .workload import Workload, use_threads
+from .workload import Workload, check_elastic, use_threads
 
 # Facts of a machine that a latency depends on; the rest of `machine_facts` is only recorded. Of the last two the one that ran.
 DECISIVE = ("processor", "cores", "torch_threads", "torch", "transformers", "device", "onnxruntime", "openvino")
@@ -49,13 +50,13 @@ class DeviceProfile:
     Attributes:
         machine: `machine_facts` of the machine that measured, with the threads that were used, `device`, and the version of
             onnxruntime or openvino under its name where that ran.
-        target: what was timed.
+        workload: what was timed.
         model: `architecture_digest` of the supernet.
         measured: the sizes.
     """
 
     machine: dict
-    target: Workload
+    workload: Workload
     model: str
     measured: list[Measured] = field(default_factory=list)
 
@@ -82,7 +83,7 @@ class DeviceProfile:
             }
             for one in self.measured
         ]
-        data = {"machine": self.machine, "target": asdict(self.target), "model": self.model, "measured": measured}
+        data = {"machine": self.machine, "target": asdict(self.workload), "model": self.model, "measured": measured}
         write_atomically(Path(path), json.dumps(data, indent=1) + "\n")
 
     @classmethod
@@ -104,47 +105,39 @@ class DeviceProfile:
 
 
 def measure_profile(
-    model: ElasticPreTrainedModel,
-    target: Workload,
-    names: Sequence[str] = ("largest", "smallest"),
-    num_subnets: int = 0,
-    *,
-    memory: bool = True,
-    memory_workers: int = 1,
-    bar: Bar | None = None,
-    **options,
+    model: ElasticPreTrainedModel, config: MeasureConfig | None = None, *, bar: Bar | None = None, **options
 ) -> DeviceProfile:
     """Measure sizes of a model on this machine.
 
     Args:
         model: the supernet, on the device to measure.
-        target: what is timed.
-        names: sizes to measure.
-        num_subnets: sizes in all; those that are missing are drawn over the whole space with the target's seed.
-        memory: whether to measure peak memory as well.
-        memory_workers: how many sizes' peak memory to measure at a time; all of them have to fit into memory.
+        config: which sizes, and how; its defaults if None.
         bar: shows progress.
-        **options: for `measure_latency`.
+        **options: fields of `MeasureConfig` that replace those of `config`.
 
     Raises:
-        ValueError: an unknown name, or a target that the model cannot run.
+        ValueError: a value that is not allowed, an unknown name, or something that the model cannot run.
     """
+    check_elastic(model)
+    config = replace(config or MeasureConfig(), **options)
+    workload = config.workload
+    names = ["largest", "smallest", *model.config.subnets] if config.subnets is None else config.subnets
     subnets = dict.fromkeys(model.subnet(name) for name in names)
-    for subnet in spread_subnets(model.space, max(num_subnets, 2), target.seed):
-        if len(subnets) < num_subnets:
+    for subnet in spread_subnets(model.space, max(config.num_subnets, 2), config.seed):
+        if len(subnets) < config.num_subnets:
             subnets[model.subnet(subnet)] = None
     subnets = list(subnets)
     bar = bar or Bar(False)
     bar.start("measuring latency", 0, None)
-    latencies = target.measure(model, subnets, bar.update, **options)
+    latencies = workload.measure(model, subnets, bar.update, **config.sampling)
     memories = {}
-    if memory:
+    if config.memory:
         bar.start("measuring peak memory", 0, len(subnets))
-        memories = measure_memory(model, subnets, target, bar.update, memory_workers)
-    with use_threads(target.threads):
-        machine = _facts(target, model)
+        memories = measure_memory(model, subnets, workload, bar.update, config.memory_workers)
+    with use_threads(workload.threads):
+        machine = _facts(workload, model)
     measured = [Measured(subnet, latencies[subnet], memories.get(subnet)) for subnet in subnets]
-    return DeviceProfile(machine, target, architecture_digest(model), measured)
+    return DeviceProfile(machine, workload, architecture_digest(model), measured)
 
 
 def check_machine(profile: DeviceProfile, model: ElasticPreTrainedModel, *, force: bool) -> list[str]:
@@ -153,8 +146,8 @@ def check_machine(profile: DeviceProfile, model: ElasticPreTrainedModel, *, forc
     Raises:
         ValueError: something is not, and `force` is False.
     """
-    with use_threads(profile.target.threads):
-        differences = profile.differences(_facts(profile.target, model))
+    with use_threads(profile.workload.threads):
+        differences = profile.differences(_facts(profile.workload, model))
     if differences and not force:
         raise UserError(
             f"the profile is not of this machine as it is now: {'; '.join(differences)}. Measure here with hf-elastic measure, "
@@ -163,8 +156,8 @@ def check_machine(profile: DeviceProfile, model: ElasticPreTrainedModel, *, forc
     return [f"costs are predicted for another machine: {difference}" for difference in differences]
 
 
-def _facts(target: Workload, model: ElasticPreTrainedModel) -> dict[str, object]:
-    runtime = {target.runtime: importlib.import_module(target.runtime).__version__} if target.exports else {}
+def _facts(workload: Workload, model: ElasticPreTrainedModel) -> dict[str, object]:
+    runtime = {workload.runtime: importlib.import_module(workload.runtime).__version__} if workload.exports else {}
     return {**machine_facts(), "device": device_name(model.device), **runtime}
 
 

@@ -47,7 +47,7 @@ class QualityPass:
     Args:
         model: the supernet; it decides which columns are inputs.
         rows: tokenized rows with labels: a `datasets.Dataset` or a list of dicts.
-        wanted: any of accuracy, loss and perplexity.
+        wanted: any of accuracy, loss and perplexity; of none only the batches are made.
         batch_size: rows per batch; rows of similar length share one.
         data_collator: rows -> batch; padding to the longest row by default. A random one draws once, with `seed`.
         seed: seed of the collator.
@@ -77,7 +77,8 @@ class QualityPass:
             chunks = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
             batches = [_collate(collate, chunk) for chunk in chunks]
         self.batches = [{key: value for key, value in batch.items() if key in inputs} for batch in batches]
-        self._check_labels(batches)
+        if self.wanted:
+            self._check_labels(batches)
 
     def _check_labels(self, batches: list[Mapping]) -> None:
         if not batches:

@@ -136,10 +136,16 @@ class Workload:
         return export_onnx(view, inputs, path / "model.onnx")
 
 
-def model_call(target: Workload, model: PreTrainedModel, inputs: Mapping) -> Callable[[], None]:
-    """A call of a torch model in the target's phase, which waits for the device."""
-    run = torch.compile(model) if target.runtime == "torch.compile" else model
-    make = {"forward": _forward, "prefill": _prefill, "token": _token}[target.phase]
+def check_elastic(model: object) -> None:
+    """Raise UserError, which names the type and not the whole model, unless this is an elastic model."""
+    if not isinstance(model, ElasticPreTrainedModel):
+        raise UserError(f"model must be an elastic model, got {type(model).__name__}; make one with Elastic*.from_base")
+
+
+def model_call(workload: Workload, model: PreTrainedModel, inputs: Mapping) -> Callable[[], None]:
+    """A call of a torch model in the workload's phase, which waits for the device."""
+    run = torch.compile(model) if workload.runtime == "torch.compile" else model
+    make = {"forward": _forward, "prefill": _prefill, "token": _token}[workload.phase]
     call, wait = make(run, inputs), WAIT_FOR.get(model.device.type)
     if wait is None:
         return call
@@ -174,9 +180,9 @@ def _token(run: Callable, inputs: Mapping) -> Callable[[], object]:
     return call
 
 
-def exported_call(target: Workload, file: Path, inputs: Mapping) -> Callable[[], object]:
-    """A call of an exported file in the target's runtime."""
-    runner = load_graph(target.runtime, file, target.threads)
+def exported_call(workload: Workload, file: Path, inputs: Mapping) -> Callable[[], object]:
+    """A call of an exported file in the workload's runtime."""
+    runner = load_graph(workload.runtime, file, workload.threads)
     return lambda: runner(inputs)
 
 

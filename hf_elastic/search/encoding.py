@@ -11,9 +11,9 @@ HEADS = ("num_attention_heads", "num_key_value_heads")  # one gene if a space ha
 
 
 class Encoding:
-    """Encoding by name; one of a layer is called AXIS.LAYER, as in `Space.genes`.
+    """The choices of a space by gene; a gene of a layer is called AXIS.LAYER, as in `Space.genes`.
 
-    A size is a row of places: for each gene, which of its choices. Encoding of layers beyond the depth do nothing; `canonical`
+    A size is a row of places: for each gene, which of its choices. Genes of layers beyond the depth do nothing; `canonical`
     sets them to 0, so that equal sizes are equal rows.
 
     Args:

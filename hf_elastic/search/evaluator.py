@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticPreTrainedModel
@@ -19,8 +18,9 @@ from ..measure.values import FLOPS, LATENCY, MEMORY, PARAMETERS
 from ..measure.workload import Workload
 from .candidate import Candidate, Rules
 from .encoding import Encoding
-from .objectives import COUNTS, Objective, QualityError, check_values
+from .objectives import Objective, QualityError
 from .population import Known, population
+from .quality import Quality
 from .study import Study
 
 PAUSE_SECONDS = 0.2  # between two looks at what other processes have done
@@ -33,11 +33,11 @@ class Evaluator:
 
     Args:
         model: the supernet.
-        ledger: keeps every value as soon as it is known, and says who evaluates what.
+        study: keeps every value as soon as it is known, and says who evaluates what.
         goals: the objectives.
         rules: what is wanted.
-        compute_quality: model -> values by name; None if no quality is wanted.
-        latency: what is timed; its batch and length also count the FLOPs.
+        quality: subnet -> the values that take its weights.
+        workload: what is timed; its batch and length also count the FLOPs.
         predictors: cost models by the name of the value; such a value is measured for the frontier only.
         measures: False where this is not the machine that the predictors are for: nothing is measured here.
     """
@@ -45,24 +45,24 @@ class Evaluator:
     def __init__(
         self,
         model: ElasticPreTrainedModel,
-        ledger: Study,
+        study: Study,
         goals: Sequence[Objective],
         rules: Rules,
-        compute_quality: Callable[[PreTrainedModel], dict[str, float]] | None,
-        latency: Workload,
+        quality: Quality,
+        workload: Workload,
         predictors: Mapping[str, CostModel] | None = None,
         measures: bool = True,
     ):
         self.model = model
-        self.ledger = ledger
+        self.study = study
         self.goals = list(goals)
         self.rules = rules
-        self.compute_quality = compute_quality
-        self.latency = latency
+        self.quality = quality
+        self.workload = workload
         self.predictors = dict(predictors or {})
         self.is_timed = LATENCY in rules.wanted and measures
         self.is_weighed = MEMORY in rules.wanted and measures
-        self.closed = Known(model, self.predictors, latency.batch_size, latency.sequence_length)
+        self.closed = Known(model, self.predictors, workload.batch_size, workload.sequence_length)
         self.candidates: dict[Cut, Candidate] = {}
         self.last_run: dict[Subnet, Latency] = {}
         self.refresh()
@@ -106,20 +106,20 @@ class Evaluator:
             candidate.why_elastic = self.model.why_elastic(subnet) if is_sayable else "its layers have different sizes"
         return candidate
 
-    def known(self, space: Space, genes: Encoding, places: np.ndarray) -> dict[str, np.ndarray]:
-        """The wanted values of rows of genes `[N, G]` that need no evaluation, `[N]` by name."""
-        return self.closed(population(self.model, space, genes, places), self.rules.wanted)
+    def known(self, space: Space, encoding: Encoding, places: np.ndarray) -> dict[str, np.ndarray]:
+        """The wanted values of rows `[N, G]` that need no evaluation, `[N]` by name."""
+        return self.closed(population(self.model, space, encoding, places), self.rules.wanted)
 
     def refresh(self) -> None:
-        """Take in what the ledger has of subnets that this process has not evaluated."""
-        self.ledger.refresh()
-        for subnet, why in self.ledger.finished():
+        """Take in what the study has of subnets that this process has not evaluated."""
+        self.study.refresh()
+        for subnet, why in self.study.finished():
             candidate = self.look_up(subnet)
             if not candidate.is_evaluated:
                 self._take_in(candidate, why)
 
     def _take_in(self, candidate: Candidate, why: str | None) -> None:
-        quality, latency, memory = (self.ledger.get(candidate.subnet, kind) for kind in ("quality", "latency", "memory"))
+        quality, latency, memory = (self.study.get(candidate.subnet, kind) for kind in ("quality", "latency", "memory"))
         candidate.values.update(self._finite(quality or {}))
         if latency is not None:
             candidate.set_latency(Latency.from_dict(latency))
@@ -145,14 +145,14 @@ class Evaluator:
         """
         while True:
             self.refresh()
-            if self.ledger.is_complete(most):
+            if self.study.is_complete(most):
                 return
             if not self.take_over(most, on_each):
                 time.sleep(PAUSE_SECONDS)
 
     def take_over(self, most: int, on_each: Callable[[], object]) -> list[Candidate]:
         """Evaluate what was begun and left; see `evaluate`."""
-        return self.evaluate([self.look_up(subnet) for subnet in self.ledger.free(most)], on_each, most)
+        return self.evaluate([self.look_up(subnet) for subnet in self.study.free(most)], on_each, most)
 
     def evaluate(
         self, candidates: Sequence[Candidate], on_each: Callable[[], object], most: int | None = None
@@ -170,7 +170,7 @@ class Evaluator:
         Raises:
             ValueError: `compute_quality` does not return the wanted values, or the model cannot run the latency input.
         """
-        claimed = set(self.ledger.claim([candidate.subnet for candidate in candidates], most)) if candidates else set()
+        claimed = set(self.study.claim([candidate.subnet for candidate in candidates], most)) if candidates else set()
         mine = [candidate for candidate in candidates if candidate.subnet in claimed]
         for candidate in mine:
             self._add_quality(candidate)
@@ -187,9 +187,9 @@ class Evaluator:
     def _finish(self, candidate: Candidate) -> None:
         candidate.is_evaluated = True
         if all(name in candidate.values for name in self.rules.wanted):
-            self.ledger.finish(candidate.subnet, [candidate.values[goal.name] for goal in self.goals])
+            self.study.finish(candidate.subnet, [candidate.values[goal.name] for goal in self.goals])
         else:
-            self.ledger.finish(candidate.subnet, None, "; ".join(self.rules.problems(candidate)))
+            self.study.finish(candidate.subnet, None, "; ".join(self.rules.problems(candidate)))
 
     def _add_quality(self, candidate: Candidate) -> None:
         """What goes wrong with one size is no reason to end the search; what goes wrong with the largest would with all."""
@@ -202,13 +202,12 @@ class Evaluator:
             candidate.why_failed = f"its evaluation failed: {type(error).__name__}: {error}"
 
     def _quality(self, subnet: Subnet) -> dict[str, float]:
-        if self.compute_quality is None:
+        if not self.quality.is_needed:
             return {}
-        values = self.ledger.get(subnet, "quality")
+        values = self.study.get(subnet, "quality")
         if values is None:
-            wanted = [name for name in self.rules.wanted if name not in (LATENCY, MEMORY, *COUNTS)]
-            values = check_values(self.compute_quality(self.model.view(subnet)), wanted)
-            self.ledger.put("quality", {subnet: values})
+            values = self.quality(subnet)
+            self.study.put("quality", {subnet: values})
         return values
 
     @staticmethod
@@ -218,19 +217,19 @@ class Evaluator:
 
     def add_memories(self, candidates: Sequence[Candidate]) -> None:
         """Measure the peak memory of candidates, each once."""
-        missing = [c.subnet for c in candidates if self.ledger.get(c.subnet, "memory") is None]
+        missing = [c.subnet for c in candidates if self.study.get(c.subnet, "memory") is None]
         if missing:
-            found = measure_memory(self.model, missing, self.latency)
-            self.ledger.put("memory", {subnet: asdict(memory) for subnet, memory in found.items()})
+            found = measure_memory(self.model, missing, self.workload)
+            self.study.put("memory", {subnet: asdict(memory) for subnet, memory in found.items()})
         for candidate in candidates:
-            candidate.set_memory(self.ledger.get(candidate.subnet, "memory"))
+            candidate.set_memory(self.study.get(candidate.subnet, "memory"))
 
     def _add_latencies(self, candidates: Sequence[Candidate]) -> None:
-        missing = [candidate.subnet for candidate in candidates if self.ledger.get(candidate.subnet, "latency") is None]
+        missing = [candidate.subnet for candidate in candidates if self.study.get(candidate.subnet, "latency") is None]
         if missing:
             self._measure_batch(missing)
         for candidate in candidates:
-            candidate.set_latency(Latency.from_dict(self.ledger.get(candidate.subnet, "latency")))
+            candidate.set_latency(Latency.from_dict(self.study.get(candidate.subnet, "latency")))
 
     def _measure_batch(self, subnets: list[Subnet]) -> None:
         """Measure together with the largest subnet, and scale by its first latency over its present one.
@@ -238,20 +237,20 @@ class Evaluator:
         The ratio of two subnets in one run is far more stable than one number over hours, in which a machine gets hot or busy.
         """
         largest = self.largest.subnet
-        first = self.ledger.get(largest, "latency")
-        measured = self.latency.measure(self.model, list(dict.fromkeys([largest, *subnets])))
+        first = self.study.get(largest, "latency")
+        measured = self.workload.measure(self.model, list(dict.fromkeys([largest, *subnets])))
         factor = first["median_ms"] / measured[largest].median_ms if first else 1.0
         scaled = {
             subnet: Latency.from_samples([factor * sample for sample in one.samples_ms], one.others)
             for subnet, one in ((subnet, measured[subnet]) for subnet in subnets)
         }
-        self.ledger.put("latency", {subnet: latency.to_dict() for subnet, latency in scaled.items()})
+        self.study.put("latency", {subnet: latency.to_dict() for subnet, latency in scaled.items()})
 
     def measure_together(self, candidates: Sequence[Candidate], progress: Callable[[int, int], object]) -> None:
         """Replace the latencies of candidates by those of one run, and scale those of all others to that run."""
         largest = self.largest
         subnets = [largest.subnet, *(c.subnet for c in candidates if c is not largest)]
-        measured = self.last_run = self.latency.measure(self.model, subnets, progress)
+        measured = self.last_run = self.workload.measure(self.model, subnets, progress)
         factor = measured[largest.subnet].median_ms / largest.values[LATENCY]
         for candidate in self.evaluated:
             if candidate.subnet in measured:

@@ -44,24 +44,24 @@ def explore(
         seed: of the algorithm.
         on_each: called after each evaluated subnet.
     """
-    genes = Encoding(space.genes())
+    encoding = Encoding(space.genes())
     is_known = any(name in evaluator.closed.names for name in evaluator.rules.wanted)
 
     def known(places: np.ndarray) -> dict[str, np.ndarray]:
-        return evaluator.known(space, genes, places) if is_known else {}
+        return evaluator.known(space, encoding, places) if is_known else {}
 
     def is_allowed(row: np.ndarray) -> bool:
-        return not evaluator.rules.problems(evaluator.look_up(space.from_genes(genes.chosen(row))))
+        return not evaluator.rules.problems(evaluator.look_up(space.from_genes(encoding.chosen(row))))
 
-    task = Task(genes, objectives, evaluator.rules.constraints, known, is_allowed)
-    course = _Course(evaluator, space, genes, ALGORITHMS[algorithm](task, population_size, seed))
+    task = Task(encoding, objectives, evaluator.rules.constraints, known, is_allowed)
+    course = _Course(evaluator, space, encoding, ALGORITHMS[algorithm](task, population_size, seed))
     generator = np.random.default_rng(seed)
     idle = 0
     extra: list[Candidate] = []
-    while len(evaluator.ledger) < n_trials and idle < PATIENCE:
+    while len(evaluator.study) < n_trials and idle < PATIENCE:
         asked = [*extra, *course.ask(population_size)]
         allowed = {id(c): c for c in asked if not c.is_evaluated and not evaluator.rules.problems(c)}
-        mine = evaluator.evaluate(list(allowed.values())[: n_trials - len(evaluator.ledger)], on_each, n_trials)
+        mine = evaluator.evaluate(list(allowed.values())[: n_trials - len(evaluator.study)], on_each, n_trials)
         evaluator.refresh()
         course.tell(has_news=bool(mine))
         evaluator.take_over(n_trials, on_each)
@@ -72,10 +72,10 @@ def explore(
 class _Course:
     """An algorithm that speaks of candidates, and is told of each once."""
 
-    def __init__(self, evaluator: Evaluator, space: Space, genes: Encoding, algorithm: Algorithm):
+    def __init__(self, evaluator: Evaluator, space: Space, encoding: Encoding, algorithm: Algorithm):
         self.evaluator = evaluator
         self.space = space
-        self.genes = genes
+        self.encoding = encoding
         self.algorithm = algorithm
         self._waiting: list[tuple[np.ndarray, Candidate]] = []  # asked and not told yet
         self._seen: set[int] = set()  # candidates that were asked or told
@@ -99,7 +99,7 @@ class _Course:
             if id(candidate) not in self._seen:
                 self._seen.add(id(candidate))
                 layers = self.evaluator.model.resolve(candidate.subnet).layers
-                row = self.genes.row_of(candidate.subnet, layers)
+                row = self.encoding.row_of(candidate.subnet, layers)
                 if row is not None:
                     self._tell(row, candidate)
 
@@ -109,8 +109,8 @@ class _Course:
     def unseen(self, generator: np.random.Generator, count: int) -> list[Candidate]:
         """Up to `count` random candidates that are neither evaluated nor refused."""
         found = {}
-        for row in self.genes.sample(generator, DRAWS):
-            candidate = self.evaluator.preview(self.space.from_genes(self.genes.chosen(row)))
+        for row in self.encoding.sample(generator, DRAWS):
+            candidate = self.evaluator.preview(self.space.from_genes(self.encoding.chosen(row)))
             if not candidate.is_evaluated and not self.evaluator.rules.problems(candidate):
                 found.setdefault(candidate.subnet, candidate)
             if len(found) == count:
@@ -118,4 +118,4 @@ class _Course:
         return [self.evaluator.look_up(subnet) for subnet in found]
 
     def _candidate(self, row: np.ndarray) -> Candidate:
-        return self.evaluator.look_up(self.space.from_genes(self.genes.chosen(row)))
+        return self.evaluator.look_up(self.space.from_genes(self.encoding.chosen(row)))

@@ -43,7 +43,7 @@ def finalize(
     predicted, at most `most` are measured if it is given: those that add the most hypervolume. The frontier is then one of
     these, and of what is predicted if that is 0. `machine` describes the one that costs are predicted for, if it is another.
     """
-    with use_threads(evaluator.latency.threads):
+    with use_threads(evaluator.workload.threads):
         facts = {"machine": dict(machine or machine_facts()), "settings": {**settings, **_settings(evaluator)}}
     if warnings:
         facts["warnings"] = warnings
@@ -74,7 +74,7 @@ def finalize(
 def _settings(evaluator: Evaluator) -> dict[str, object]:
     """What the numbers depend on besides the machine."""
     return {
-        **{name: value for name, value in asdict(evaluator.latency).items() if name != "batch_size"},
+        **{name: value for name, value in asdict(evaluator.workload).items() if name != "batch_size"},
         "constraints": [str(limit) for limit in evaluator.rules.constraints],
         "n_evaluated": len(evaluator.evaluated),
         "device": str(evaluator.model.device),

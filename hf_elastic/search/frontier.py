@@ -3,8 +3,7 @@
 import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from numbers import Real
 from pathlib import Path
@@ -15,11 +14,14 @@ from rich.table import Table
 from ..core.errors import UserError
 from ..utils.files import write_atomically
 from .objectives import Objective
-from .pareto import _sliced_volume, non_dominated, signed_costs
+from .pareto import signed_costs, sliced_volume
+from .picture import draw
 from .point import Point
+from .table import make_frame, make_html, make_table
+from .trade_off import TradeOff
 
 
-class Frontier:
+class Frontier(TradeOff):
     """The evaluated subnets of a search and the trade-off between its objectives.
 
     Args:
@@ -30,27 +32,6 @@ class Frontier:
     Raises:
         ValueError: no objectives, two of one name, or a feasible point without a value for one of them.
     """
-
-    def __init__(self, objectives: Sequence[Objective], points: Sequence[Point], facts: Mapping | None = None):
-        self.objectives = list(objectives)
-        self.evaluated = list(points)
-        self.facts = dict(facts or {})
-        names = [objective.name for objective in self.objectives]
-        if not names or len(set(names)) != len(names):
-            raise UserError(f"objectives must be at least one and differ in name, got {names}")
-        feasible = [point for point in self.evaluated if point.feasible]
-        for point in feasible:
-            if missing := [name for name in names if name not in point.values]:
-                raise UserError(f"feasible subnet {point.subnet} has no value for {missing}; it has {sorted(point.values)}")
-        self._costs = signed_costs(self.objectives, feasible)
-        second = self.objectives[min(1, len(names) - 1)].name
-        front = [feasible[index] for index in numpy.flatnonzero(non_dominated(self._costs))]
-        self._points = sorted(front, key=lambda point: point.values[second])
-
-    @property
-    def points(self) -> list[Point]:
-        """The feasible points that no other dominates, by ascending second objective (the only one, if there is one)."""
-        return list(self._points)
 
     def best(self, **limits: float) -> Point:
         """The point with the best first objective within the limits; the other objectives, in order, break ties.
@@ -109,11 +90,11 @@ class Frontier:
         if not self._points:
             return 0.0
         if reference is None:
-            worst = self._costs.max(axis=0) + 0.1 * numpy.ptp(self._costs, axis=0)
+            worst = self.costs.max(axis=0) + 0.1 * numpy.ptp(self.costs, axis=0)
         else:
             worst = numpy.array([objective.sign * reference[objective.name] for objective in self.objectives], dtype=float)
         costs = signed_costs(self.objectives, self._points)
-        return float(_sliced_volume(costs[(costs < worst).all(axis=1)], worst))
+        return float(sliced_volume(costs[(costs < worst).all(axis=1)], worst))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything as JSON; raises ValueError if a subnet, detail or fact is nothing JSON can hold."""
@@ -150,8 +131,6 @@ class Frontier:
         Raises:
             ValueError: an unknown value or suffix, no point with both values, or no second objective to default to.
         """
-        from .picture import draw
-
         draw(self, path, x, y)
 
     def report(self, path: str | os.PathLike, title: str = "Sizes of one elastic model") -> None:
@@ -164,41 +143,25 @@ class Frontier:
         Raises:
             ValueError: no size was evaluated.
         """
-        from .report import write
+        from .report import write  # its templates take a moment to import
 
         write(self, path, title)
 
-    def push_to_hub(self, repo_id: str, path_in_repo: str = "", *, token: str | None = None, **options) -> str:
-        """Upload `frontier.json`, its picture and its page, beside a model or to a repository of their own.
-
-        Args:
-            repo_id: `owner/name`, or `name` for the user of the token.
-            path_in_repo: folder in the repository.
-            token: for the Hub; default: HF_TOKEN, or that of `hf auth login`.
-            **options: `private`, `overwrite` and `message`, as for `hf_elastic.hub.client.push`.
-
-        Returns:
-            The commit that holds them.
-
-        Raises:
-            ValueError: no token; or files of these names are there and differ, and `overwrite` is not True.
-            HubError: the Hub refuses, fails or cannot be reached.
-        """
-        from ..hub.client import Upload, connect, full_name, push
-
-        api = connect(token)
-        prefix = f"{path_in_repo.strip('/')}/" if path_in_repo.strip("/") else ""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(Path(folder, "frontier.json"))
-            self.report(Path(folder, "report.html"))
-            if len(self.objectives) > 1:
-                self.plot(Path(folder, "frontier.png"))
-            files = {prefix + path.name: path for path in sorted(Path(folder).iterdir())}
-            [(_, commit)] = push([Upload(full_name(api, repo_id), files)], api, **options)
-        return commit
-
     def table(self) -> Table:
         """The frontier, then dimmed the dominated "full" and "chosen" points, with intervals where they are known."""
-        from .picture import make_table
-
         return make_table(self)
+
+    def to_pandas(self):
+        """A `pandas.DataFrame` with a row per evaluated point: name, subnet, each of its values, feasible, on_frontier.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return make_frame(self)
+
+    def __repr__(self) -> str:
+        names = ", ".join(objective.name for objective in self.objectives)
+        return f"Frontier({names}: {len(self.points)} of {len(self.evaluated)} points)"
+
+    def _repr_html_(self) -> str:
+        return make_html(self)

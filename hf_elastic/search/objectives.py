@@ -8,7 +8,7 @@ from numbers import Real
 
 from ..core.errors import UserError
 from ..measure.values import ACCURACY, FLOPS, LATENCY, LOSS, MEMORY, PARAMETERS, PERPLEXITY
-from .proxies.table import CLOSED_FORMS
+from .proxies.table import CLOSED_FORMS, PROXIES
 
 DIRECTIONS = ("maximize", "minimize")
 
@@ -53,11 +53,12 @@ OBJECTIVES = {
     "peak_memory": Objective(MEMORY, "minimize", "MB"),
     "parameters": Objective(PARAMETERS, "minimize"),
     "flops": Objective(FLOPS, "minimize"),
-    **{name: Objective(name, "maximize") for name in CLOSED_FORMS},
+    **{name: Objective(name, "maximize") for name in PROXIES},
 }
-QUALITY = (ACCURACY, LOSS, PERPLEXITY)
+FROM_DATA = (ACCURACY, LOSS, PERPLEXITY, *(name for name, proxy in PROXIES.items() if proxy.needs in ("inputs", "labels")))
 # Known without running anything.
 COUNTS = (PARAMETERS, FLOPS, *CLOSED_FORMS)
+MOST_SHOWN = 200  # characters of a value in a message
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
 
 
@@ -70,8 +71,8 @@ class Constraint:
     """A limit that a subnet must keep.
 
     Attributes:
-        name: key of a value: accuracy, loss, perplexity, latency_ms, peak_memory_mb, parameters, flops, a closed-form
-            proxy, or one of the caller's.
+        name: key of a value: accuracy, loss, perplexity, latency_ms, peak_memory_mb, parameters, flops, a proxy, or one of the
+            caller's.
         relation: "<=" or ">=".
         limit: in the unit of the value.
     """
@@ -81,23 +82,12 @@ class Constraint:
     limit: float
 
     @classmethod
-    def parse(cls, text: str, *, custom: bool = False) -> "Constraint":
-        """Read "latency_ms<=10".
-
-        Args:
-            text: a name, <= or >=, and a number.
-            custom: whether names other than the known values are allowed.
-
-        Raises:
-            ValueError: anything else.
-        """
+    def parse(cls, text: str) -> "Constraint":
+        """Read "latency_ms<=10": a name, <= or >=, and a number; raises ValueError for anything else."""
         match = CONSTRAINT.fullmatch(text) if isinstance(text, str) else None
         if match is None:
-            raise UserError(f"constraint {text!r} must be a name, <= or >=, and a number, such as 'latency_ms<=10'")
+            raise UserError(f"constraint {shown(text)} must be a name, <= or >=, and a number, such as 'latency_ms<=10'")
         name, relation, number = match.groups()
-        known = [objective.name for objective in OBJECTIVES.values()]
-        if name not in known and not custom:
-            raise UserError(f"constraint {text!r}: unknown value {name!r}; known: {', '.join(known)}")
         try:
             limit = float(number)
         except ValueError:
@@ -123,41 +113,38 @@ def number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def read_objectives(given: Sequence[str | Objective], *, custom: bool) -> list[Objective]:
+def read_objectives(given: Sequence[str | Objective]) -> list[Objective]:
     """Look up objectives by name.
 
     Args:
         given: names of `OBJECTIVES`, or `Objective`s.
-        custom: whether an `Objective` may name a value that a search does not know itself.
 
     Raises:
         ValueError: no list, an empty one, an unknown name, or one objective twice.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise UserError(f"objectives must be a list of at least one of: {', '.join(OBJECTIVES)}; got {given!r}")
-    found = [_read_objective(item, custom) for item in given]
+        raise UserError(f"objectives must be a list of at least one of: {', '.join(OBJECTIVES)}; got {shown(given)}")
+    for item in given:
+        if not isinstance(item, Objective) and not (isinstance(item, str) and item in OBJECTIVES):
+            raise UserError(f"objective {shown(item)} is unknown; known: {', '.join(OBJECTIVES)}, or an Objective of your own")
+    found = [item if isinstance(item, Objective) else OBJECTIVES[item] for item in given]
     names = [objective.name for objective in found]
     if len(set(names)) != len(names):
         raise UserError(f"objectives must differ, got {', '.join(names)}")
     return found
 
 
-def _read_objective(item: str | Objective, custom: bool) -> Objective:
-    if isinstance(item, str) and item in OBJECTIVES:
-        return OBJECTIVES[item]
-    if isinstance(item, Objective):
-        if custom or item in OBJECTIVES.values():
-            return item
-        raise UserError(f"objective {item.name!r} is not known to the search; give compute_quality, which computes it")
-    hint = "; give your own as an Objective, with compute_quality" if custom else ""
-    raise UserError(f"unknown objective {item!r}; known: {', '.join(OBJECTIVES)}{hint}")
-
-
-def read_constraints(given: Sequence[str], *, custom: bool) -> list[Constraint]:
+def read_constraints(given: Sequence[str]) -> list[Constraint]:
     """Parse every constraint; raises ValueError for the first that cannot be, or if `given` is no list."""
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise UserError(f"constraints must be a list such as ['latency_ms<=10'], got {given!r}")
-    return [Constraint.parse(text, custom=custom) for text in given]
+        raise UserError(f"constraints must be a list such as ['latency_ms<=10'], got {shown(given)}")
+    return [Constraint.parse(text) for text in given]
+
+
+def shown(value: object) -> str:
+    """A value in a message: itself where that is short, else only its type, as of a model."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN and "\n" not in text else f"a {type(value).__name__}"
 
 
 def check_values(values: object, wanted: Sequence[str]) -> dict[str, float]:
@@ -167,7 +154,7 @@ def check_values(values: object, wanted: Sequence[str]) -> dict[str, float]:
         QualityError: no dict of numbers, or a wanted value is missing.
     """
     if not isinstance(values, dict) or not all(isinstance(value, Real) for value in values.values()):
-        raise QualityError(f"compute_quality must return a dict of numbers, got {values!r}")
+        raise QualityError(f"compute_quality must return a dict of numbers, got {shown(values)}")
     if missing := [name for name in wanted if name not in values]:
         raise QualityError(f"compute_quality returned no {', '.join(missing)}; it returned: {', '.join(values) or 'nothing'}")
     return {name: float(value) for name, value in values.items()}

@@ -39,7 +39,7 @@ def signed_costs(objectives: Sequence[Objective], points: Sequence[Point]) -> nu
     return numpy.array(rows, dtype=float).reshape(len(points), len(objectives))
 
 
-def _sliced_volume(costs: numpy.ndarray, worst: numpy.ndarray) -> float:
+def sliced_volume(costs: numpy.ndarray, worst: numpy.ndarray) -> float:
     """Volume dominated by the rows of costs, all below worst: slabs along the last objective times their cross-sections."""
     if len(costs) == 0:
         return 0.0
@@ -49,4 +49,4 @@ def _sliced_volume(costs: numpy.ndarray, worst: numpy.ndarray) -> float:
     thickness = numpy.diff(costs[:, -1], append=worst[-1])
     if costs.shape[1] == 2:
         return ((worst[0] - numpy.minimum.accumulate(costs[:, 0])) * thickness).sum()
-    return sum(slab * _sliced_volume(costs[: i + 1, :-1], worst[:-1]) for i, slab in enumerate(thickness) if slab > 0)
+    return sum(slab * sliced_volume(costs[: i + 1, :-1], worst[:-1]) for i, slab in enumerate(thickness) if slab > 0)

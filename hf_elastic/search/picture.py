@@ -1,20 +1,18 @@
-"""A frontier as a picture and as a table."""
+"""A frontier as a picture, and how its points are written."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
-from rich.table import Table
-from rich.text import Text
 
 from ..core.errors import UserError
 from ..utils.files import staged_file
 from .candidate import PREDICTED
-from .frontier import Frontier
 from .objectives import Objective
 from .pareto import non_dominated, signed_costs
 from .point import Point
+from .trade_off import TradeOff
 
 MOST_LABELS = 8
 LABEL_LETTERS = {
@@ -30,7 +28,7 @@ HOLLOW = {"mfc": "white", "mec": None}
 MARKED = {"full": {"fmt": "*", "ms": 15, "color": "#c44e52"}, "chosen": {"fmt": "D", "ms": 9, "color": "#dd8452"}}
 
 
-def draw(frontier: Frontier, path: str | os.PathLike, x: str | None, y: str | None) -> None:
+def draw(frontier: TradeOff, path: str | os.PathLike, x: str | None, y: str | None) -> None:
     """What `Frontier.plot` does; arguments and errors are described there."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -53,7 +51,7 @@ def draw(frontier: Frontier, path: str | os.PathLike, x: str | None, y: str | No
     suffix = Path(path).suffix[1:]
     if suffix not in canvas.get_supported_filetypes():
         raise UserError(f"cannot draw to {path}; allowed suffixes: {', '.join(sorted(canvas.get_supported_filetypes()))}")
-    axes = figure.add_subplot(xlabel=_title(frontier, x), ylabel=_title(frontier, y))
+    axes = figure.add_subplot(xlabel=value_title(frontier, x), ylabel=value_title(frontier, y))
     if {x, y} <= set(objectives):
         _draw_steps(axes, objectives[x], objectives[y], [point for point in shown if point.feasible])
     front = [point for point in frontier.points if {x, y} <= set(point.values)]
@@ -75,27 +73,7 @@ def draw(frontier: Frontier, path: str | os.PathLike, x: str | None, y: str | No
         figure.savefig(staged, format=suffix)
 
 
-def make_table(frontier: Frontier) -> Table:
-    """What `Frontier.table` does."""
-    points = frontier.points
-    names = {objective.name for objective in frontier.objectives}
-    refused = sum(not names <= set(point.values) for point in frontier.evaluated)  # before they were evaluated
-    title = f"{len(points)} of {len(frontier.evaluated) - refused} evaluated subnets are on the frontier"
-    if refused:
-        title += f"; {refused} more were refused"
-    table = Table("name", title=title, caption=LETTERS_EXPLAINED)
-    for objective in frontier.objectives:
-        table.add_column(_title(frontier, objective.name), justify="right")
-    table.add_column("subnet")
-    beaten = [point for point in frontier.evaluated if point.name in MARKED and point not in points]
-    for point in points + beaten:
-        cells = [value_text(point, objective.name) for objective in frontier.objectives]
-        subnet = " ".join(_size_text(key, size) for key, size in point.subnet.items())
-        table.add_row(Text(point.name or ""), *cells, Text(subnet), style="dim" if point in beaten else None)
-    return table
-
-
-def _title(frontier: Frontier, name: str) -> str:
+def value_title(frontier: TradeOff, name: str) -> str:
     """A value with its unit and direction, for an axis or a column; just its name if it is no objective."""
     for objective in frontier.objectives:
         if objective.name == name:
@@ -164,12 +142,12 @@ def _draw_labels(axes, renderer, x: str, y: str, front: list[Point], shown: list
 def short_names(points: Sequence[Point]) -> list[str]:
     """The points' names, or the sizes in which their subnets differ."""
     keys = dict.fromkeys(key for point in points for key in point.subnet)
-    sizes = [[_size_text(key, point.subnet[key]) if key in point.subnet else "" for point in points] for key in keys]
+    sizes = [[size_text(key, point.subnet[key]) if key in point.subnet else "" for point in points] for key in keys]
     differing = [texts for texts in sizes if len(set(texts)) > 1]
     return [point.name or " ".join(filter(None, (texts[i] for texts in differing))) for i, point in enumerate(points)]
 
 
-def _size_text(key: str, size: object) -> str:
+def size_text(key: str, size: object) -> str:
     """A size as "F768"; a list of sizes per layer as its mean, "F~704", and kept layers as their number."""
     if key not in LABEL_LETTERS:
         return f"{key}={size}"

@@ -1,4 +1,4 @@
-"""Whole populations at once: the axis sizes of rows of genes, and every value that follows from them without an evaluation."""
+"""Whole populations at once: the axis sizes of rows of an `Encoding`, and every value that follows without an evaluation."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .proxies.table import CLOSED_FORMS, PROXIES
 Population = tuple[dict[str, np.ndarray], np.ndarray]
 
 
-def population(model: ElasticPreTrainedModel, space: Space, genes: Encoding, places: np.ndarray) -> Population:
-    """Axis sizes of rows of genes, as `Counts.columns` has them of subnets.
+def population(model: ElasticPreTrainedModel, space: Space, encoding: Encoding, places: np.ndarray) -> Population:
+    """Axis sizes of rows of an `Encoding`, as `Counts.columns` has them of subnets.
 
     Args:
         model: the supernet.
-        space: of the genes.
-        genes: what the places mean.
+        space: that the encoding is of.
+        encoding: what the places mean.
         places: canonical rows `[N, G]`.
     """
-    values = genes.numbers(places)
-    if "layers" in genes.choices:  # any set of layers: no closed form for which layer a gene is about
-        return model.counts.columns([space.from_genes(genes.chosen(row)) for row in places])
+    values = encoding.numbers(places)
+    if "layers" in encoding.choices:  # any set of layers: no closed form for which layer a gene is about
+        return model.counts.columns([space.from_genes(encoding.chosen(row)) for row in places])
     layout = model.layout
     depth = values.get("num_hidden_layers", np.full(len(places), layout.num_layers))
     kept = np.argsort(layout.layer_order)[None] < depth[:, None]

@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from ..core.errors import UserError
 from ..utils.files import write_atomically
-from .frontier import Frontier
 from .objectives import OBJECTIVES, Objective
 from .picture import MARKED, short_names, value_text
 from .point import Point
+from .trade_off import TradeOff
 
 
-def render(frontier: Frontier, title: str = "Sizes of one elastic model") -> str:
+def render(frontier: TradeOff, title: str = "Sizes of one elastic model") -> str:
     """The page as text.
 
     Args:
@@ -49,12 +49,12 @@ def render(frontier: Frontier, title: str = "Sizes of one elastic model") -> str
     )
 
 
-def write(frontier: Frontier, path: str | os.PathLike, title: str = "Sizes of one elastic model") -> None:
+def write(frontier: TradeOff, path: str | os.PathLike, title: str = "Sizes of one elastic model") -> None:
     """Write the page by way of a temporary sibling; arguments and errors as for `render`."""
     write_atomically(path, render(frontier, title))
 
 
-def _values(frontier: Frontier) -> dict[str, dict[str, str]]:
+def _values(frontier: TradeOff) -> dict[str, dict[str, str]]:
     """Every value that a point has: its direction, and a title with its unit; the objectives come first."""
     known = {objective.name: objective for objective in (*OBJECTIVES.values(), *frontier.objectives)}
     found = dict.fromkeys([objective.name for objective in frontier.objectives])

@@ -22,7 +22,7 @@ class Task:
     """What is searched, and for what.
 
     Args:
-        genes: of the space.
+        encoding: of the space.
         objectives: what is optimised.
         constraints: limits on values.
         known: rows `[N, G]` -> by name the values, `[N]`, that need no evaluation.
@@ -35,19 +35,19 @@ class Task:
 
     def __init__(
         self,
-        genes: Encoding,
+        encoding: Encoding,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         known: Callable[[np.ndarray], dict[str, np.ndarray]] = _nothing,
         is_allowed: Callable[[np.ndarray], bool] = _anything,
     ):
-        self.genes = genes
+        self.encoding = encoding
         self.objectives = list(objectives)
         self.constraints = list(constraints)
         self.known = known
         self.is_allowed = is_allowed
         names = dict.fromkeys([*(one.name for one in self.objectives), *(one.name for one in self.constraints)])
-        free = known(genes.diagonal(2))
+        free = known(encoding.diagonal(2))
         self.regressed = [name for name in names if name not in free]
         self.is_limited = any(one.name in free for one in self.constraints)
 

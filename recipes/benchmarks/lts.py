@@ -42,8 +42,9 @@ from hf_elastic.measure.latency import machine_facts
 from hf_elastic.measure.memory import measure_memory
 from hf_elastic.measure.profile import measure_profile
 from hf_elastic.measure.values import LATENCY, MEMORY
-from hf_elastic.measure.workload import Workload, use_threads
+from hf_elastic.measure.workload import use_threads
 from hf_elastic.search import search_subnets
+from hf_elastic.search.config import DEFAULT_LENGTH, SearchConfig
 from hf_elastic.search.frontier import Frontier
 from hf_elastic.search.proxies.table import closed_form
 from hf_elastic.utils.files import check_output, staged, write_atomically
@@ -126,8 +127,8 @@ def run(arguments: argparse.Namespace) -> dict:
     """Search, measure, compare and write; returns the record."""
     folder = check_output(arguments.output, overwrite=arguments.overwrite)
     recipes = arguments.recipes or RECIPES / arguments.backbone
-    (options,) = parse([SearchArguments], [str(recipes / "search.yaml")], "search", "")
-    target = Workload(options.latency_batch_size or 1, options.sequence_length, options.threads, options.seed)
+    _, options = parse([SearchArguments, SearchConfig], [str(recipes / "search.yaml")], "search", "")
+    workload = options.workload(DEFAULT_LENGTH)
     watch = Stopwatch()
     with watch.step("convert"):
         model = reference = supernet(recipes / "convert.yaml", arguments.div_val)
@@ -139,7 +140,7 @@ def run(arguments: argparse.Namespace) -> dict:
     timing = {"repeats": arguments.repeats, "min_rounds": 3, "relative_interval": 0.03, "warmup": 1}
     with watch.step("profile"):
         profile = measure_profile(
-            model, target, num_subnets=arguments.profile_sizes, memory_workers=arguments.memory_workers,
+            model, **asdict(workload), num_subnets=arguments.profile_sizes, memory_workers=arguments.memory_workers,
             budget_seconds=arguments.profile_seconds, **timing,
         )  # fmt: skip
         model.forget_views()
@@ -155,12 +156,12 @@ def run(arguments: argparse.Namespace) -> dict:
     groups = ((reference, baselines), (model, found))
     pairs = [(owner, subnet) for owner, subnets in groups for subnet in subnets]
     with watch.step("latency of the result and of the homogeneous models"):
-        latencies = target.measure_pairs(pairs, budget_seconds=arguments.compare_seconds, **timing)
+        latencies = workload.measure_pairs(pairs, budget_seconds=arguments.compare_seconds, **timing)
     memories = []
     with watch.step("peak memory of both"):
         for owner, subnets in groups:
             owner.forget_views()
-            memories += measure_memory(owner, subnets, target, workers=arguments.memory_workers).values()
+            memories += measure_memory(owner, subnets, workload, workers=arguments.memory_workers).values()
             owner.forget_views()
     guessed = {model.subnet(point.subnet): point.values for point in predicted.points}
     names = [f"homogeneous-{depth}" for depth in depths] + [f"found-{number}" for number, _ in enumerate(found, start=1)]
@@ -180,14 +181,14 @@ def run(arguments: argparse.Namespace) -> dict:
         }
         for name, (owner, subnet), quality, latency, memory in zip(names, pairs, qualities, latencies, memories)
     ]
-    with use_threads(target.threads):
+    with use_threads(workload.threads):
         machine = machine_facts()
     record = {
         "backbone": arguments.backbone,
         "machine": {**machine, "load_average": os.getloadavg(), "cpus": os.cpu_count()},
         "settings": {
             **{k: str(v) for k, v in vars(arguments).items() if k not in WHERE},
-            "target": asdict(target),
+            "target": asdict(workload),
             "n_trials": options.n_trials,
         },
         "space_size": str(model.space.size),

@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
 
-from hf_elastic.search.proxies.table import CLOSED_FORMS, PROXIES, decoder_parameters
+from hf_elastic.search.proxies.table import CLOSED_FORMS, PROXIES
 
 BAND = 0.10
 FEW = 100  # models: with fewer, nothing is fitted within a table
+DECODER_PARAMETERS = PROXIES["decoder_parameters"].compute
 
 
 def concordance(proxy: np.ndarray, quality: np.ndarray, parameters: np.ndarray, band: float = BAND) -> tuple[float, int]:
@@ -49,7 +50,7 @@ def concordance(proxy: np.ndarray, quality: np.ndarray, parameters: np.ndarray, 
 
 def score(proxy: np.ndarray, table: Recorded) -> tuple[float, float, float]:
     """Spearman's rho, Kendall's tau-b and the concordance of one proxy on one table."""
-    near, _ = concordance(proxy, table.quality, decoder_parameters(table.shapes))
+    near, _ = concordance(proxy, table.quality, DECODER_PARAMETERS(table.shapes))
     return float(spearmanr(proxy, table.quality)[0]), float(kendalltau(proxy, table.quality)[0]), near
 
 
@@ -64,14 +65,14 @@ def proxies_of(table: Recorded) -> dict[str, tuple[str, np.ndarray]]:
 
 def show(console: Console, table: Recorded) -> None:
     """Print a table's scores, and how our count of decoder parameters compares with the table's own."""
-    pairs = concordance(table.quality, table.quality, decoder_parameters(table.shapes))[1]
+    pairs = concordance(table.quality, table.quality, DECODER_PARAMETERS(table.shapes))[1]
     title = f"{table.name}: {len(table.quality)} models, quality {table.unit}, {pairs} pairs within {BAND:.0%}"
     printed = Table("proxy", "from", "Spearman", "Kendall", f"concordance within {BAND:.0%}", title=title, title_justify="left")
     for name, (source, values) in proxies_of(table).items():
         printed.add_row(name, source.split(",")[0], *(f"{number:.3f}" for number in score(values, table)))
     console.print(printed)
     if table.decoder_parameters is not None:
-        difference = np.abs(decoder_parameters(table.shapes) - table.decoder_parameters).max()
+        difference = np.abs(DECODER_PARAMETERS(table.shapes) - table.decoder_parameters).max()
         console.print(f"largest difference between our decoder parameters and the table's own: {difference:.0f}\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from proxies_tables import Table
 
-from hf_elastic.search.proxies.table import layer_capacity
+from hf_elastic.search.proxies.capacity import LayerCapacity
 
 FITTED_ON = "random_TransXL_lm1b"
 FOLDS = 10
@@ -29,7 +29,7 @@ def fit_constants(table: Table) -> tuple[float, float, float]:
     attention, ffn, heads, narrow = features(table).T
     widths = [table.shapes.width == width for width in np.unique(table.shapes.width)]
     slopes = np.linalg.lstsq(np.column_stack([attention, ffn, heads, *widths]).astype(float), quality, rcond=None)[0]
-    columns = np.column_stack([np.log(layer_capacity(table.shapes)), narrow, np.ones(len(quality))])
+    columns = np.column_stack([np.log(LayerCapacity().compute(table.shapes)), narrow, np.ones(len(quality))])
     slope, bottleneck, _ = np.linalg.lstsq(columns, quality, rcond=None)[0]
     return slopes[0] / (slopes[0] + slopes[1]), slopes[2] / slopes[0], -bottleneck / slope
 

@@ -47,7 +47,7 @@ def run_own(name: str, answers: Answers, latency: str, seed: int, budget: int) -
     objectives = [Objective(PERPLEXITY, "minimize"), Objective(latency, "minimize", "ms")]
     found: dict[bytes, np.ndarray] = {}
     with quiet():
-        algorithm = ALGORITHMS[name](Task(answers.genes, objectives), BATCH, seed)
+        algorithm = ALGORITHMS[name](Task(answers.encoding, objectives), BATCH, seed)
         while len(found) < budget:
             rows = algorithm.ask(BATCH)
             for row, costs in zip(rows, answers.costs(rows, latency)):
@@ -59,7 +59,7 @@ def run_own(name: str, answers: Answers, latency: str, seed: int, budget: int) -
 
 def run_random(answers: Answers, latency: str, seed: int, budget: int) -> Run:
     """Sizes with every gene uniform."""
-    rows = np.unique(answers.genes.sample(np.random.default_rng(seed), budget), axis=0)
+    rows = np.unique(answers.encoding.sample(np.random.default_rng(seed), budget), axis=0)
     return answers.costs(np.random.default_rng(seed).permutation(rows), latency)
 
 
@@ -77,16 +77,16 @@ def run_plain(answers: Answers, latency: str, seed: int, budget: int, population
 
     class Recorded(Problem):
         def __init__(self):
-            super().__init__(n_var=len(answers.genes), n_obj=2, xl=0, xu=answers.genes.counts - 1, vtype=int)
+            super().__init__(n_var=len(answers.encoding), n_obj=2, xl=0, xu=answers.encoding.counts - 1, vtype=int)
 
         def _evaluate(self, places, out, *args, **options):
-            rows = answers.genes.canonical(places.astype(int))
+            rows = answers.encoding.canonical(places.astype(int))
             out["F"] = answers.costs(rows, latency)
             for row, costs in zip(rows, out["F"]):
                 found.setdefault(row.tobytes(), costs)
 
-    diagonal = answers.genes.diagonal(START // 2)
-    others = answers.genes.sample(np.random.default_rng(seed), population - len(diagonal))
+    diagonal = answers.encoding.diagonal(START // 2)
+    others = answers.encoding.sample(np.random.default_rng(seed), population - len(diagonal))
     algorithm = NSGA2(
         pop_size=population,
         sampling=np.concatenate([diagonal, others]) if is_helped else IntegerRandomSampling(),
@@ -145,7 +145,7 @@ def write(count: float) -> str:
 
 def describe(console: Console, name: str, answers: Answers) -> None:
     """Print what is searched, and how well it is known."""
-    sizes = np.prod([float(count) for count in answers.genes.counts])
+    sizes = np.prod([float(count) for count in answers.encoding.counts])
     console.print(
         f"{name}: {answers.rows} rows of a space of up to {sizes:.0e} sizes; error on held-out rows, and rank correlation:"
     )

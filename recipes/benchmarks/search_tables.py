@@ -51,7 +51,7 @@ class Answers:
         name: of the table.
 
     Attributes:
-        genes: of the space.
+        encoding: of the space.
         rows: how many the table has.
         held_out: by column.
 
@@ -62,8 +62,8 @@ class Answers:
     def __init__(self, data_dir: Path, name: str):
         recorded = _read(data_dir / "nas" / "hwgpt_bench" / f"{name}.csv.gz")
         try:
-            self.genes = Encoding(_choices(recorded))
-            places = _places(recorded, self.genes)
+            self.encoding = Encoding(_choices(recorded))
+            places = _places(recorded, self.encoding)
             columns = {column: np.log([float(row[column]) for row in recorded]) for column in (PERPLEXITY, *LATENCIES)}
         except (KeyError, ValueError) as error:
             raise TableError(f"table {name}: {type(error).__name__} {error}") from error
@@ -87,15 +87,15 @@ class Answers:
 
     def worst(self, latency: str) -> np.ndarray:
         """The largest perplexity and latency of the table's rows and of the largest and the smallest size, `[2]`."""
-        return self.costs(np.concatenate([self._places, self.genes.diagonal(2)]), latency).max(axis=0)
+        return self.costs(np.concatenate([self._places, self.encoding.diagonal(2)]), latency).max(axis=0)
 
     def _features(self, places: np.ndarray) -> np.ndarray:
         """The numbers of every gene, 0 in layers that are not there; sums over layers; products that parameters are made of."""
-        kept = self.genes.kept(places)
-        numbers = [np.array(options)[places[:, gene]] for gene, options in enumerate(self.genes.choices.values())]
+        kept = self.encoding.kept(places)
+        numbers = [np.array(options)[places[:, gene]] for gene, options in enumerate(self.encoding.choices.values())]
         numbers = np.stack(numbers, axis=1) * kept
-        width = numbers[:, list(self.genes.choices).index("embed_dim")]
-        sums = [numbers[:, [gene.startswith(axis) for gene in self.genes.choices]].sum(axis=1) for axis in LAYERED]
+        width = numbers[:, list(self.encoding.choices).index("embed_dim")]
+        sums = [numbers[:, [gene.startswith(axis) for gene in self.encoding.choices]].sum(axis=1) for axis in LAYERED]
         products = [width * total for total in sums] + [width * width * sums[1]]
         return np.column_stack([numbers, *sums, *products])
 
@@ -121,14 +121,14 @@ def _choices(rows: Sequence[dict[str, str]]) -> dict[str, list[int]]:
     return choices
 
 
-def _places(rows: Sequence[dict[str, str]], genes: Encoding) -> np.ndarray:
+def _places(rows: Sequence[dict[str, str]], encoding: Encoding) -> np.ndarray:
     """The table's sizes as rows of places, `[N, G]`."""
-    places = np.zeros((len(rows), len(genes)), dtype=int)
-    columns = {gene: place for place, gene in enumerate(genes.choices)}
+    places = np.zeros((len(rows), len(encoding)), dtype=int)
+    columns = {gene: place for place, gene in enumerate(encoding.choices)}
     for place, row in enumerate(rows):
         chosen = {gene: int(row[column]) for gene, column in WHOLE.items()}
         for axis, column in LAYERED.items():
             chosen.update({f"{axis}.{layer}": int(number) for layer, number in enumerate(row[column].split())})
         for gene, value in chosen.items():
-            places[place, columns[gene]] = genes.choices[gene].index(value)
-    return genes.canonical(places)
+            places[place, columns[gene]] = encoding.choices[gene].index(value)
+    return encoding.canonical(places)

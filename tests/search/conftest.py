@@ -1,6 +1,6 @@
 import pytest
 
-from hf_elastic.measure import workload as targets
+from hf_elastic.measure import workload
 from hf_elastic.search import Latency
 
 
@@ -18,7 +18,7 @@ def timed(monkeypatch):
             samples[name] = Latency.from_samples([milliseconds * (1 + step / 100) for step in range(-3, 4)])
         return samples
 
-    monkeypatch.setattr(targets, "measure_latency", measure)
+    monkeypatch.setattr(workload, "measure_latency", measure)
     # What is timed returns what its latency will be made of.
-    monkeypatch.setattr(targets.Workload, "call", lambda self, model, subnet, path: lambda: model.num_parameters_of(subnet))
+    monkeypatch.setattr(workload.Workload, "call", lambda self, model, subnet, path: lambda: model.num_parameters_of(subnet))
     return runs

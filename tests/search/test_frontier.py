@@ -11,6 +11,8 @@ from hf_elastic.search.objectives import Objective
 from hf_elastic.search.pareto import non_dominated
 from hf_elastic.search.point import Point
 
+pytestmark = pytest.mark.one_lane
+
 ACCURACY = Objective("accuracy", "maximize")
 LATENCY = Objective("latency_ms", "minimize", "ms")
 
@@ -318,6 +320,16 @@ def test_table_of_an_infeasible_full_size_without_values():
     full = Point({"num_hidden_layers": 12}, {"accuracy": 0.9}, name="full", feasible=False)
     table = Frontier([ACCURACY, LATENCY], [full, point(0.8, 4)]).table()
     assert (table.row_count, table.title) == (2, "1 of 1 evaluated subnets are on the frontier; 1 more were refused")
+
+
+def test_shown_by_itself_in_a_notebook_and_as_a_data_frame(frontier):
+    assert repr(frontier) == "Frontier(accuracy, latency_ms: 3 of 6 points)"
+    page = Frontier([ACCURACY, LATENCY], [point(0.9, 5, "<b>full</b>")])._repr_html_()
+    assert "&lt;b&gt;full" in page and "<b>" not in page and "latency (ms), lower is better" in page
+    frame = frontier.to_pandas()
+    assert list(frame.columns) == ["name", "subnet", "accuracy", "latency_ms", "feasible", "on_frontier"]
+    assert frame.on_frontier.tolist() == [False, True, True, True, False, False] and not frame.feasible[5]
+    assert (frame.name[3], frame.subnet[3]["layers"], frame.latency_ms[3]) == ("chosen", [0, 2], 6)
 
 
 @pytest.mark.parametrize(("name", "unit", "title"), [("peak_memory_mb", "MB", "peak memory (MB)"), ("my_loss", "", "my loss")])

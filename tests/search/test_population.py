@@ -1,4 +1,4 @@
-"""Populations as arrays of genes, against sizes one by one."""
+"""Populations as arrays, against sizes one by one."""
 
 import numpy as np
 import pytest
@@ -34,17 +34,17 @@ def model_of(model_type, space, options):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_population_is_its_sizes(case):
     model = model_of(*case)
-    genes = Encoding(model.space.genes())
-    places = np.unique(genes.sample(np.random.default_rng(0), 60), axis=0)
-    subnets = [model.space.from_genes(genes.chosen(row)) for row in places]
+    encoding = Encoding(model.space.genes())
+    places = np.unique(encoding.sample(np.random.default_rng(0), 60), axis=0)
+    subnets = [model.space.from_genes(encoding.chosen(row)) for row in places]
     weights = np.random.default_rng(1).random(features(model, subnets[:1]).shape[1])
     known = Known(model, {"latency_ms": CostModel(weights, 0.0, 1.0, 8)}, 2, 7)
-    found = known(population(model, model.space, genes, places), known.names)
+    found = known(population(model, model.space, encoding, places), known.names)
     assert np.array_equal(found["parameters"], model.num_parameters_of(subnets))
     assert np.array_equal(found["flops"], model.flops_of(subnets, 2, 7))
     assert np.allclose(found["latency_ms"], features(model, subnets) @ weights)
     for name, values in closed_form(model, subnets).items():
         assert np.allclose(found[name], values), name
-    assert set(known(population(model, model.space, genes, places), ["flops", "accuracy"])) == {"flops"}
+    assert set(known(population(model, model.space, encoding, places), ["flops", "accuracy"])) == {"flops"}
     assert set(CLOSED_FORMS) <= set(known.names)
     assert isinstance(model.space, Space) and len({tuple(v) for v in places.tolist()}) == len(places)

@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from hf_elastic import ElasticConfig, ElasticForCausalLM, ElasticForMaskedLM
+from hf_elastic.search.proxies.pca import principal_components
 from hf_elastic.search.proxies.shapes import Shapes, gpt2_shapes, shapes_of, transfo_xl_shapes
 from hf_elastic.search.proxies.table import CLOSED_FORMS, PROXIES, closed_form, find_proxy, score
-from hf_elastic.search.proxies.weights import principal_components
 
 # Names of the matrices of one layer, of those of the feed-forward, and of what is hooked, in three families.
 FAMILIES = {

@@ -7,9 +7,10 @@ from searching import PER_LAYER, SMALL, Quality, classification_rows, classifier
 from transformers import LlamaForCausalLM
 
 from hf_elastic import ElasticForCausalLM, ElasticForMultipleChoice
-from hf_elastic.measure import workload as targets
+from hf_elastic.measure import workload
 from hf_elastic.measure.quality import median_length
 from hf_elastic.search import Frontier, Latency, search_subnets
+from hf_elastic.search.algorithms.table import ALGORITHMS
 from hf_elastic.search.objectives import Constraint
 
 # --- every subnet of a small space ---------------------------------------------------------------------------------
@@ -82,6 +83,16 @@ def test_key_value_heads_are_searched_in_pairs():
         model.resolve(point.subnet)
 
 
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "exhaustive"])
+def test_every_algorithm_searches_a_real_model(algorithm):
+    model = classifier(PER_LAYER)
+    options = {"n_trials": 8, "population_size": 4, "algorithm": algorithm, "progress": False}
+    frontier = search_subnets(model, ["loss", "parameters"], classification_rows(4), **options)
+    assert len(frontier.evaluated) == len(set(subnets_of(frontier.evaluated))) == 8
+    assert frontier.facts["settings"]["algorithm"] == algorithm
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["surrogate", "nsga2"])
 def test_searching_beats_random_sampling(timed, algorithm):
     """Half of the parameters are worth nothing: the search must learn which."""
@@ -121,7 +132,7 @@ def test_new_members_of_the_frontier_are_measured_too(monkeypatch):
         generator = torch.Generator().manual_seed(len(runs))
         return {name: Latency.from_samples([5 + float(torch.rand(1, generator=generator))] * 6) for name in callables}
 
-    monkeypatch.setattr(targets, "measure_latency", measure)
+    monkeypatch.setattr(workload, "measure_latency", measure)
     frontier = search_subnets(classifier(), compute_quality=Quality(), sequence_length=4, progress=False)
     generator = torch.Generator().manual_seed(len(runs))
     last = [5 + float(torch.rand(1, generator=generator)) for _ in range(runs[-1])]
@@ -133,7 +144,7 @@ def test_a_busy_machine_is_called_out(monkeypatch, spread):
     def measure(callables, **options):
         return {name: Latency.from_samples([5, 5, 5, 5, 5, 5 + 5 * spread]) for name in callables}
 
-    monkeypatch.setattr(targets, "measure_latency", measure)
+    monkeypatch.setattr(workload, "measure_latency", measure)
     frontier = search_subnets(classifier(), compute_quality=Quality(), sequence_length=4, progress=False)
     count = len(frontier.points)
     expected = [f"{count} of {count} intervals are wider than 10% of their median: this machine is busy"] if spread > 0.1 else []
@@ -148,7 +159,7 @@ def test_threads_are_set_for_measuring_only(monkeypatch):
         assert torch.is_inference_mode_enabled()
         return {name: Latency.from_samples([1.0]) for name in callables}
 
-    monkeypatch.setattr(targets, "measure_latency", measure)
+    monkeypatch.setattr(workload, "measure_latency", measure)
     before = torch.get_num_threads()
     frontier = search_subnets(classifier(), ["latency"], threads=before + 1, sequence_length=4, progress=False)
     assert set(seen) == {before + 1} and torch.get_num_threads() == before

@@ -16,6 +16,7 @@ from transformers import (
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, ElasticForTokenClassification
 from hf_elastic.measure.quality import QualityPass
 from hf_elastic.search import Objective, search_subnets
+from hf_elastic.search.proxies.table import score
 
 
 def test_classification_agrees_with_the_extracted_models():
@@ -106,6 +107,28 @@ def test_all_metrics_come_from_one_pass():
     search_subnets(model, ["accuracy", "loss", "perplexity"], classification_rows(8), batch_size=4, progress=False)
     handle.remove()
     assert len(calls) == 2
+
+
+def test_proxies_by_weights_are_objectives_and_kept_in_the_study(tmp_path, monkeypatch):
+    """Each on the first rows as one batch; a second call computes none of them again."""
+    model, rows = classifier({"num_hidden_layers": [2, 4]}), classification_rows(8)
+    options = {"batch_size": 3, "storage": tmp_path, "progress": False}
+    frontier = search_subnets(model, ["synflow", "snip", "v_pca", "parameters"], rows, **options)
+    (batch,) = QualityPass(model, rows[:3], (), 3).batches
+    for point in frontier.evaluated:
+        for name in ("synflow", "snip", "v_pca"):
+            assert point.values[name] == pytest.approx(score(name, model, batch, point.subnet), rel=1e-5)
+    monkeypatch.setattr("hf_elastic.search.quality.score", None)
+    again = search_subnets(model, ["synflow", "snip", "v_pca", "parameters"], rows, **options)
+    assert {str(p.subnet): p.values for p in again.evaluated} == {str(p.subnet): p.values for p in frontier.evaluated}
+    with pytest.raises(ValueError, match=r"belongs to another search \(proxy_batch was"):
+        search_subnets(model, ["synflow", "snip", "v_pca", "parameters"], rows[1:], **options)
+
+
+def test_a_proxy_without_data_beside_ones_own_quality():
+    quality = Quality()
+    frontier = search_subnets(classifier(), ["accuracy", "synflow"], compute_quality=quality, progress=False)
+    assert len(quality.views) == 8 and {"accuracy", "synflow"} <= set(frontier.points[0].values)
 
 
 def test_a_subnet_that_computes_nan_is_infeasible():

@@ -133,17 +133,17 @@ def test_a_database_that_is_not_there(postgresql):
         Study(postgresql.replace("/postgres", "/other"), "search", {}, GOALS, 60)
 
 
-# --- the ledger ----------------------------------------------------------------------------------------------------
+# --- the study ----------------------------------------------------------------------------------------------------
 
 SUBNETS = [Subnet(num_hidden_layers=depth) for depth in range(1, 6)]
 
 
-def ledgers(place, count: int = 2, **options) -> list[Study]:
+def studies(place, count: int = 2, **options) -> list[Study]:
     return [Study(place, "search", {"model": 1}, GOALS, options.get("stale_after", 60)) for _ in range(count)]
 
 
 def test_a_claim_is_one_process_s_until_it_lets_go(tmp_path):
-    one, two = ledgers(tmp_path)
+    one, two = studies(tmp_path)
     assert one.claim(SUBNETS[:3], 5) == SUBNETS[:3]
     assert two.claim(SUBNETS[1:4], 5) == SUBNETS[3:4]
     one.put("quality", {SUBNETS[0]: {"score": 1.0}, SUBNETS[1]: {"score": 2.0}})
@@ -158,19 +158,19 @@ def test_a_claim_is_one_process_s_until_it_lets_go(tmp_path):
 
 
 def test_no_more_are_claimed_than_the_study_may_have(tmp_path):
-    one, two = ledgers(tmp_path)
+    one, two = studies(tmp_path)
     assert one.claim(SUBNETS[:2], 3) == SUBNETS[:2]
     assert two.claim(SUBNETS[2:], 3) == SUBNETS[2:3]
     one.refresh()
     assert len(one) == len(two) == 3
     assert one.claim(SUBNETS[3:], 5) == SUBNETS[3:]  # with a larger budget they may be had
-    for ledger in (one, two):
-        ledger.close()
+    for study in (one, two):
+        study.close()
 
 
 @pytest.mark.parametrize("is_taken", [False, True])
 def test_two_that_wait_in_line_for_one_subnet(tmp_path, monkeypatch, is_taken):
-    one, two = ledgers(tmp_path)
+    one, two = studies(tmp_path)
     wait = one._wait_in_line
 
     def wait_behind_the_other(key: str) -> int:
@@ -185,31 +185,31 @@ def test_two_that_wait_in_line_for_one_subnet(tmp_path, monkeypatch, is_taken):
     monkeypatch.setattr(one, "_wait_in_line", wait_behind_the_other)
     assert one.claim(SUBNETS[:1]) == ([] if is_taken else SUBNETS[:1])  # what the other had put there, if it is still free
     (two if is_taken else one).finish(SUBNETS[0], [1.0])
-    for ledger in (one, two):
-        ledger.close()
+    for study in (one, two):
+        study.close()
     (study,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/search.db")
     trials = optuna.load_study(study_name=study, storage=f"sqlite:///{tmp_path}/search.db").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL"]  # and none that waits for ever
 
 
 def test_one_too_many_that_another_process_has_taken_is_its_own(tmp_path):
-    one, two = ledgers(tmp_path)
+    one, two = studies(tmp_path)
     trial = one._wait_in_line(json.dumps(SUBNETS[0].to_dict()))
     assert two.claim(SUBNETS[:1], 5) == SUBNETS[:1]  # with a larger budget
     one._step_back(trial, is_over=True)
     two.finish(SUBNETS[0], [1.0])
     one.refresh()
     assert list(one.finished()) == [(SUBNETS[0], None)]
-    for ledger in (one, two):
-        ledger.close()
+    for study in (one, two):
+        study.close()
 
 
 def test_what_failed_is_not_evaluated_again(tmp_path):
-    (one,) = ledgers(tmp_path, 1)
+    (one,) = studies(tmp_path, 1)
     one.claim(SUBNETS[:1])
     one.finish(SUBNETS[0], None, "score is not a finite number")
     one.close()
-    (two,) = ledgers(tmp_path, 1)
+    (two,) = studies(tmp_path, 1)
     assert list(two.finished()) == [(SUBNETS[0], "score is not a finite number")]
     assert two.claim(SUBNETS[:1]) == []
     two.close()
@@ -219,8 +219,8 @@ def test_studies_side_by_side_in_one_storage(tmp_path):
     one = Study(tmp_path, "one", {"model": 1}, GOALS, 60)
     two = Study(tmp_path, "two", {"model": 2}, GOALS, 60)
     assert one.claim(SUBNETS[:1]) == two.claim(SUBNETS[:1]) == SUBNETS[:1]
-    for ledger in (one, two):
-        ledger.close()
+    for study in (one, two):
+        study.close()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 from ..encoding import Encoding
 from ..pareto import non_dominated
 from ..task import Task
+from .base import Algorithm
 from .regression import Regression
 
 START = 16  # rows evaluated before the first regression
@@ -22,7 +23,7 @@ DRAWS = 20  # attempts to find random rows that are new
 STRANGERS = 0.1  # share of a batch that is random, lest a wrong regression never meets what would correct it
 
 
-class Surrogate:
+class Surrogate(Algorithm):
     """Ask for rows to evaluate, tell what came out.
 
     Each round: (1) every wanted value that has no closed form and no cost model is regressed on what has been told; (2) a
@@ -32,19 +33,15 @@ class Surrogate:
     (4) where nothing adds any, the row whose costs are farthest from all of those. Predictions are lower confidence bounds, one
     standard deviation better than the mean, and (3) is the greedy batch of SMS-EGO (Ponweiser et al., PPSN 2008); the features,
     the kernel and (4) are ours.
-
-    Args:
-        task: what is searched, and for what.
-        seed: of everything random.
     """
 
-    def __init__(self, task: Task, seed: int):
+    def __init__(self, task: Task, population_size: int, seed: int):
         self.task = task
         self.generator = np.random.default_rng(seed)
         self._asked: set[bytes] = set()
         self._rows: list[np.ndarray] = []
         self._values: list[dict[str, float]] = []
-        self._waiting = list(task.genes.diagonal(START // 2))
+        self._waiting = list(task.encoding.diagonal(START // 2))
         self._fitted: dict[str, Regression] = {}
 
     def tell(self, row: np.ndarray, values: Mapping[str, float], problems: float) -> None:
@@ -83,21 +80,21 @@ class Surrogate:
             if len(chosen) >= count:
                 break
             chosen += self._take(self._random(count), count - len(chosen))
-        return np.array(chosen, dtype=int).reshape(len(chosen), len(self.task.genes))
+        return np.array(chosen, dtype=int).reshape(len(chosen), len(self.task.encoding))
 
     def _random(self, count: int) -> np.ndarray:
         """Random rows that keep the constraints on what is known without an evaluation, as far as that can be had."""
-        rows = self.task.genes.sample(self.generator, count)
+        rows = self.task.encoding.sample(self.generator, count)
         if not self.task.is_limited:
             return rows
 
         def predict(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.zeros((len(places), 1)), self.task.violation(self.task.known(places), len(places))
 
-        rows = np.concatenate([rows, self.task.genes.sample(self.generator, POPULATION)])
+        rows = np.concatenate([rows, self.task.encoding.sample(self.generator, POPULATION)])
         broken = predict(rows)[1]
         if broken.min() > 0:
-            rows = evolve(rows, predict, self.task.genes, self.generator)
+            rows = evolve(rows, predict, self.task.encoding, self.generator)
             broken = predict(rows)[1]
         return rows[np.argsort(broken, kind="stable")][:count]
 
@@ -105,12 +102,12 @@ class Surrogate:
         """New rows that should add the most hypervolume, the first one first."""
         rows, task = np.array(self._rows), self.task
         values = {name: np.array([told[name] for told in self._values]) for name in task.regressed}
-        inputs = task.genes.coarse(rows), task.genes.fine(rows)
+        inputs = task.encoding.coarse(rows), task.encoding.fine(rows)
         fitted = {name: Regression(*inputs, told, self._fitted.get(name)) for name, told in values.items()}
         self._fitted = fitted
 
         def predict(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            inputs = task.genes.coarse(places), task.genes.fine(places)
+            inputs = task.encoding.coarse(places), task.encoding.fine(places)
             predicted = {name: model.predict(*inputs, shift=-OPTIMISM * task.sign(name)) for name, model in fitted.items()}
             known = {**task.known(places), **predicted}
             return task.costs(known), task.violation(known, len(places))
@@ -119,7 +116,7 @@ class Surrogate:
         costs, violation = task.costs(values), task.violation(values, len(rows))
         kept = violation <= 0
         front = rows[kept][non_dominated(costs[kept])] if kept.any() else rows[np.argsort(violation)[:START]]
-        candidates = evolve(front, predict, task.genes, self.generator)
+        candidates = evolve(front, predict, task.encoding, self.generator)
         candidates = candidates[[row.tobytes() not in self._asked for row in candidates]]
         if not len(candidates):
             return []
@@ -130,19 +127,19 @@ class Surrogate:
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def evolve(front: np.ndarray, predict: Predict, genes: Encoding, generator: np.random.Generator) -> np.ndarray:
+def evolve(front: np.ndarray, predict: Predict, encoding: Encoding, generator: np.random.Generator) -> np.ndarray:
     """Rows that are best by prediction, `[N, G]`.
 
     Args:
         front: rows to start from, `[F, G]`.
         predict: rows -> costs `[N, M]` and violations `[N]`.
-        genes: of the rows.
+        encoding: of the rows.
         generator: draws.
     """
-    population = np.unique(np.concatenate([front, genes.sample(generator, POPULATION)]), axis=0)
+    population = np.unique(np.concatenate([front, encoding.sample(generator, POPULATION)]), axis=0)
     costs, violation = predict(population)
     for _ in range(GENERATIONS):
-        children = breed(population, genes, generator, POPULATION)
+        children = breed(population, encoding, generator, POPULATION)
         costs, violation = (np.concatenate(pair) for pair in zip((costs, violation), predict(children)))
         both, places = np.unique(np.concatenate([population, children]), axis=0, return_index=True)
         kept = survivors(costs[places], violation[places], POPULATION)
@@ -150,14 +147,14 @@ def evolve(front: np.ndarray, predict: Predict, genes: Encoding, generator: np.r
     return population
 
 
-def breed(parents: np.ndarray, genes: Encoding, generator: np.random.Generator, count: int) -> np.ndarray:
+def breed(parents: np.ndarray, encoding: Encoding, generator: np.random.Generator, count: int) -> np.ndarray:
     """Children of random pairs: uniform crossover for half of them, then mutation, `[count, G]`."""
     first, second = parents[generator.integers(len(parents), size=(2, count))]
-    swap = (generator.random((count, len(genes))) < 0.5) & (generator.random((count, 1)) < 0.5)
+    swap = (generator.random((count, len(encoding))) < 0.5) & (generator.random((count, 1)) < 0.5)
     children = np.where(swap, second, first)
-    drawn = generator.integers(0, genes.counts, size=children.shape)
-    changed = generator.random(children.shape) < MUTATIONS / len(genes)
-    return genes.canonical(np.where(changed, drawn, children))
+    drawn = generator.integers(0, encoding.counts, size=children.shape)
+    changed = generator.random(children.shape) < MUTATIONS / len(encoding)
+    return encoding.canonical(np.where(changed, drawn, children))
 
 
 def survivors(costs: np.ndarray, violation: np.ndarray, count: int) -> np.ndarray:

@@ -1,94 +1,43 @@
-"""Quality proxies: what says which of two sizes will be better, without training either.
-
-Every proxy is larger for the better model. Closed forms need shapes only and take a whole population at once; the others
-(`proxies_weights`) need a model, and most of them a batch.
-"""
+"""Quality proxies by name: what says which of two sizes will be better, without training either."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from ...core.errors import UserError
-from . import weights as weights
-from .shapes import Shapes, shapes_of
-from .weights import Batch, Subject
+from .base import ClosedForm, Proxy
+from .capacity import AttentionTimesFFN, Capacity, LayerCapacity
+from .decoder_parameters import DecoderParameters
+from .grad_norm import GradNorm
+from .head_confidence import HeadConfidence
+from .head_importance import HeadImportance
+from .pca import VPCA, WPCA
+from .shapes import shapes_of
+from .snip import Snip
+from .subject import Batch, Subject
+from .synaptic import SynapticDiversity, SynapticSaliency
+from .synflow import Synflow
 
-# Of `capacity`, each fitted on one table only; recipes/benchmarks/proxies.py prints the fit.
-ATTENTION_SHARE = 2 / 5
-HEADS_EXPONENT = 1 / 5
-NARROWNESS = 109
-
-LTS = 'Javaheripi et al. 2022, "LiteTransformerSearch", arXiv 2203.02094'
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """A quality proxy.
-
-    Attributes:
-        compute: what computes it. With needs "shapes": `Shapes` -> `[N]`; else (`Subject`, batch) -> a number.
-        needs: "shapes"; "weights"; "inputs", a batch; or "labels", a batch with labels.
-        source: the paper, or "ours".
-    """
-
-    compute: Callable
-    needs: str
-    source: str
-
-
-def decoder_parameters(shapes: Shapes) -> np.ndarray:
-    """Parameters of attention, feed-forward and norms; no embedding, no softmax, `[N]`.
-
-    Source: Javaheripi et al. 2022, "LiteTransformerSearch" (arXiv 2203.02094).
-    """
-    return (shapes.attention + shapes.ffn + shapes.other).sum(1) + shapes.final
-
-
-def attention_times_ffn(shapes: Shapes) -> np.ndarray:
-    """`A * F`: parameters of all attention times parameters of all feed-forward, `[N]`; ours, without a constant."""
-    return shapes.attention.sum(1).astype(float) * shapes.ffn.sum(1)
-
-
-def layer_capacity(shapes: Shapes) -> np.ndarray:
-    """`(sum_l a_l h_l^(1/5))^(2/5) * (sum_l f_l)^(3/5)`, `[N]`; ours.
-
-    a_l and f_l are the parameters of attention and of the feed-forward in layer l, h_l its heads. Decoder parameters add what
-    this multiplies: to them a model may be all feed-forward. Constants: docs/search.md.
-    """
-    heads = np.where(shapes.heads > 0, shapes.heads, 1).astype(float)
-    attention = (shapes.attention * heads**HEADS_EXPONENT).sum(1)
-    return attention**ATTENTION_SHARE * shapes.ffn.sum(1).astype(float) ** (1 - ATTENTION_SHARE)
-
-
-def capacity(shapes: Shapes) -> np.ndarray:
-    """`layer_capacity * exp(-109 / w)`, `[N]`; ours.
-
-    w is the smaller of the width of the embeddings and the hidden size: however much the layers can do, a token brings no more
-    into them. Among models of one width it ranks as `layer_capacity` does. Constants: docs/search.md.
-    """
-    return layer_capacity(shapes) * np.exp(-NARROWNESS / shapes.width)
-
-
-PROXIES = {
-    "decoder_parameters": Proxy(decoder_parameters, "shapes", LTS),
-    "attention_times_ffn": Proxy(attention_times_ffn, "shapes", "ours"),
-    "layer_capacity": Proxy(layer_capacity, "shapes", "ours"),
-    "capacity": Proxy(capacity, "shapes", "ours"),
-    "synflow": Proxy(weights.synflow, "weights", "Tanaka et al. 2020, arXiv 2006.05467"),
-    "snip": Proxy(weights.snip, "labels", "Lee et al. 2019, arXiv 1810.02340"),
-    "grad_norm": Proxy(weights.grad_norm, "labels", "Abdelfattah et al. 2021, arXiv 2101.08134"),
-    "head_importance": Proxy(weights.head_importance, "labels", "Michel et al. 2019, arXiv 1905.10650"),
-    "head_confidence": Proxy(weights.head_confidence, "inputs", "Voita et al. 2019, arXiv 1905.09418"),
-    "synaptic_saliency": Proxy(weights.synaptic_saliency, "labels", "Zhou et al. 2022, arXiv 2203.12217"),
-    "synaptic_diversity": Proxy(weights.synaptic_diversity, "labels", "Zhou et al. 2022, arXiv 2203.12217"),
-    "v_pca": Proxy(weights.v_pca, "inputs", "Wang 2025, arXiv 2504.15983"),
-    "w_pca": Proxy(weights.w_pca, "inputs", "Wang 2025, arXiv 2504.15983"),
+PROXIES: dict[str, Proxy | ClosedForm] = {
+    "decoder_parameters": DecoderParameters(),
+    "attention_times_ffn": AttentionTimesFFN(),
+    "layer_capacity": LayerCapacity(),
+    "capacity": Capacity(),
+    "synflow": Synflow(),
+    "snip": Snip(),
+    "grad_norm": GradNorm(),
+    "head_importance": HeadImportance(),
+    "head_confidence": HeadConfidence(),
+    "synaptic_saliency": SynapticSaliency(),
+    "synaptic_diversity": SynapticDiversity(),
+    "v_pca": VPCA(),
+    "w_pca": WPCA(),
 }
-CLOSED_FORMS = tuple(name for name, proxy in PROXIES.items() if proxy.needs == "shapes")
+CLOSED_FORMS = tuple(name for name, proxy in PROXIES.items() if isinstance(proxy, ClosedForm))
+BY_WEIGHTS = tuple(name for name in PROXIES if name not in CLOSED_FORMS)
 
 
 def find_proxy(name: str) -> Proxy:
@@ -100,6 +49,13 @@ def find_proxy(name: str) -> Proxy:
     if name not in PROXIES:
         raise UserError(f"unknown proxy {name!r}; known: {', '.join(PROXIES)}")
     return PROXIES[name]
+
+
+def check_batch(name: str, batch: Batch | None) -> None:
+    """Raise ValueError unless a batch has what a proxy needs."""
+    needed = {"labels": ("input_ids", "labels"), "inputs": ("input_ids",)}.get(find_proxy(name).needs, ())
+    if missing := [key for key in needed if key not in (batch or {})]:
+        raise UserError(f"{name} needs a batch with {' and '.join(missing)}")
 
 
 def closed_form(
@@ -121,7 +77,7 @@ def closed_form(
     """
     proxies = {name: find_proxy(name) for name in names}
     for name, proxy in proxies.items():
-        if proxy.needs != "shapes":
+        if name not in CLOSED_FORMS:
             raise UserError(f"{name} is not a closed form: it needs {proxy.needs}; closed forms: {', '.join(CLOSED_FORMS)}")
     shapes = shapes_of(model, subnets)
     return {name: proxy.compute(shapes) for name, proxy in proxies.items()}
@@ -143,9 +99,7 @@ def score(name: str, model: PreTrainedModel, batch: Batch | None = None, subnet:
         SpecError: there is no Spec for a stock model, or it does not fit.
     """
     proxy = find_proxy(name)
-    if proxy.needs == "shapes":
+    if name in CLOSED_FORMS:
         return float(closed_form(model, [subnet], [name])[name][0])
-    needed = {"labels": ("input_ids", "labels"), "inputs": ("input_ids",)}.get(proxy.needs, ())
-    if missing := [key for key in needed if key not in (batch or {})]:
-        raise UserError(f"{name} needs a batch with {' and '.join(missing)}")
+    check_batch(name, batch)
     return proxy.compute(Subject(model, subnet), batch)

@@ -140,7 +140,7 @@ def test_latency_round_trip_and_text():
         Latency.from_samples([])
 
 
-def test_doubts_say_what_is_uncertain():
+def test_warnings_say_what_is_uncertain():
     sure, few, wide = (Latency.from_samples(samples) for samples in ([5.0] * 6, [5.0] * 5, [5.0, 5.0, 5.0, 5.0, 5.0, 7.0]))
     assert measurement_warnings([sure]) == []
     assert measurement_warnings([sure, few])[0].startswith(
@@ -165,7 +165,7 @@ def test_others_are_noticed():
             process.wait()
     assert 0.5 < latency.others <= 1
     assert Latency.from_dict(latency.to_dict()) == latency
-    assert any("other work" in doubt for doubt in measurement_warnings([latency]))
+    assert any("other work" in warning for warning in measurement_warnings([latency]))
     assert measure_latency({"short": lambda: time.sleep(0.01)}, repeats=1, warmup=0)["short"].others is None
 
 

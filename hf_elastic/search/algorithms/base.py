@@ -1,0 +1,36 @@
+"""What chooses the sizes to evaluate: it is asked for some, and told what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..task import Task
+
+
+class Algorithm:
+    """What chooses the sizes to evaluate; rows are those of `Encoding`, canonical.
+
+    Args:
+        task: what is searched, and for what.
+        population_size: sizes per batch.
+        seed: of everything random.
+    """
+
+    def __init__(self, task: Task, population_size: int, seed: int):
+        raise NotImplementedError
+
+    def ask(self, count: int) -> np.ndarray:
+        """Up to `count` rows, `[<=count, G]`; some may have been asked or told before."""
+        raise NotImplementedError
+
+    def tell(self, row: np.ndarray, values: Mapping[str, float], problems: float) -> None:
+        """Take in a row, whether it was asked for or not.
+
+        Args:
+            row: `[G]`.
+            values: what is known of it by name; a value is missing only where there are problems.
+            problems: how much is wrong with it, relative to the limits; 0 if nothing is.
+        """
+        raise NotImplementedError
