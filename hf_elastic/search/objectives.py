@@ -8,7 +8,7 @@ from numbers import Real
 
 from ..core.errors import UserError
 from ..measure.values import ACCURACY, FLOPS, LATENCY, LOSS, MEMORY, PARAMETERS, PERPLEXITY
-from .proxies.table import CLOSED_FORMS, PROXIES
+from .proxies.table import PROXIES
 
 DIRECTIONS = ("maximize", "minimize")
 
@@ -56,8 +56,8 @@ OBJECTIVES = {
     **{name: Objective(name, "maximize") for name in PROXIES},
 }
 FROM_DATA = (ACCURACY, LOSS, PERPLEXITY, *(name for name, proxy in PROXIES.items() if proxy.needs in ("inputs", "labels")))
-# Known without running anything.
-COUNTS = (PARAMETERS, FLOPS, *CLOSED_FORMS)
+# What is neither a quality nor a cost that is measured.
+COUNTS = (PARAMETERS, FLOPS, *PROXIES)
 MOST_SHOWN = 200  # characters of a value in a message
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
 

@@ -47,7 +47,7 @@ class Quality:
     ):
         self.model = model
         self.proxies = [name for name in wanted if name in BY_WEIGHTS]
-        self.metrics = [name for name in wanted if name not in (LATENCY, MEMORY, *COUNTS, *BY_WEIGHTS)]
+        self.metrics = [name for name in wanted if name not in (LATENCY, MEMORY, *COUNTS)]
         self.compute, self._passes, self._batch = compute, None, None
         run = [name for name in self.proxies if PROXIES[name].needs != "weights"]
         from_rows = [*(self.metrics if compute is None else ()), *run]

@@ -9,6 +9,8 @@ import pytest
 from hf_elastic.measure import latency as measure
 from hf_elastic.measure.latency import Latency, machine_facts, measure_latency, measurement_warnings, median_interval
 
+pytestmark = pytest.mark.one_lane
+
 
 class Clock:
     """Stands in for perf_counter: time passes only when a candidate says so."""

@@ -30,12 +30,14 @@ def test_peak_memory_is_a_peak():
     assert long.peak_mb > short[subnets[0]].peak_mb + 34
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(monkeypatch):
     model = classifier(max_position_embeddings=8)
     with pytest.raises(ValueError, match=r"peak memory of Subnet.*(Runtime|Index)Error"):
         measure_memory(model, [model.subnet(None)], Workload(1, 9))
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_peaks():
     """Weights of zeros weigh as much: the peak is at least that of the parameters."""
     model = classifier(hidden_size=256, intermediate_size=512, num_attention_heads=4, vocab_size=20000)

@@ -38,6 +38,7 @@ def tiny_recipes(folder: Path, backbone: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "div_val"), [("gpt2", None), ("transfo_xl", None), ("transfo_xl", 4)])
 def test_end_to_end(backbone, div_val, tmp_path, capsys):
     baseline = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}

@@ -13,6 +13,8 @@ from hf_elastic.search.encoding import Encoding
 from hf_elastic.search.population import Known, population
 from hf_elastic.search.proxies.table import CLOSED_FORMS, closed_form
 
+pytestmark = pytest.mark.one_lane
+
 PARTITIONED = {**space_of("gpt2"), "num_attention_heads": [1, 2, 4], "hidden_size": [16, 24, 32]}
 CASES = {
     "heads dropped": ("gpt2", space_of("gpt2"), {}),

@@ -12,6 +12,7 @@ from hf_elastic.measure.memory import PeakMemory
 from hf_elastic.measure.profile import Measured, measure_profile
 from hf_elastic.search import Latency, search_subnets
 
+pytestmark = pytest.mark.one_lane
 linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 
 
@@ -121,6 +122,7 @@ def test_a_profile_of_another_machine_is_refused_or_stays_predicted(model, profi
         search_subnets(classifier(SPACE, num_hidden_layers=5), force=True, **options)
 
 
+@pytest.mark.slow
 @linux
 def test_peak_memory_as_an_objective():
     smaller = classifier({"num_hidden_layers": [1, 4]})

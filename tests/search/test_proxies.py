@@ -38,6 +38,7 @@ FAMILIES = {
     },
 }
 LAYERS, HEADS, HEAD = 4, 4, 8
+BACKBONES = [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in tiny.CONFIGS]
 
 
 def stock(name: str, **changes):
@@ -107,7 +108,7 @@ def test_transfo_xl_shapes_by_hand():
     assert PROXIES["decoder_parameters"].compute(shapes).tolist() == [2 * (88 + 58 + 16)]
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_shapes_of_subnets_are_those_of_the_views(name):
     model = elastic(name)
     generator = random.Random(1)
@@ -254,7 +255,7 @@ def test_principal_components_of_known_variance():
     assert principal_components(torch.ones(4, 3)) == 0
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_a_subnet_scores_as_what_is_extracted_and_nothing_is_changed(name):
     model, batch = elastic(name), labelled()
     model.train()
@@ -294,12 +295,8 @@ def test_a_flow_that_floats_do_not_hold_is_an_error():
     ("call", "message"),
     [
         (lambda model: find_proxy("magic"), r"unknown proxy 'magic'; known: decoder_parameters, .*w_pca"),
-        (lambda model: score("magic", model), r"unknown proxy 'magic'; known: "),
-        (lambda model: closed_form(model, names=["magic"]), r"unknown proxy 'magic'; known: "),
         (lambda model: closed_form(model, names=["snip"]), r"snip is not a closed form: it needs labels; closed forms: "),
-        (lambda model: score("snip", model), r"snip needs a batch with input_ids and labels"),
         (lambda model: score("snip", model, tiny.batch()), r"snip needs a batch with labels"),
-        (lambda model: score("v_pca", model), r"v_pca needs a batch with input_ids"),
         (lambda model: score("v_pca", model, tiny.batch(), {"num_hidden_layers": 2}), r"GPT2LMHeadModel is not elastic"),
         (lambda model: closed_form(model, [{"num_hidden_layers": 2}]), r"GPT2LMHeadModel is not elastic"),
     ],

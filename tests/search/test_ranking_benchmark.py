@@ -85,6 +85,7 @@ def test_costs_are_spread(runs):
     assert sorted(runs.spread(costs[:2], 4)) == [0, 1]
 
 
+@pytest.mark.slow
 def test_sample_and_training(runs, ranking, preset, data_dir, tmp_path, capsys):
     folder = tmp_path / "small"
     sample = runs.set_up(preset, str(data_dir), folder, 0)
@@ -111,6 +112,7 @@ def test_sample_and_training(runs, ranking, preset, data_dir, tmp_path, capsys):
     assert "4 architectures, 96 tokens each" in printed and "layer_capacity" in printed
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_models_that_are_trained(runs, preset, data_dir, tmp_path):
     from hf_elastic.cli.data import load_elastic
 
@@ -129,6 +131,7 @@ def command(ranking, monkeypatch, *arguments: str) -> int:
     return ranking.main()
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_not_trained_again(ranking, runs, preset, data_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(runs.PRESETS, "small", preset)
     jobs = []

@@ -31,6 +31,7 @@ def test_a_small_space_is_evaluated_whole_and_once():
     assert {"torch", "transformers", "processor"} <= set(frontier.facts["machine"])
 
 
+@pytest.mark.one_lane
 def test_save_and_load(tmp_path):
     frontier = search_subnets(classifier(), eval_dataset=classification_rows(), constraints=["accuracy>=0.01"], progress=False)
     frontier.save(tmp_path / "frontier.json")
@@ -39,6 +40,7 @@ def test_save_and_load(tmp_path):
     assert frontier.best(accuracy=0) == loaded.best(accuracy=0)
 
 
+@pytest.mark.one_lane
 def test_a_space_whose_largest_is_not_the_full_model():
     model = classifier({"num_hidden_layers": [1, 2]})
     frontier = search_subnets(model, ["parameters"], progress=False)
@@ -47,6 +49,7 @@ def test_a_space_whose_largest_is_not_the_full_model():
     assert [point.name for point in single.evaluated] == ["full"]
 
 
+@pytest.mark.one_lane
 def test_a_named_subnet_called_largest_changes_nothing():
     model = classifier()
     model.config.subnets["largest"] = {"num_hidden_layers": 2}
@@ -58,6 +61,7 @@ def test_a_named_subnet_called_largest_changes_nothing():
 # --- algorithms ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_lane
 def test_a_large_space_is_searched_within_the_budget(timed):
     model, quality = classifier(PER_LAYER), Quality()
     options = {"compute_quality": quality, "n_trials": 30, "population_size": 8, "sequence_length": 4, "progress": False}
@@ -93,6 +97,7 @@ def test_every_algorithm_searches_a_real_model(algorithm):
 
 
 @pytest.mark.slow
+@pytest.mark.one_lane
 @pytest.mark.parametrize("algorithm", ["surrogate", "nsga2"])
 def test_searching_beats_random_sampling(timed, algorithm):
     """Half of the parameters are worth nothing: the search must learn which."""
@@ -111,6 +116,7 @@ def test_searching_beats_random_sampling(timed, algorithm):
 # --- latency ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_lane
 def test_drift_between_runs_is_scaled_away_and_the_frontier_is_of_one_run(timed):
     model = classifier(PER_LAYER)
     options = {"compute_quality": Quality(), "n_trials": 20, "population_size": 5, "sequence_length": 4, "progress": False}
@@ -123,6 +129,7 @@ def test_drift_between_runs_is_scaled_away_and_the_frontier_is_of_one_run(timed)
     assert timed[-1] >= len(frontier.points)
 
 
+@pytest.mark.one_lane
 def test_new_members_of_the_frontier_are_measured_too(monkeypatch):
     """Measuring again swaps ranks; whatever is on the frontier in the end must have been in the last run."""
     runs = []
@@ -139,6 +146,7 @@ def test_new_members_of_the_frontier_are_measured_too(monkeypatch):
     assert {point.values["latency_ms"] for point in frontier.points} <= set(last)
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("spread", [0.01, 0.5])
 def test_a_busy_machine_is_called_out(monkeypatch, spread):
     def measure(callables, **options):
@@ -151,6 +159,7 @@ def test_a_busy_machine_is_called_out(monkeypatch, spread):
     assert [warning.partition(" with")[0] for warning in frontier.facts.get("warnings", ())] == expected
 
 
+@pytest.mark.one_lane
 def test_threads_are_set_for_measuring_only(monkeypatch):
     seen = []
 
@@ -184,6 +193,7 @@ def test_multiple_choice_can_be_timed():
 # --- constraints and portability -----------------------------------------------------------------------------------
 
 
+@pytest.mark.one_lane
 def test_constraints_on_counts_save_evaluations(timed):
     model, quality = classifier(), Quality()
     limit = (model.num_parameters_of("smallest") + model.num_parameters_of(None)) // 2
@@ -198,6 +208,7 @@ def test_constraints_on_counts_save_evaluations(timed):
     assert f"breaks parameters<={limit:g}" in broken[0].details["infeasible"][0]
 
 
+@pytest.mark.one_lane
 def test_constraints_guide_the_search(timed):
     model, quality = classifier(PER_LAYER), Quality()
     constraints = ["parameters<=12000", "parameters>=9000", "accuracy>=0.1"]
@@ -208,6 +219,7 @@ def test_constraints_guide_the_search(timed):
     assert all(9000 <= point.values["parameters"] <= 12000 and point.values["accuracy"] >= 0.1 for point in inside)
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("space", [SMALL, PER_LAYER])
 def test_nothing_that_satisfies(timed, space):
     model = classifier(space)
@@ -221,6 +233,7 @@ def test_nothing_that_satisfies(timed, space):
         search_subnets(model, ["accuracy"], constraints=["latency_ms<=1e-6"], **options)
 
 
+@pytest.mark.one_lane
 def test_the_nearest_value_can_be_given_back():
     """Whatever its digits: rounded, it would exclude everything again."""
     model = classifier()
@@ -256,6 +269,7 @@ def test_standard_subnets_only():
     assert len([point for point in frontier.evaluated if point.feasible]) == len(standard) > 5
 
 
+@pytest.mark.one_lane
 def test_ends_when_nothing_allowed_is_left(timed):
     model, quality = classifier(), Quality()
     limit = sorted(model.num_parameters_of(list(model.space.enumerate())))[2]

@@ -6,6 +6,8 @@ from searching import PER_LAYER, SMALL, Quality, classification_rows, classifier
 
 from hf_elastic.search import search_subnets
 
+pytestmark = pytest.mark.one_lane
+
 
 @pytest.mark.parametrize("name", ["folder", "file.db"])
 def test_a_finished_search_is_not_done_again(tmp_path, timed, name):

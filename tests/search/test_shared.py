@@ -18,6 +18,8 @@ from hf_elastic.core.space import Subnet
 from hf_elastic.search import Frontier, Objective
 from hf_elastic.search.study import Study
 
+pytestmark = pytest.mark.one_lane
+
 SCRIPT = Path(__file__).with_name("interrupted.py")
 SERVER_PROGRAMS = [*Path("/usr/lib/postgresql").glob("*/bin"), *(Path(p) for p in os.environ.get("PATH", "").split(os.pathsep))]
 GOALS = [Objective("score", "maximize")]
@@ -42,7 +44,7 @@ def evaluated(log: Path) -> list[list]:
 # --- a search that is killed, and goes on --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_killed_search_goes_on(tmp_path, how):
     log = tmp_path / "log"
     process = start(tmp_path / "folder", log, "7")
@@ -77,6 +79,7 @@ def check_workers(storage, log: Path) -> None:
     assert len(first) == 12 and sorted(map(str, first)) == sorted(map(str, second))
 
 
+@pytest.mark.slow
 def test_workers_share_a_sqlite_file(tmp_path):
     check_workers(tmp_path / "search.db", tmp_path / "log")
 
