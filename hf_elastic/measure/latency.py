@@ -198,7 +198,7 @@ def measure_latency(
         raise UserError("callables is empty; give at least one candidate to measure")
     for name, call in callables.items():
         if not callable(call):
-            raise UserError(f"callables[{name!r}] is a {type(call).__name__}, which cannot be called")
+            raise UserError(f"callables[{name!r}] cannot be called: it is of the type {type(call).__name__}")
     check_sampling(repeats, warmup, min_rounds, relative_interval, budget_seconds)
     start = perf_counter()
     for call in callables.values():

@@ -175,7 +175,7 @@ def test_others_are_noticed():
     ("options", "message"),
     [
         ({"callables": {}}, "callables is empty"),
-        ({"callables": {"a": 3}}, "'a'.*3"),
+        ({"callables": {"a": 3}}, "'a'.*int"),
         ({"repeats": 0}, "repeats.*at least 1.*0"),
         ({"warmup": -1}, "warmup.*at least 0.*-1"),
         ({"min_rounds": 2.5}, "min_rounds.*2.5"),

@@ -64,6 +64,7 @@ def test_profile_is_saved_and_loaded(tmp_path):
             DeviceProfile.load(tmp_path / f"{name}.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_profile_of_another_version_of_the_runtime_is_refused(runtime, monkeypatch):
     module = pytest.importorskip(runtime)

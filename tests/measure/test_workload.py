@@ -10,8 +10,12 @@ from transformers import AutoModelForCausalLM
 from hf_elastic import ElasticForCausalLM
 from hf_elastic.measure.workload import Workload
 
+SLOW = pytest.mark.slow
 
-@pytest.mark.parametrize("runtime", ["torch", "torch.compile", "onnxruntime", "openvino"])
+
+@pytest.mark.parametrize(
+    "runtime", ["torch", pytest.param("torch.compile", marks=SLOW), "onnxruntime", pytest.param("openvino", marks=SLOW)]
+)
 def test_every_runtime_computes_the_same(runtime, tmp_path):
     """What is timed is the model's own forward: its logits are those of the view."""
     if runtime in ("onnxruntime", "openvino"):

@@ -220,7 +220,7 @@ def test_constraints_guide_the_search(timed):
 
 
 @pytest.mark.one_lane
-@pytest.mark.parametrize("space", [SMALL, PER_LAYER])
+@pytest.mark.parametrize("space", [SMALL, pytest.param(PER_LAYER, marks=pytest.mark.slow)])
 def test_nothing_that_satisfies(timed, space):
     model = classifier(space)
     smallest = model.num_parameters_of("smallest")

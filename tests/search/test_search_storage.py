@@ -9,7 +9,7 @@ from hf_elastic.search import search_subnets
 pytestmark = pytest.mark.one_lane
 
 
-@pytest.mark.parametrize("name", ["folder", "file.db"])
+@pytest.mark.parametrize("name", ["folder", pytest.param("file.db", marks=pytest.mark.slow)])
 def test_a_finished_search_is_not_done_again(tmp_path, timed, name):
     options = {"storage": tmp_path / name, "n_trials": 9, "population_size": 4, "sequence_length": 4, "progress": False}
     first, again, more = Quality(), Quality(), Quality()
@@ -40,20 +40,30 @@ def test_an_interrupted_search_takes_the_same_course(tmp_path, timed):
     assert sorted(subnets_of(resumed.evaluated)) == sorted(subnets_of(whole.evaluated))
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The options of a finished search, and its rows."""
+    rows = classification_rows()
+    options = {"objectives": ["loss", "flops"], "storage": str(tmp_path_factory.mktemp("stored")), "progress": False}
+    search_subnets(classifier(), eval_dataset=rows, **options)
+    return options, rows
+
+
 @pytest.mark.parametrize("change", ["weights", "objectives", "constraints", "data", "space", "length"])
-def test_storage_of_another_search_is_refused(tmp_path, change):
-    rows, arguments = classification_rows(), {"objectives": ["loss", "flops"], "storage": tmp_path, "progress": False}
-    search_subnets(classifier(), eval_dataset=rows, **arguments)
+def test_storage_of_another_search_is_refused(stored, change):
+    options, rows = stored
     model = classifier({"num_hidden_layers": [2, 4]} if change == "space" else SMALL)
     if change == "weights":
         with torch.no_grad():
             model.base.classifier.bias += 1e-3
-    arguments |= {"objectives": ["loss", "flops", "accuracy"]} if change == "objectives" else {}
-    arguments |= {"constraints": ["loss<=9"]} if change == "constraints" else {}
-    arguments |= {"sequence_length": 40} if change == "length" else {}
+    other = {
+        "objectives": {"objectives": ["loss", "flops", "accuracy"]},
+        "constraints": {"constraints": ["loss<=9"]},
+        "length": {"sequence_length": 40},
+    }.get(change, {})
     named = {"weights": "model", "length": "latency"}.get(change, change)
     with pytest.raises(ValueError, match=rf"belongs to another search.*{named} was"):
-        search_subnets(model, eval_dataset=rows[1:] if change == "data" else rows, **arguments)
+        search_subnets(model, eval_dataset=rows[1:] if change == "data" else rows, **{**options, **other})
 
 
 def test_storage_that_is_something_else_is_refused(tmp_path):
