@@ -3,7 +3,7 @@
 What is exported is the size that the checkpoint selects (`subnet` in its config) or is frozen at; without either, the full one.
 A standard size is exported as the stock model that it is; any other as the stock class with tensors of its own sizes.
 
-`optimum-cli` has no entry points: it imports the files of `optimum/commands/register` that are installed. A wheel with such a file
+`optimum-cli` has no entry points: it imports the files of `optimum/commands/register` that are there. A wheel with such a file
 makes `optimum` importable where Optimum is not, and libraries then take it for installed. So who wants it asks for it, once:
 
     python -m hf_elastic.export.onnx.optimum_plugin     # beside Optimum's own; says where
@@ -26,7 +26,7 @@ from ...graphs.exporters import given_inputs, missing_extra
 from ...utils.files import write_atomically
 
 # The file that `optimum-cli` imports when it starts. Only what loads a model needs it; `--help` and the like stay fast.
-PLUGIN = """# Written by python -m hf_elastic.export.onnx.optimum_plugin, so that optimum-cli knows elastic checkpoints.
+PLUGIN = """# Written by python -m hf_elastic.export.onnx.optimum_plugin: optimum-cli learns of elastic checkpoints.
 import sys
 from importlib.util import find_spec
 
