@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from ..core.errors import UserError
 from ..export.scoring import HeldOut
-from ..utils.options import check_integers
 from .data import located, prepare_for
-
-TEXT_TASKS = ("sequence-classification", "causal-lm")
-
-
-def check_rows(args) -> None:
-    """Raise ValueError if `max_eval_rows` is below 1."""
-    check_integers(1, or_none=True, max_eval_rows=args.max_eval_rows)
 
 
 def read_held_out(args, model, tokenizer) -> HeldOut:
     """The test split of the data set, the validation split where it has none.
 
     Raises:
-        ValueError: `max_eval_rows` is below 1; or as for `prepare`.
+        UserError: as for `prepare`.
     """
-    check_rows(args)
     data = prepare_for(model, tokenizer, args)
     split = "test" if "test" in data.splits else "validation"
     rows = data.splits[split]
@@ -35,11 +26,10 @@ def read_calibration(args) -> list:
 
     Raises:
         FileNotFoundError: there is no such data set.
-        ValueError: it lacks the text columns; names those that it has. Or `calibration_rows` is below 1.
+        UserError: it lacks the text columns; names those that it has.
     """
     from ..data.loading import load_text_dataset
 
-    check_integers(1, calibration_rows=args.calibration_rows)
     own = args.calibration is not None
     rows = load_text_dataset(
         located(args.calibration or args.dataset, args.data_dir), config=None if own else args.dataset_config

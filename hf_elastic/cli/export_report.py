@@ -62,3 +62,13 @@ def _times(record: Mapping, which: str) -> str:
         return ""
     low, high = record["latency"][f"{which}_interval_ms"]
     return f"{record['latency'][f'{which}_ms']:.2f} ms [{low:.2f}, {high:.2f}]"
+
+
+def report_vocabulary(report: Mapping) -> None:
+    """A line of what pruning the vocabulary saved."""
+    print(
+        f"vocabulary: {report['vocabulary_before']:,} -> {report['vocabulary_after']:,} tokens, "
+        f"{report['parameters_saved']:,} parameters ({report['megabytes_saved']:.1f} MB) less; "
+        f"{report['corpus_tokens_unchanged']:.0%} of "
+        f"{report['corpus_tokens']:,} corpus tokens unchanged, largest difference of outputs {report['max_abs_difference']:.2g}"
+    )

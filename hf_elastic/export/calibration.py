@@ -8,10 +8,8 @@ from typing import Any
 import torch
 
 from ..core.errors import UserError
-from .formats import Export, longest_sequence
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-LONGEST = 128  # tokens of a text that is tokenized here
+from .format import Export
+from .inputs import LONGEST, NAMES, longest_sequence
 
 
 def check_calibration(calibration: Any) -> None:
@@ -27,7 +25,7 @@ def check_calibration(calibration: Any) -> None:
             if "input_ids" not in row:
                 raise UserError(
                     f"calibration: row {place} has the columns {', '.join(map(str, row))}; a tokenized row needs input_ids "
-                    f"(and may have {', '.join(INPUTS[1:])}), or give texts"
+                    f"(and may have {', '.join(NAMES[1:])}), or give texts"
                 )
         elif not (isinstance(row, str) or _is_pair(row)):
             raise UserError(f"calibration: row {place} is {row!r:.100}; it must be a text, two texts, or a tokenized row")
@@ -43,23 +41,19 @@ def calibration_rows(export: Export) -> list[dict[str, torch.Tensor]]:
     Raises:
         ValueError: they are texts, and the export has no tokenizer.
     """
-    given = export.options.get("calibration")
-    if given is None:
-        return _split(export.inputs.tensors)
+    if export.calibration is None:
+        batch = export.inputs.tensors
+        return [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(len(batch["input_ids"]))]
     longest = min(LONGEST, longest_sequence(export.model.base))
-    return [_tensors(row, export, longest) for row in given]
-
-
-def _split(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    return [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(len(batch["input_ids"]))]
+    return [_tensors(row, export, longest) for row in export.calibration]
 
 
 def _tensors(row: Any, export: Export, longest: int) -> dict[str, torch.Tensor]:
     if isinstance(row, Mapping):
-        tensors = {name: torch.as_tensor(row[name])[None] for name in INPUTS if name in row}
+        tensors = {name: torch.as_tensor(row[name])[None] for name in NAMES if name in row}
         return {"attention_mask": torch.ones_like(tensors["input_ids"]), **tensors}
     if export.tokenizer is None:
         raise UserError("calibration: texts need a tokenizer; give one, or tokenized rows")
     texts = (row,) if isinstance(row, str) else tuple(row)
     tokens = export.tokenizer(*texts, truncation=True, max_length=longest, return_tensors="pt")
-    return {name: tokens[name] for name in INPUTS if name in tokens}
+    return {name: tokens[name] for name in NAMES if name in tokens}

@@ -1,29 +1,52 @@
-"""A standard subnet as a stock checkpoint that transformers 4.57 and 5.x both read."""
+"""The checkpoint as the first of the formats: a standard subnet as a stock one that transformers 4.57 and 5.x both read."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.portable import portable_config
+from ..utils.files import staged_file
 from ..utils.tokenizer import save_tokenizer
-from .formats import Export, Format, register
+from .format import Export, Format, Predict
 from .outputs import predict
+
+
+class CheckpointFormat(Format):
+    """What `from_pretrained` reads: without this package where the size is standard."""
+
+    name = "safetensors"
+    description = "a checkpoint, stock where the size is standard"
+    in_root = True
+
+    def write(self, export: Export, folder: Path) -> None:
+        """Write the extracted size, and its tokenizer."""
+        extracted = export.model.extract(export.subnet)
+        if export.model.portability_of(export.subnet) == "standard":
+            save_standard(extracted, folder, export.tokenizer)
+            return
+        extracted.save_pretrained(folder)
+        if export.tokenizer is not None:
+            save_tokenizer(export.tokenizer, folder)
+
+    def load(self, export: Export, folder: Path) -> Predict:
+        """Read the written checkpoint as a user would."""
+        standard = export.model.portability_of(export.subnet) == "standard"
+        loader = type(export.model.base) if standard else type(export.model)
+        model = loader.from_pretrained(folder).eval()
+        return lambda inputs: predict(model, inputs)
 
 
 def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write a stock model, its generation config and its tokenizer, for both major versions of transformers.
 
-    The files are complete before the first of them appears in `directory`.
+    The files are complete before the first of them appears in `directory`; the config comes last, without it there is no
+    checkpoint.
 
     Args:
         model: a stock model, such as `extract` gives for a standard subnet.
@@ -31,21 +54,16 @@ def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreT
         tokenizer: written next to the model if given.
 
     Raises:
-        ValueError: the model is elastic, or its config cannot be written for both versions.
+        UserError: the model is elastic, or its config cannot be written for both versions.
     """
     if isinstance(model, ElasticPreTrainedModel):
         raise UserError(f"{type(model).__name__} is not a stock model: extract a standard subnet of it first")
-    directory = Path(directory)
-    unfinished = directory.parent / f".{directory.name}.{os.getpid()}.unfinished"
-    unfinished.mkdir(parents=True)
-    try:
-        model.save_pretrained(unfinished, state_dict=_state_dict(model))
-        _write_json(unfinished / "config.json", portable_config(model.config))
+    values = portable_config(model.config)
+    with staged_file(Path(directory) / "config.json") as config:
+        model.save_pretrained(config.parent, state_dict=_state_dict(model))
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
-            save_tokenizer(tokenizer, unfinished)
-        _move(unfinished, directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            save_tokenizer(tokenizer, config.parent)
 
 
 def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -59,48 +77,3 @@ def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             tensors[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     return tensors
-
-
-def _write_json(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _move(unfinished: Path, directory: Path) -> None:
-    """Move the files to where they belong; the config comes last, without it there is no checkpoint."""
-    if not directory.exists():
-        os.replace(unfinished, directory)
-        return
-    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(path, directory / path.name)
-
-
-def write_checkpoint(model: ElasticPreTrainedModel, subnet, folder: Path, tokenizer=None) -> None:
-    """Write the extracted size: readable without this package where it is standard."""
-    extracted = model.extract(subnet)
-    if model.portability_of(subnet) == "standard":
-        save_standard(extracted, folder, tokenizer)
-        return
-    extracted.save_pretrained(folder)
-    if tokenizer is not None:
-        save_tokenizer(tokenizer, folder)
-
-
-def _write(export: Export, folder: Path) -> None:
-    write_checkpoint(export.model, export.subnet, folder, export.tokenizer)
-
-
-def _load(export: Export, folder: Path, threads: int | None = None) -> Callable[[Mapping], np.ndarray]:
-    """Read the written checkpoint as a user would. The number of threads is torch's own."""
-    standard = export.model.portability_of(export.subnet) == "standard"
-    loader = type(export.model.base) if standard else type(export.model)
-    model = loader.from_pretrained(folder).eval()
-    return lambda inputs: predict(model, inputs)
-
-
-def _run(export: Export, folder: Path) -> np.ndarray:
-    return _load(export, folder)(export.inputs.tensors)
-
-
-CHECKPOINT = register(
-    Format("safetensors", "a checkpoint, stock where the size is standard", write=_write, run=_run, load=_load, in_root=True)
-)

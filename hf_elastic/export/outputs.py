@@ -1,4 +1,4 @@
-"""The output of a model that exports are compared by, and the checkpoint as the first of the formats."""
+"""The output of a model that exports are compared by."""
 
 from __future__ import annotations
 

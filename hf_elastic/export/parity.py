@@ -44,11 +44,6 @@ INT8 = Tolerance(min_argmax_agreement=0.9)
 NEAR_TIE = 0.05
 
 
-def default_tolerance(export_format: str) -> Tolerance:
-    """The tolerance of a format: `INT8` for a name ending in `-int8`, otherwise `FLOAT32`."""
-    return INT8 if export_format.endswith("-int8") else FLOAT32
-
-
 def compare(reference: np.ndarray, candidate: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float | int]:
     """Measure how far `candidate` is from `reference`.
 
@@ -137,7 +132,7 @@ def check_parity(comparison: Mapping[str, float], tolerance: Tolerance) -> None:
 
 
 def write_parity(
-    path: Path, export_format: str, comparison: Mapping[str, float], inputs: Any, tolerance: Tolerance | None = None
+    path: Path, export_format: str, comparison: Mapping[str, float], inputs: Any, tolerance: Tolerance
 ) -> dict[str, Any]:
     """Write `parity.json`. The file appears complete or not at all; a failed comparison is written too, as `passed: false`.
 
@@ -146,12 +141,11 @@ def write_parity(
         export_format: e.g. `onnx` or `onnx-int8`.
         comparison: the result of `compare`.
         inputs: what was compared on, as JSON: the texts, or the shapes of the arrays.
-        tolerance: default `default_tolerance(export_format)`.
+        tolerance: what `passed` is judged by.
 
     Returns:
         The record as written: `format`, `passed`, `tolerance`, the numbers of `comparison`, `inputs`, `versions`.
     """
-    tolerance = tolerance or default_tolerance(export_format)
     record = {
         "format": export_format,
         "passed": not violations(comparison, tolerance),

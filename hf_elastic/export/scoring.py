@@ -1,4 +1,4 @@
-"""What an export is worth: its accuracy on rows that were held out, its latency next to torch's, and its size on disk."""
+"""Scores on rows that were held out, and latencies of runtimes side by side."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticPreTrainedModel
 from ..measure.latency import Latency, Watch, measure_latency, measurement_warnings
 from ..measure.quality import IGNORED, QualityPass
-from ..measure.values import ACCURACY
+from ..measure.values import ACCURACY, PERPLEXITY
 from ..metrics import compute_classification
+from .outputs import predict
 from .parity import ParityError
 
-if TYPE_CHECKING:
-    from .formats import Export, Format
-
-WEIGHT_SUFFIXES = (".onnx", ".onnx_data", ".xml", ".bin", ".safetensors", ".engine", ".plan")
-PERPLEXITY = "perplexity"
 # Blocks in which a runtime is timed alone, after a pause in which the threads of the others have gone to sleep.
 ROUNDS, CALLS, PAUSE_SECONDS = 5, 8, 0.05
-
-Predict = Callable[[Mapping[str, torch.Tensor]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -41,6 +35,8 @@ class HeldOut:
         is_language_model: labels are tokens; scored by accuracy of the next (or masked) token and perplexity, the others by
             accuracy, F1 and Matthews correlation.
         is_shifted: labels are scored against the logits one place before.
+        reference_scores: what a loss of accuracy counts from; None for what the exported view scores. Where the model was changed
+            before the export, as by pruning its vocabulary, they are those of the model before.
     """
 
     name: str
@@ -48,6 +44,7 @@ class HeldOut:
     rows: int
     is_language_model: bool
     is_shifted: bool
+    reference_scores: Mapping[str, float] | None = None
 
     @classmethod
     def from_rows(
@@ -70,16 +67,20 @@ class HeldOut:
         is_language_model = isinstance(model, (ElasticForCausalLM, ElasticForMaskedLM))
         return cls(name, tuple(quality.batches), len(rows), is_language_model, quality.shifted)
 
-    def score(self, predict: Predict) -> dict[str, float]:
+    def score_of(self, model: PreTrainedModel) -> dict[str, float]:
+        """`score` of a model in torch."""
+        return self.score(lambda batch: predict(model, batch))
+
+    def score(self, run: Callable[[Mapping[str, torch.Tensor]], np.ndarray]) -> dict[str, float]:
         """Accuracy (0 to 1) and the other metrics of the task.
 
         Args:
-            predict: inputs -> logits, which is `float[batch, classes]` or `float[batch, sequence, classes]`.
+            run: inputs -> logits, which is `float[batch, classes]` or `float[batch, sequence, classes]`.
         """
         logits, labels = [], []
         loss = 0.0
         for batch in self.batches:
-            found = predict({name: tensor for name, tensor in batch.items() if name != "labels"})
+            found = run({name: tensor for name, tensor in batch.items() if name != "labels"})
             wanted = batch["labels"].numpy()
             if self.is_shifted:
                 found, wanted = found[:, :-1], wanted[:, 1:]
@@ -131,11 +132,14 @@ def check_drop(name: str, held_out: HeldOut, view: Mapping, file: Mapping, max_d
     return drop
 
 
-def side_by_side(calls: Mapping[str, Callable[[], object]]) -> dict[str, Latency]:
+def side_by_side(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
     """Latencies of calls in different runtimes, in turns.
 
     Each round times each call alone, in a block of its own: a runtime keeps its idle threads spinning for a while, which would
     slow the next one down on the same cores.
+
+    Returns:
+        `NAME_ms` (median) and `NAME_interval_ms` (95%) of each call in milliseconds; `warnings` where a measurement is doubtful.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     watch = Watch()
@@ -145,46 +149,11 @@ def side_by_side(calls: Mapping[str, Callable[[], object]]) -> dict[str, Latency
             options = {"repeats": CALLS, "min_rounds": CALLS, "relative_interval": 0, "warmup": 2}
             samples[name] += measure_latency({name: call}, **options)[name].samples_ms
     others = watch.share()
-    return {name: Latency.from_samples(taken, others) for name, taken in samples.items()}
-
-
-def weights_on_disk(folder: Path) -> float:
-    """Megabytes (10^6 bytes) of the files of an export that a runtime reads."""
-    files = [path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES]
-    return sum(path.stat().st_size for path in files) / 1e6
-
-
-def worth(export: Export, one: Format, folder: Path) -> dict[str, Any]:
-    """What `parity.json` says of an export besides parity: size, and with held-out rows accuracy and, where timed, latency.
-
-    Args:
-        export: the export in progress.
-        one: its format.
-        folder: what was written.
-
-    Raises:
-        ParityError: more accuracy was lost than is allowed.
-    """
-    record: dict[str, Any] = {"size_mb": round(weights_on_disk(folder), 3)}
-    held_out = export.held_out
-    if held_out is None or one.load is None:
-        return record
-    predict = one.load(export, folder, None)
-    scores = held_out.score(predict)
-    drop = check_drop(one.name, held_out, export.view_scores, scores, export.max_accuracy_drop)
-    record["held_out"] = {
-        "name": held_out.name, "rows": held_out.rows, "view": dict(export.view_scores), "file": scores,
-        "accuracy_drop_points": round(drop, 4), "max_accuracy_drop": export.max_accuracy_drop,
-    }  # fmt: skip
-    if not one.is_timed:
-        return record
-    inputs = held_out.typical_input()
-    with torch.inference_mode():
-        timed = side_by_side({"view": lambda: export.view(**inputs), "file": lambda: predict(inputs)})
-    record["latency"] = {"batch_size": 1, "sequence_length": int(inputs["input_ids"].shape[-1])}
-    for name, latency in timed.items():
-        record["latency"][f"{name}_ms"] = round(latency.median_ms, 4)
-        record["latency"][f"{name}_interval_ms"] = [round(latency.low_ms, 4), round(latency.high_ms, 4)]
-    if found := measurement_warnings(list(timed.values())):
-        record["latency"]["warnings"] = found
+    found = {name: Latency.from_samples(taken, others) for name, taken in samples.items()}
+    record: dict[str, Any] = {}
+    for name, latency in found.items():
+        record[f"{name}_ms"] = round(latency.median_ms, 4)
+        record[f"{name}_interval_ms"] = [round(latency.low_ms, 4), round(latency.high_ms, 4)]
+    if warnings := measurement_warnings(list(found.values())):
+        record["warnings"] = warnings
     return record

@@ -206,7 +206,7 @@ def check_push(
     if "safetensors" not in formats:
         raise UserError("formats: a size is pushed with its checkpoint; add safetensors")
     if set(names) - set(exports):
-        _check_options_of(formats)
+        _check_calibration(formats)
     if not supernet and not names:
         raise UserError("nothing to push: neither the supernet nor any subnets")
     if model.frozen_cut is not None:
@@ -220,15 +220,11 @@ def check_push(
         check_size(model, name, path)
 
 
-def _check_options_of(formats: Sequence[str]) -> None:
-    """Refuse formats that need an option such as calibration: sizes that are cut while pushing have none."""
+def _check_calibration(formats: Sequence[str]) -> None:
+    """Refuse formats that need calibration: sizes that are cut while pushing have none."""
     for name in formats:
-        check = FORMATS[name].check_options
-        try:
-            if check is not None:
-                check({})
-        except ValueError as error:
-            raise UserError(f"formats: {error}; write it by hf-elastic export, and give its folder to --exports") from error
+        if FORMATS[name].needs_calibration:
+            raise UserError(f"formats: {name} needs calibration; write it by hf-elastic export, and give its folder to --exports")
 
 
 def _export(model, name: str, folder: Path, formats: Sequence[str], tokenizer) -> Path:

@@ -23,9 +23,8 @@ from shipping_runtimes import Variant, time_in_turns
 from hf_elastic.cli.common import parse
 from hf_elastic.cli.data import DataArguments, load_elastic, load_tokenizer
 from hf_elastic.cli.export_data import read_calibration, read_held_out
-from hf_elastic.export import FORMATS, export_subnet
+from hf_elastic.export import export_subnet
 from hf_elastic.export.onnx.format import GRAPH
-from hf_elastic.export.outputs import predict
 from hf_elastic.graphs.openvino import IR
 from hf_elastic.measure.latency import Latency, machine_facts
 from hf_elastic.utils.files import write_atomically
@@ -33,7 +32,7 @@ from hf_elastic.utils.progress import Bar
 
 SHARES = {"half": 0.5, "third": 0.34, "fifth": 0.2}
 LENGTH, BATCHES = 32, (1, 32)
-# Column -> format and options of the export; those with "O2" only where this version of hf_elastic can fuse.
+# Column -> format and options of the export.
 EXPORTS = {
     "ONNX fp32": ("onnx", {}),
     "ONNX fp32, fused": ("onnx", {"optimize": "O2"}),
@@ -102,9 +101,9 @@ def export_all(model, tokenizer, args, name: str | None, columns: list[str], fol
         for kind, column in chosen.items():
             records[column] = {**found[kind], "file": target / kind / (IR if kind.startswith("openvino") else GRAPH)}
     view = model.view(name)
-    records["torch fp32"] = {"held_out": {"file": held_out.score(lambda batch: predict(view, batch))}}
+    records["torch fp32"] = {"held_out": {"file": held_out.score_of(view)}}
     with torch.autocast("cpu", torch.bfloat16):
-        records["torch bf16"] = {"held_out": {"file": held_out.score(lambda batch: predict(view, batch))}}
+        records["torch bf16"] = {"held_out": {"file": held_out.score_of(view)}}
     parameters = sum(parameter.numel() for parameter in view.parameters())
     for column in ("torch fp32", "torch bf16"):
         records[column]["size_mb"] = 4e-6 * parameters  # autocast keeps float32 weights
@@ -189,7 +188,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, tokenizer = load_elastic(args.model).eval(), load_tokenizer(args.model)
     columns = [c for c in EXPORTS if args.columns is None or c in args.columns]
-    columns = [c for c in columns if EXPORTS[c][1].keys() <= FORMATS[EXPORTS[c][0]].options]
     sizes, records, variants = choose_sizes(model), {}, []
     shapes = [(batch, LENGTH) for batch in BATCHES]
     with tempfile.TemporaryDirectory() as folder, Bar(True) as bar:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hf_elastic import ElasticForCausalLM, export_subnet
 from hf_elastic.evaluation.candidates import GraphModel
-from hf_elastic.export.onnx.format import compare_decoded, decode_with_torch
+from hf_elastic.export.onnx.generation import compare_decoded, decode_with_torch
 from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5
 from hf_elastic.runtimes.decoding import Decoded, decode_greedily, pad_left
 from hf_elastic.runtimes.onnxruntime import OnnxRunner

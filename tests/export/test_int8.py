@@ -12,8 +12,8 @@ from tiny import batch, config_of, decisive, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.export import export_subnet, formats
-from hf_elastic.export.formats import Format
+from hf_elastic.export import FORMATS, export_subnet
+from hf_elastic.export.format import Format
 from hf_elastic.export.onnx.instructions import INSTRUCTIONS, detect_instructions, resolve_instructions
 from hf_elastic.export.onnx.quantize import (
     prepare_graph,
@@ -25,7 +25,7 @@ from hf_elastic.export.onnx.quantize import (
 from hf_elastic.export.outputs import predict
 from hf_elastic.export.parity import ParityError
 from hf_elastic.export.scoring import HeldOut, check_drop
-from hf_elastic.graphs import exporters as _onnx_backend
+from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5
 from hf_elastic.graphs.onnx import export_onnx
 from hf_elastic.runtimes.onnxruntime import OnnxRunner
 from hf_elastic.utils.progress import Bar
@@ -153,7 +153,7 @@ def test_excluded_nodes_stay_in_float(model, prepared, tmp_path, quantize):
     assert not operators_of(tmp_path / "all.onnx").keys() & {"MatMulInteger", "MatMulNBits", "DequantizeLinear"}
 
 
-@pytest.mark.skipif(not _onnx_backend.ON_TRANSFORMERS_5, reason="Optimum packs attention in another way")
+@pytest.mark.skipif(not ON_TRANSFORMERS_5, reason="Optimum packs attention in another way")
 def test_packed_attention_is_taken_apart(model, tmp_path):
     source = export_onnx(model.view(None), batch(rows=2), tmp_path / "model.onnx", optimize="O2")
     assert operators_of(source)["Attention"] == LAYERS
@@ -184,7 +184,7 @@ def test_instructions_of_a_cpu(tmp_path):
         resolve_instructions("sse")
 
 
-@pytest.mark.skipif(_onnx_backend.ON_TRANSFORMERS_5, reason="Optimum's table is in the other lane")
+@pytest.mark.skipif(ON_TRANSFORMERS_5, reason="Optimum's table is in the other lane")
 def test_types_are_optimums():
     from onnxruntime.quantization import QuantType
     from optimum.onnxruntime import AutoQuantizationConfig
@@ -233,18 +233,23 @@ def spoil(monkeypatch, harmful: set[int]) -> None:
     monkeypatch.setattr(quantize, "quantize_dynamically", ruined)
 
 
+class Wrong(Format):
+    """Right on the inputs of the certificate, and wrong on the held-out rows."""
+
+    name, description = "wrong", ""
+
+    def write(self, export, folder):
+        pass
+
+    def run(self, export, folder):
+        return export.reference
+
+    def load(self, export, folder):
+        return lambda batch: -predict(export.view, batch)
+
+
 def test_too_much_loss_is_refused(model, held_out, tmp_path, monkeypatch):
-    """A format that is right on the inputs of the certificate, and wrong on the held-out rows."""
-    monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
-    formats.register(
-        Format(
-            "wrong",
-            "",
-            write=lambda export, folder: None,
-            run=lambda export, folder: export.reference,
-            load=lambda export, folder, threads: lambda batch: -predict(export.view, batch),
-        )
-    )
+    monkeypatch.setitem(FORMATS, "wrong", Wrong())
     record = export_subnet(model, None, tmp_path / "any", ["wrong"], held_out=held_out)["wrong"]
     assert record["held_out"]["accuracy_drop_points"] == 100
     with pytest.raises(ParityError, match=r"wrong: accuracy on 9 rows of made up falls from 100\.0% to 0\.0%, 100\.00 points"):

@@ -12,7 +12,7 @@ import transformers
 
 from hf_elastic.export.onnx.quantize import prepare_graph, quantize_dynamically
 from hf_elastic.export.parity import FLOAT32, INT8, check_parity, compare
-from hf_elastic.graphs import exporters as _onnx_backend
+from hf_elastic.graphs import exporters
 from hf_elastic.graphs.onnx import export_onnx
 from hf_elastic.runtimes.onnxruntime import OnnxRunner
 
@@ -201,7 +201,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
         path.write_text("half")
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr("hf_elastic.export.onnx.write_graph", write_half)
+    monkeypatch.setattr("hf_elastic.graphs.onnx.write_graph", write_half)
     with pytest.raises(RuntimeError, match="stopped"):
         export_onnx(model, batch(2, 6), path)
     assert path.read_text() == "old"
@@ -209,9 +209,9 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     assert model.training
 
 
-@pytest.mark.skipif(not _onnx_backend.ON_TRANSFORMERS_5, reason="Optimum decides by itself when weights leave the file")
+@pytest.mark.skipif(not exporters.ON_TRANSFORMERS_5, reason="Optimum decides by itself when weights leave the file")
 def test_weights_above_the_limit_go_beside_the_graph(tmp_path, monkeypatch):
-    monkeypatch.setattr(_onnx_backend, "LARGEST_SINGLE_FILE", 1000)
+    monkeypatch.setattr(exporters, "LARGEST_SINGLE_FILE", 1000)
     model = build("bert", "sequence")
     path = export_onnx(model, batch(2, 6), tmp_path / "model.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx_data"]
@@ -220,14 +220,14 @@ def test_weights_above_the_limit_go_beside_the_graph(tmp_path, monkeypatch):
         quantize_onnx(path, tmp_path / "int8.onnx")
 
 
-def test_move_export_removes_the_weights_of_an_older_export(tmp_path):
-    source, target = tmp_path / "staging" / "model.onnx", tmp_path / "model.onnx"
-    source.parent.mkdir()
-    for file in (source, target, _onnx_backend.weight_file(target)):
-        file.write_text(str(file))
-    _onnx_backend.move_export(source, target)
-    assert target.read_text() == str(source)
-    assert not _onnx_backend.weight_file(target).exists()
+def test_the_weights_of_an_older_graph_do_not_stay_beside_a_new_one(tmp_path):
+    target = tmp_path / "model.onnx"
+    for file in (target, exporters.weight_file(target)):
+        file.write_text("old")
+    with exporters.staged_graph(target) as staged:
+        staged.write_text("new")
+    assert target.read_text() == "new"
+    assert not exporters.weight_file(target).exists()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_export_rejects_weights(tmp_path):
         export_onnx(model, batch(2, 6), tmp_path / "model.onnx")
 
 
-@pytest.mark.skipif(_onnx_backend.ON_TRANSFORMERS_5, reason="Optimum keeps a list of tasks")
+@pytest.mark.skipif(exporters.ON_TRANSFORMERS_5, reason="Optimum keeps a list of tasks")
 def test_optimum_names_what_it_cannot_export(tmp_path):
     with pytest.raises(ValueError, match=r"Optimum cannot export LlamaForTokenClassification \(llama\)"):
         export_onnx(build("llama", "token"), batch(2, 6), tmp_path / "model.onnx")
@@ -279,14 +279,14 @@ def test_runner_takes_tensors_and_arrays(exported):
 
 
 def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
-    exporter = "transformers.exporters.exporter_onnx" if _onnx_backend.ON_TRANSFORMERS_5 else "optimum.exporters.onnx"
+    exporter = "transformers.exporters.exporter_onnx" if exporters.ON_TRANSFORMERS_5 else "optimum.exporters.onnx"
     monkeypatch.setitem(sys.modules, exporter, None)
     with pytest.raises(ImportError, match=r"pip install 'hf-elastic\[(onnx|optimum)\]'"):
-        export_onnx(build("bert", "sequence"), batch(2, 6), tmp_path / "model.onnx")
+        export_onnx(build("bert", "sequence", vocab_size=98), batch(2, 6), tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "hf_elastic.graphs.onnx")
+    monkeypatch.delitem(sys.modules, "hf_elastic.runtimes.onnxruntime")
     with pytest.raises(ImportError, match=r"onnxruntime.*hf-elastic\[(onnx|optimum)\]"):
-        importlib.import_module("hf_elastic.graphs.onnx")
+        importlib.import_module("hf_elastic.runtimes.onnxruntime")
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from tiny import batch, config_of, decisive, randomize, space_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
-from hf_elastic.export import export_subnet, formats
-from hf_elastic.graphs import exporters as _onnx_backend
+from hf_elastic.export import ExportConfig, export_subnet, format
+from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5, PACKAGES
 
 openvino = pytest.importorskip("openvino", reason="pip install 'hf-elastic[openvino]'")
 pytest.importorskip("nncf", reason="pip install 'hf-elastic[openvino]'")
@@ -115,7 +115,7 @@ def test_runs_onnx_files(model, tmp_path):
     assert error_of(model, path) < 1e-5
 
 
-@pytest.mark.skipif(_onnx_backend.ON_TRANSFORMERS_5, reason="optimum-intel 1.27 is for transformers 4.57")
+@pytest.mark.skipif(ON_TRANSFORMERS_5, reason="optimum-intel 1.27 is for transformers 4.57")
 def test_optimum_intel_reads_it(model, tmp_path):
     intel = pytest.importorskip("optimum.intel", reason="optimum-intel is not installed")
     export_subnet(model, {"num_hidden_layers": 2}, tmp_path / "out", ["openvino"])
@@ -157,8 +157,8 @@ def test_bad_input(model, source, tmp_path, monkeypatch):
 
 def test_the_extra_pulls_what_draws_the_graph(monkeypatch):
     """On 4.57 that is Optimum, on 5.x onnxscript."""
-    package = _onnx_backend.PACKAGES[-1]
-    monkeypatch.setattr(formats, "_is_installed", lambda name: name != package)
-    extra = re.escape("[openvino]" if _onnx_backend.ON_TRANSFORMERS_5 else "[openvino,optimum]")
+    package = PACKAGES[-1]
+    monkeypatch.setattr(format, "is_installed", lambda name: name != package)
+    extra = re.escape("[openvino]" if ON_TRANSFORMERS_5 else "[openvino,optimum]")
     with pytest.raises(ImportError, match=rf"openvino needs {package}, .* pip install 'hf-elastic{extra}'"):
-        formats.select(["openvino"])
+        ExportConfig(["openvino"])

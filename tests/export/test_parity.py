@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_elastic.export.formats import _is_installed
+from hf_elastic.export.format import is_installed
 from hf_elastic.export.parity import (
     FLOAT32,
     INT8,
@@ -12,7 +12,6 @@ from hf_elastic.export.parity import (
     Tolerance,
     check_parity,
     compare,
-    default_tolerance,
     installed_versions,
     write_parity,
 )
@@ -81,11 +80,6 @@ def test_values_that_are_not_finite_never_pass(value):
         compare(REFERENCE, candidate)
 
 
-def test_default_tolerances():
-    assert default_tolerance("onnx") is default_tolerance("openvino") is FLOAT32
-    assert default_tolerance("onnx-int8") is INT8
-
-
 def test_check_parity():
     result = compare(REFERENCE, REFERENCE + np.float32(0.01) * np.array([[0, 1, 0], [0, 0, 0]]))
     check_parity(result, INT8)
@@ -117,7 +111,7 @@ def test_a_near_tie_is_not_held_against_a_candidate(below, passed):
 def test_write_parity(tmp_path, shift, passed):
     path = tmp_path / "parity.json"
     result = compare(REFERENCE, REFERENCE + np.float32(shift))
-    record = write_parity(path, "onnx", result, inputs=["a text", "another"])
+    record = write_parity(path, "onnx", result, ["a text", "another"], FLOAT32)
     assert json.loads(path.read_text()) == record
     assert record["passed"] is passed
     assert record["tolerance"] == {"max_relative_difference": 1e-4}
@@ -131,11 +125,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "parity.json"
     path.write_text("old")
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_parity(path, "onnx", {**compare(REFERENCE, REFERENCE), "max_abs_difference": math.nan}, inputs=[])
+        write_parity(path, "onnx", {**compare(REFERENCE, REFERENCE), "max_abs_difference": math.nan}, [], FLOAT32)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_installed_versions_names_the_libraries():
     assert {"hf-elastic", "torch", "transformers"} <= set(installed_versions())
-    assert ("optimum" in installed_versions()) == _is_installed("optimum.onnxruntime")
+    assert ("optimum" in installed_versions()) == is_installed("optimum.onnxruntime")

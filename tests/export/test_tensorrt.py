@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 
 from hf_elastic import ElasticForMaskedLM
 from hf_elastic.export import export_subnet
-from hf_elastic.export.formats import longest_sequence
+from hf_elastic.export.inputs import longest_sequence
 from hf_elastic.export.tensorrt.graph import FLOAT32_OPERATORS, count_in_floats, fix_axes, lower_precision
 from hf_elastic.export.tensorrt.operators import check_operators, operator_table, problems
 from hf_elastic.export.tensorrt.profile import Profile, profile_of, provider_options, trtexec_command

@@ -13,13 +13,11 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DataCollatorWithPadding,
     PreTrainedTokenizerFast,
 )
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification
-from hf_elastic.export import export_subnet
-from hf_elastic.export.scoring import HeldOut
+from hf_elastic.cli.main import main
 from hf_elastic.export.vocabulary.corpus import read_texts
 from hf_elastic.export.vocabulary.pruning import prune_vocabulary
 
@@ -152,12 +150,16 @@ def test_a_frozen_size_and_a_stock_model():
         assert type(smaller) is type(one) and smaller.config.vocab_size == len(pruned) == report["vocabulary_after"]
 
 
-def test_export(tmp_path):
+def test_export(tmp_path, capsys):
+    """Pruned, then exported like any: the same size, which plain transformers loads."""
     tokenizer = word_piece()
     model = model_for(tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
     corpus = tmp_path / "corpus.txt.gz"
     corpus.write_bytes(gzip.compress("\n\n".join(KEPT).encode()))
-    export_subnet(model, {"num_hidden_layers": 2}, tmp_path / "out", tokenizer=tokenizer, texts=KEPT, keep_vocabulary_of=corpus)
+    options = ["--model", str(tmp_path / "model"), "--subnet", '{"num_hidden_layers": 2}', "--output_dir", str(tmp_path / "out")]
+    assert main(["export", *options, "--keep_vocabulary_of", str(corpus)]) == 0
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     pruned = AutoTokenizer.from_pretrained(tmp_path / "out")
     report = json.loads((tmp_path / "out" / "vocabulary.json").read_text())
@@ -165,40 +167,36 @@ def test_export(tmp_path):
     assert report["max_abs_difference"] == 0.0 and report["corpus_tokens_unchanged"] == 1.0
     assert again.config.pad_token_id == pruned.pad_token_id
     assert pruned("the happy fox").input_ids == [report["kept_ids"].index(i) for i in tokenizer("the happy fox").input_ids]
-    assert model.config.vocab_size == len(tokenizer) + 7  # the supernet is as it was
+    printed = capsys.readouterr().out
+    assert f"vocabulary: {len(tokenizer) + 7:,} -> {len(pruned):,} tokens" in printed and "100% of" in printed
 
 
-def test_scores_on_labelled_rows(tmp_path):
-    """Rows are tokenized again with what is left; a classifier's loss of accuracy counts from before pruning."""
+def test_a_loss_of_accuracy_counts_from_before_pruning(tmp_path, capsys):
+    """Rows are tokenized again with what is left."""
     tokenizer = word_piece()
-    stock = AutoModelForSequenceClassification.from_config(config_of("bert", vocab_size=len(tokenizer), num_labels=8))
+    stock = AutoModelForSequenceClassification.from_config(config_of("bert", vocab_size=len(tokenizer), num_labels=2))
     model = ElasticForSequenceClassification.from_base(randomize(stock), space=space_of("bert"))
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n".join(KEPT))
-    view = model.view(None)
     texts = [*ALL[:4], *KEPT]
     with torch.no_grad():  # so that not all of them are of one class
-        logits = torch.cat([view(**tokenizer([text], return_tensors="pt")).logits for text in texts])
+        logits = torch.cat([model.view(None)(**tokenizer([text], return_tensors="pt")).logits for text in texts])
         model.base.classifier.bias -= logits.mean(0)
         right = (logits - logits.mean(0)).argmax(-1).tolist()
     assert len(set(right)) > 1
-    seen = []
-
-    def rows(model, tokenizer):
-        seen.append(len(tokenizer))
-        found = [{**tokenizer(text), "labels": label} for text, label in zip(texts, right)]
-        return HeldOut.from_rows(model, found, DataCollatorWithPadding(tokenizer), "made up")
-
-    options = {"tokenizer": tokenizer, "held_out": rows, "keep_vocabulary_of": corpus}
-    record = export_subnet(model, None, tmp_path / "out", **options)["safetensors"]["held_out"]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "corpus.txt").write_text("\n".join(KEPT))
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        rows = [{"text": text, "label": label} for text, label in zip(texts, right)]
+        (tmp_path / "data" / f"{split}.json").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    assert main(["export", *options, "--keep_vocabulary_of", str(tmp_path / "corpus.txt")]) == 0, capsys.readouterr().err
+    record = json.loads((tmp_path / "out" / "parity.json").read_text())["held_out"]
     pruned = AutoTokenizer.from_pretrained(tmp_path / "out")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     found = [int(again(**pruned([text], return_tensors="pt")).logits.argmax()) for text in texts]
-    assert seen == [len(tokenizer), len(pruned)] and record["view"]["accuracy"] == 1.0
+    assert record["view"]["accuracy"] == 1.0
     assert record["file"]["accuracy"] == pytest.approx(np.mean(np.equal(found, right)))
-    with pytest.raises(ValueError, match=r"keep_vocabulary_of: the rows are tokenized .* give held_out as a function"):
-        export_subnet(model, None, tmp_path / "two", **{**options, "held_out": rows(model, tokenizer)})
-    assert not (tmp_path / "two").exists()
 
 
 @pytest.mark.parametrize(
@@ -218,15 +216,11 @@ def test_bad_corpora(tmp_path, name, content, message):
         read_texts("keep_vocabulary_of", tmp_path / name)
 
 
-def test_bad_input(tmp_path):
+def test_bad_input():
     tokenizer = word_piece()
     model = model_for(tokenizer)
     with pytest.raises(ValueError, match="no texts"):
         prune_vocabulary(model, tokenizer, [])
-    (tmp_path / "corpus.txt").write_text("the fox")
-    with pytest.raises(ValueError, match="has no tokenizer"):
-        export_subnet(model, None, tmp_path / "out", keep_vocabulary_of=tmp_path / "corpus.txt")
-    assert not (tmp_path / "out").exists()
 
     class Slow:
         is_fast = False

@@ -3,8 +3,12 @@
 What is exported is the size that the checkpoint selects (`subnet` in its config) or is frozen at; without either, the full one.
 A standard size is exported as the stock model that it is; any other as the stock class with tensors of its own sizes.
 
-`optimum-cli` finds this through `optimum/commands/register`, the namespace package that Optimum looks for plugins in; a program
-that calls Optimum itself calls `register()`.
+`optimum-cli` has no entry points: it imports the files of `optimum/commands/register` that are there. A wheel with such a file
+makes `optimum` importable where Optimum is not, and libraries then take it for installed. So who wants it asks for it, once:
+
+    python -m hf_elastic.export.onnx.optimum_plugin     # beside Optimum's own; says where
+
+A program that calls Optimum itself calls `register()`.
 """
 
 from __future__ import annotations
@@ -19,7 +23,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ...core import modeling_elastic as elastic
 from ...graphs.cache import Cache, cache_axes, open_head_axes, sample_step
 from ...graphs.exporters import given_inputs, missing_extra
+from ...utils.files import write_atomically
 
+# The file that `optimum-cli` imports when it starts. Only what loads a model needs it; `--help` and the like stay fast.
+PLUGIN = """# Written by python -m hf_elastic.export.onnx.optimum_plugin: optimum-cli learns of elastic checkpoints.
+import sys
+from importlib.util import find_spec
+
+if "export" in sys.argv[1:] and find_spec("hf_elastic") is not None:
+    from hf_elastic.export.onnx.optimum_plugin import register
+
+    register()
+"""
 # Where the shapes of the cache travel from the loaded model to the description of its graph; private, so never written.
 CACHE_OF_SIZE = "_cache_of_size"
 
@@ -106,6 +121,29 @@ def register() -> None:
         TasksManager._CUSTOM_CLASSES["pt", "elastic", task] = (__name__, loader.__name__)
 
 
+def install(folder: Path | None = None) -> Path:
+    """Let `optimum-cli` find this module.
+
+    Args:
+        folder: where Optimum looks for plugins; None for the folder of its own.
+
+    Returns:
+        The file that was written. Deleting it undoes this.
+
+    Raises:
+        ImportError: Optimum is not installed; it names the extra.
+    """
+    if folder is None:
+        try:
+            from optimum.commands import optimum_cli
+        except ImportError as error:
+            raise missing_extra(error) from error
+        folder = Path(optimum_cli.__file__).parent / "register"
+    path = folder / "register_hf_elastic.py"
+    write_atomically(path, PLUGIN)
+    return path
+
+
 class ElasticOnnxConfig:
     """Builds Optimum's description of the stock architecture's graph, for a size that is not standard.
 
@@ -140,3 +178,7 @@ class ElasticOnnxConfig:
                 return done
 
         return functools.partial(AnyFirstCache, **settings)(config.base_config)
+
+
+if __name__ == "__main__":
+    print(f"optimum-cli export onnx takes elastic checkpoints now: {install()}")

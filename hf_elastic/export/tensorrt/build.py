@@ -36,7 +36,7 @@ def check_builder() -> str:
 
 
 def build_engine(graph: Path, engine: Path, profile: Profile, inputs: Sequence[str]) -> str:
-    """Build a strongly typed engine with the `tensorrt` package (10 or later).
+    """Build a strongly typed engine with the `tensorrt` package (10 or later). Never run against the real package.
 
     Args:
         graph: the ONNX file.
@@ -48,7 +48,7 @@ def build_engine(graph: Path, engine: Path, profile: Profile, inputs: Sequence[s
         The version of TensorRT, with which alone the engine runs.
 
     Raises:
-        ValueError: the parser does not take the graph, or no engine can be built; with TensorRT's own words.
+        UserError: the parser does not take the graph, or no engine can be built; with TensorRT's own words.
     """
     import tensorrt
 
@@ -73,13 +73,13 @@ def build_engine(graph: Path, engine: Path, profile: Profile, inputs: Sequence[s
 
 
 def build_in_cache(graph: Path, cache: Path, options: Mapping[str, Any]) -> str:
-    """Build an engine by loading the graph into ONNX Runtime's provider, which leaves it in its cache.
+    """Build an engine by loading the graph into ONNX Runtime's provider, which leaves it in its cache. Never run.
 
     Returns:
         The version of ONNX Runtime.
 
     Raises:
-        ValueError: the provider did not start, or left no engine.
+        UserError: the provider did not start, or left no engine.
     """
     import onnxruntime
 

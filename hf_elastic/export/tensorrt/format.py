@@ -1,15 +1,15 @@
 """TensorRT as a format of `export_subnet`: a graph that an engine can be built from as it is, and how to build it.
 
-TensorRT needs an NVIDIA GPU. What this module can show without one, it does: every operator, type and operator set is on
-TensorRT's published support list, the shapes are those of the profile, and the same file computes on a CPU what the view does.
-What it cannot show (that an engine is built, how fast it is, what it computes) `tensorrt.json` says plainly.
+TensorRT needs an NVIDIA GPU, and has never run here. What this module can show without one, it does: every operator, type and
+operator set is on TensorRT's published support list, the shapes are those of the profile, and the same file computes on a CPU
+what the view does. What it cannot show (that an engine is built, how fast it is, what it computes) `tensorrt.json` says plainly.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ import torch
 from ...core.errors import UserError
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...graphs.exporters import EXTRA, PACKAGES, weight_file
-from ..calibration import calibration_rows, check_calibration
-from ..formats import Export, Format, longest_sequence, register
-from ..outputs import main_output, predict
+from ..calibration import calibration_rows
+from ..format import Export, Format
+from ..inputs import longest_sequence
+from ..outputs import predict
 from ..parity import FLOAT32, INT8, ParityError, Tolerance, compare, violations
 from .build import HOW_TO_INSTALL, build_engine, build_in_cache, check_builder
 from .profile import OPTIONS, Profile, profile_of, provider_options, trtexec_command
+from .runner import DESCRIPTION, GRAPH, CpuRunner
 
-GRAPH, ENGINE, CACHE, DESCRIPTION = "model.onnx", "model.engine", "engine_cache", "tensorrt.json"
+ENGINE, CACHE = "model.engine", "engine_cache"
 PRECISIONS = {
     "fp32": FLOAT32,
     "fp16": Tolerance(max_relative_difference=1e-2, min_argmax_agreement=0.9),
@@ -41,11 +43,86 @@ HOW_RUN = {
 }
 
 
+class TensorRTFormat(Format):
+    """An ONNX graph with the types and shapes of an engine. The engine itself (`build`) has never been built or run here."""
+
+    name = "tensorrt"
+    description = "an ONNX graph for TensorRT (fp16, bf16, int8 or fp32) and how to build its engine"
+    packages = PACKAGES
+    extra = EXTRA
+    options = frozenset((*OPTIONS, "precision", "build"))
+    takes_calibration = True
+    is_timed = False  # an engine on a GPU is what counts
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse an unknown precision; raise MissingPackageError for a build that cannot be done here."""
+        precision_of(options)
+        if options.get("build"):
+            check_builder()
+
+    def check(self, model: ElasticPreTrainedModel, options: Mapping[str, Any]) -> None:
+        """Refuse shapes that the model does not take."""
+        _profile(model, options)
+
+    def tolerance(self, options: Mapping[str, Any]) -> Tolerance:
+        """That of the precision."""
+        return PRECISIONS[precision_of(options)]
+
+    def load(self, export: Export, folder: Path) -> CpuRunner:
+        """The graph on the CPU."""
+        return CpuRunner(folder, export.model.config.pad_token_id or 0)
+
+    def write(self, export: Export, folder: Path) -> None:
+        """Write `model.onnx`, `tensorrt.json` and, with the option `build`, an engine."""
+        import onnx
+
+        from ...graphs.onnx import export_onnx
+        from .operators import check_operators
+
+        precision, profile = precision_of(export.options), _profile(export.model, export.options)
+        graph = folder / GRAPH
+        export_onnx(export.view, export.inputs.tensors, graph)
+        if weight_file(graph).exists():
+            raise UserError("tensorrt: a size with more than 2 GB of weights cannot be prepared; export a smaller one")
+        calibrated_on = _convert(export, graph, precision, profile)
+        model = onnx.load(graph)
+        record = _record(model, precision, profile)
+        record["operators"] = check_operators(model)
+        record["calibrated_on"] = calibrated_on
+        record["engine"] = _build(export, folder, profile, list(record["inputs"]), record["onnxruntime"]["options"])
+        (folder / DESCRIPTION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def evidence(self, export: Export, folder: Path) -> Mapping[str, Any]:
+        """Random tokens at the ends of the profile, compared with the view; one row where the longest would be many.
+
+        Of int8 they are recorded, not judged: its scales come from text, which random tokens are not.
+
+        Raises:
+            ParityError: a shape is over the tolerance.
+        """
+        profile, runner = _profile(export.model, export.options), self.load(export, folder)
+        precision = precision_of(export.options)
+        tolerance = Tolerance() if precision == "int8" else PRECISIONS[precision]
+        generator = torch.Generator().manual_seed(0)
+        shapes = dict.fromkeys([profile.shape("min"), profile.shape("opt"), (profile.batch[0], profile.sequence[2])])
+        found = []
+        for rows, tokens in shapes:
+            ids = torch.randint(0, export.view.config.vocab_size, (rows, tokens), generator=generator)
+            tensors = {name: torch.zeros_like(ids) for name in export.inputs.tensors}
+            tensors |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            comparison = compare(predict(export.view, tensors), runner(tensors))
+            over = violations(comparison, tolerance)
+            if over:
+                raise ParityError(f"tensorrt: at {rows} x {tokens} tokens the graph differs from its model: {'; '.join(over)}")
+            found.append({"shape": [rows, tokens], **comparison})
+        return {"precision": precision, "run_on": "CPUExecutionProvider", "profile_shapes": found}
+
+
 def precision_of(options: Mapping[str, Any]) -> str:
     """The precision that the options ask for; default fp16.
 
     Raises:
-        ValueError: an unknown one.
+        UserError: an unknown one.
     """
     precision = options.get("precision", "fp16")
     if precision not in PRECISIONS:
@@ -53,62 +130,34 @@ def precision_of(options: Mapping[str, Any]) -> str:
     return precision
 
 
-def tolerance_of(options: Mapping[str, Any]) -> Tolerance:
-    """How far the graph may be from the view, which depends on the precision."""
-    return PRECISIONS[precision_of(options)]
-
-
 def _profile(model: ElasticPreTrainedModel, options: Mapping[str, Any]) -> Profile:
     return profile_of(options, longest_sequence(model.base))
 
 
-def check(model: ElasticPreTrainedModel, subnet: Any, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for options that cannot be, and ImportError for a build that cannot be done here."""
-    precision_of(options)
-    _profile(model, options)
-    if options.get("calibration") is not None:
-        check_calibration(options["calibration"])
-    if options.get("build"):
-        check_builder()
+def _record(model, precision: str, profile: Profile) -> dict[str, Any]:
+    """What `tensorrt.json` says of a graph."""
+    from .operators import operator_table
 
-
-def write(export: Export, folder: Path) -> None:
-    """Write `model.onnx`, `tensorrt.json` and, with the option `build`, an engine."""
-    import onnx
-
-    from ...graphs.onnx import export_onnx
-    from .operators import check_operators, operator_table
-
-    precision, profile = precision_of(export.options), _profile(export.model, export.options)
-    graph = folder / GRAPH
-    export_onnx(export.view, export.inputs.tensors, graph)
-    if weight_file(graph).exists():
-        raise UserError("tensorrt: a size with more than 2 GB of weights cannot be prepared; export a smaller one")
-    calibrated_on = _convert(export, graph, precision, profile)
-    model = onnx.load(graph)
-    counts = check_operators(model)
-    inputs = [value.name for value in model.graph.input]
-    options = provider_options(profile, inputs, CACHE)
-    record = {
+    inputs = {value.name: _described(value) for value in model.graph.input}
+    return {
         "precision": precision,
         "profile": profile.to_dict(),
         "static_shapes": profile.is_static,
-        "inputs": {value.name: _described(value) for value in model.graph.input},
+        "inputs": inputs,
         "outputs": {value.name: _described(value) for value in model.graph.output},
         "opset": model.opset_import[0].version,
-        "operators": counts,
         "operators_checked_against": {key: operator_table()[key] for key in ("source", "tensorrt", "opsets")},
-        "trtexec": shlex.join(trtexec_command(profile, inputs, GRAPH, ENGINE)),
-        "onnxruntime": {"provider": "TensorrtExecutionProvider", "options": options},
+        "trtexec": shlex.join(trtexec_command(profile, list(inputs), GRAPH, ENGINE)),
+        "onnxruntime": {
+            "provider": "TensorrtExecutionProvider",
+            "options": provider_options(profile, list(inputs), CACHE),
+        },
         "needs": "TensorRT 10 or 11 (strongly typed networks, int64 inputs); ONNX Runtime built for it",
-        "calibrated_on": calibrated_on,
-        "engine": _build(export, folder, profile, inputs, options),
         "what_ran": {
             "cpu": f"{HOW_RUN[precision]}, in ONNX Runtime on the CPU, compared in parity.json",
             "tensorrt": "nothing: that an engine computes the same, and how fast, has to be measured on the GPU",
         },
     }
-    (folder / DESCRIPTION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _described(value) -> dict:
@@ -127,7 +176,7 @@ def _convert(export: Export, graph: Path, precision: str, profile: Profile) -> s
 
     calibrated_on = None
     if precision == "int8":
-        from .int8 import quantize
+        from .quantize import quantize
 
         batches, calibrated_on = _calibration(export, graph)
         quantize(graph, batches)
@@ -144,13 +193,14 @@ def _calibration(export: Export, graph: Path) -> tuple[list[dict[str, np.ndarray
     from ...runtimes.onnxruntime import OnnxRunner
 
     rows = calibration_rows(export)
-    given = export.options.get("calibration") is not None
+    given = export.calibration is not None
     what = "rows of calibration" if given else "rows that the export is compared on, for want of calibration"
     runner = OnnxRunner(graph)
     return [runner.feed(row) for row in rows], f"{len(rows)} {what}"
 
 
 def _build(export: Export, folder: Path, profile: Profile, inputs: list[str], options: Mapping[str, Any]) -> dict:
+    """Build an engine, if that is asked for. Never run: there was no GPU with TensorRT."""
     if not export.options.get("build"):
         return {"built": False, "how": f"run the trtexec command, or export with --build ({HOW_TO_INSTALL})"}
     if check_builder() == "tensorrt":
@@ -158,128 +208,3 @@ def _build(export: Export, folder: Path, profile: Profile, inputs: list[str], op
         return {"built": True, "file": ENGINE, "with": f"tensorrt {version}"}
     version = build_in_cache(folder / GRAPH, folder / CACHE, options)
     return {"built": True, "file": CACHE, "with": f"onnxruntime {version}"}
-
-
-class CpuRunner:
-    """The exported graph in ONNX Runtime on the CPU, for inputs of any shape that the profile covers in parts.
-
-    Args:
-        folder: what `write` wrote.
-        pad_token: what fills up rows that are shorter than the profile's shortest.
-    """
-
-    def __init__(self, folder: Path, pad_token: int):
-        import onnx
-
-        from ...runtimes.onnxruntime import OnnxRunner
-        from .graph import rounded_on_cpu
-
-        record = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        kinds = record["profile"]
-        self.rows = (kinds["min"]["batch_size"], kinds["max"]["batch_size"])
-        self.tokens = (kinds["min"]["sequence_length"], kinds["max"]["sequence_length"])
-        self.pad_token = pad_token
-        if record["precision"] == "bf16":
-            self.run = _unoptimized(rounded_on_cpu(onnx.load(folder / GRAPH)))
-        else:
-            self.run = OnnxRunner(folder / GRAPH)
-
-    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
-        """The main output, in the shape that the model gives for these inputs.
-
-        Raises:
-            ValueError: they have more tokens than the profile.
-        """
-        length = tensors["input_ids"].shape[1]
-        if length > self.tokens[1]:
-            raise UserError(f"max_sequence_length: {self.tokens[1]} is shorter than the {length} tokens to compare on")
-        parts = [self._part(part, length) for part in self._parts(tensors)]
-        return np.concatenate(parts)
-
-    def _parts(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-        for start in range(0, len(tensors["input_ids"]), self.rows[1]):
-            yield {name: tensor[start : start + self.rows[1]] for name, tensor in tensors.items()}
-
-    def _part(self, tensors: Mapping[str, torch.Tensor], length: int) -> np.ndarray:
-        count = len(tensors["input_ids"])
-        rows, columns = max(0, self.rows[0] - count), max(0, self.tokens[0] - length)
-        filled = {}
-        for name, tensor in tensors.items():
-            value = self.pad_token if name == "input_ids" else 0
-            tensor = torch.nn.functional.pad(tensor, (0, columns), value=value)
-            filled[name] = torch.cat([tensor, tensor[-1:].expand(rows, -1)])
-        result = main_output(self.run(filled))[:count]
-        # Of an output per token, those that were filled in go again.
-        return result[:, :length] if columns and result.ndim > 2 and result.shape[1] == length + columns else result
-
-
-def _unoptimized(model):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-
-    def run(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        return dict(zip(names[1], session.run(None, {name: tensors[name].numpy() for name in names[0]})))
-
-    return run
-
-
-def _runner(export: Export, folder: Path) -> CpuRunner:
-    return CpuRunner(folder, export.model.config.pad_token_id or 0)
-
-
-def run(export: Export, folder: Path) -> np.ndarray:
-    """The main output on the inputs of the export, on the CPU."""
-    return _runner(export, folder)(export.inputs.tensors)
-
-
-def load(export: Export, folder: Path, threads: int | None = None) -> CpuRunner:
-    """The graph on the CPU as a function from a batch to its main output; the number of threads is onnxruntime's own."""
-    return _runner(export, folder)
-
-
-def evidence(export: Export, folder: Path) -> dict:
-    """Random tokens at the ends of the profile, compared with the view; one row where the longest would be many.
-
-    Of int8 they are recorded, not judged: its scales come from text, which random tokens are not.
-
-    Raises:
-        ParityError: a shape is over the tolerance.
-    """
-    profile, runner = _profile(export.model, export.options), _runner(export, folder)
-    precision = precision_of(export.options)
-    tolerance = Tolerance() if precision == "int8" else tolerance_of(export.options)
-    generator = torch.Generator().manual_seed(0)
-    shapes = dict.fromkeys([profile.shape("min"), profile.shape("opt"), (profile.batch[0], profile.sequence[2])])
-    found = []
-    for rows, tokens in shapes:
-        ids = torch.randint(0, export.view.config.vocab_size, (rows, tokens), generator=generator)
-        tensors = {name: torch.zeros_like(ids) for name in export.inputs.tensors}
-        tensors |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        comparison = compare(predict(export.view, tensors), runner(tensors))
-        over = violations(comparison, tolerance)
-        if over:
-            raise ParityError(f"tensorrt: at {rows} x {tokens} tokens the graph differs from its model: {'; '.join(over)}")
-        found.append({"shape": [rows, tokens], **comparison})
-    return {"precision": precision, "run_on": "CPUExecutionProvider", "profile_shapes": found}
-
-
-TENSORRT = register(
-    Format(
-        "tensorrt",
-        "an ONNX graph for TensorRT (fp16, bf16, int8 or fp32) and how to build its engine",
-        write=write,
-        run=run,
-        load=load,
-        is_timed=False,  # an engine on a GPU is what counts
-        packages=PACKAGES,
-        extra=EXTRA,
-        options=frozenset((*OPTIONS, "precision", "calibration", "build")),
-        tolerance=tolerance_of,
-        evidence=evidence,
-        check=check,
-    )
-)

@@ -22,8 +22,9 @@ from ...core.errors import UserError
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...core.shapes import axes_in, parse_stored, permute
 from ...core.spec import Spec, spec_for
+from ..inputs import make_inputs
+from ..outputs import predict
 from ..parity import FLOAT32, check_parity, compare
-from .corpus import read_texts
 from .tokenizer import needed_tokens, pruned_json, vocabulary_of
 
 AXIS = "vocab"
@@ -86,35 +87,19 @@ def prune_vocabulary(
     return smaller, smaller_tokenizer, report
 
 
-def read_vocabulary_texts(path: str | Path, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """The texts of a corpus for `prune_vocabulary`, checked before any work.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty or not text, or there is no tokenizer that could be pruned.
-    """
-    if tokenizer is None:
-        raise UserError("keep_vocabulary_of: the model has no tokenizer, which has to shrink with it")
-    if not tokenizer.is_fast:
-        raise UserError(f"keep_vocabulary_of: {type(tokenizer).__name__} has no tokenizer.json (it is slow) and cannot be pruned")
-    return read_texts("keep_vocabulary_of", path)
-
-
 def prune_and_compare(
     model: ElasticPreTrainedModel, subnet: str | Mapping | None, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[ElasticPreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """`prune_vocabulary`, with a comparison of one size before and after on the first texts.
+    """`prune_vocabulary`, with a comparison of the size that is to be exported before and after on the first texts.
 
     Returns:
-        As `prune_vocabulary`; the report has the numbers of `compare` as well.
+        As `prune_vocabulary`; the report has the numbers of `compare` as well. `export_subnet` takes the model and the tokenizer
+        like any others.
 
     Raises:
         ValueError: see `prune_vocabulary`.
         ParityError: the outputs changed.
     """
-    from ..outputs import predict
-    from ..subnet import make_inputs
-
     smaller, smaller_tokenizer, report = prune_vocabulary(model, tokenizer, texts)
     rows = list(texts[:COMPARED])
     old, new = make_inputs(model, tokenizer, rows).tensors, make_inputs(smaller, smaller_tokenizer, rows).tensors
