@@ -110,7 +110,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise ValueError if the folder holds something and may not be written to."""
+    """Raise UserError if the folder holds something and may not be written to."""
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise UserError(
             f"output_dir: {folder} is not empty; add --resume_from_checkpoint true to go on, or --overwrite to start again"
@@ -127,7 +127,7 @@ def load_stock(args: TrainArguments):
     """A stock checkpoint as an elastic model of one size, whose training is plain fine-tuning.
 
     Raises:
-        ValueError: it is elastic already, or the architecture has no such head.
+        UserError: it is elastic already, or the architecture has no such head.
     """
     import torch
 
@@ -142,7 +142,7 @@ def load_teacher(name: str | None, model, tokenizer):
     """A teacher with the same head and tokens as `model`, stock or elastic, or None.
 
     Raises:
-        ValueError: its tokenizer turns text into other ids.
+        UserError: its tokenizer turns text into other ids.
         OSError: there is no such checkpoint.
     """
     if name is None:

@@ -10,9 +10,11 @@ from transformers import TrainingArguments
 
 from ..core.errors import UserError
 from ..utils.options import check_integers, read_mapping, read_name_or_mapping
-from .gradients import GRADIENT_SURGERY
 from .losses import DISTILLATION
-from .sampling import SAMPLING, SIZE_WEIGHTS
+
+SAMPLING = ("sandwich", "all", "single_path", "progressive")
+SIZE_WEIGHTS = ("uniform", "flops")
+GRADIENT_SURGERY = ("none", "pcgrad")
 
 
 @dataclass
@@ -22,8 +24,8 @@ class ElasticTrainingArguments(TrainingArguments):
     Options that are mappings also take JSON, as on the command line.
 
     Raises:
-        ValueError: an unknown `sampling`, distillation term or gradient surgery, a negative weight or count, a temperature that
-            is not above 0, or all weights zero.
+        UserError: an unknown `sampling`, distillation term or gradient surgery, a negative weight or count, a temperature that
+            is not above 0, all weights zero; or whatever `TrainingArguments` refuses.
     """
 
     sampling: str = field(
@@ -92,7 +94,10 @@ class ElasticTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UserError(f"training arguments: {error}") from error
         _check_known("sampling", self.sampling, SAMPLING)
         check_integers(1, split_random_rows=self.split_random_rows, relation_heads=self.relation_heads)
         check_integers(0, num_random_subnets=self.num_random_subnets, gradient_cosine_steps=self.gradient_cosine_steps)
