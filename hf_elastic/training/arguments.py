@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 
@@ -94,10 +95,8 @@ class ElasticTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        try:
+        with as_user_error(ValueError):
             super().__post_init__()
-        except ValueError as error:
-            raise UserError(f"training arguments: {error}") from error
         _check_known("sampling", self.sampling, SAMPLING)
         check_integers(1, split_random_rows=self.split_random_rows, relation_heads=self.relation_heads)
         check_integers(0, num_random_subnets=self.num_random_subnets, gradient_cosine_steps=self.gradient_cosine_steps)
@@ -127,6 +126,17 @@ class ElasticTrainingArguments(TrainingArguments):
             raise UserError("task_weight and every weight of distillation are 0: smaller sizes would learn nothing")
         if not 0 < self.temperature < inf:
             raise UserError(f"temperature: {self.temperature} must be a finite number above 0")
+
+
+@contextmanager
+def as_user_error(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn what transformers raises where it refuses an argument, one of `kinds`, into a UserError of the same words."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(*error.args[:1]) from error
 
 
 def _check_known(option: str, value: str, known) -> None:

@@ -91,6 +91,8 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, student: ElasticPreTrainedModel, args: ElasticTrainingArguments):
+        if not isinstance(model, nn.Module):
+            raise UserError(f"the teacher must be a model, got {type(model).__name__}")
         self.model = model.base if isinstance(model, ElasticPreTrainedModel) else model
         self._check(model, student, args)
         if isinstance(model, ElasticPreTrainedModel):

@@ -11,7 +11,7 @@ from transformers.utils import is_peft_available
 from ..core.errors import UserError
 from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
-from .arguments import ElasticTrainingArguments
+from .arguments import ElasticTrainingArguments, as_user_error
 from .checkpoints import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
 from .distributed import check_arguments, prepare_accelerator
 from .gradients import SizeGradients, add_rows_in_place
@@ -55,6 +55,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         if not isinstance(elastic, ElasticPreTrainedModel):
             raise UserError(f"ElasticTrainer needs an elastic model, got {type(model).__name__}")
         args = args or ElasticTrainingArguments(output_dir="runs")
+        if not isinstance(args, ElasticTrainingArguments):
+            raise UserError(f"ElasticTrainer needs ElasticTrainingArguments, got {type(args).__name__}")
         if elastic.frozen_cut is not None:
             _check_frozen(model, elastic, args)
         self.sampler = make_sampler(elastic, args)
@@ -64,7 +66,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             cuts = [elastic.resolve(subnet) for subnet in (*elastic.space.extremes(), *self.sampler.named.values())]
             self.observer.projections.check_heads(args.relation_heads, cuts)
         check_arguments(args)
-        super().__init__(model=model, args=args, **kwargs)
+        with as_user_error(ValueError):
+            super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
         self.eval_subnets = self._check_names(args.eval_subnets)
         self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
@@ -76,6 +79,15 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         """Create the accelerator, and refuse one that cannot train slices of shared weights."""
         super().create_accelerator_and_postprocess()
         prepare_accelerator(self.accelerator, self.args)
+
+    def create_optimizer(self, *args, **kwargs):
+        """Create the optimizer, and refuse one that is not installed."""
+        with as_user_error(ValueError):
+            return super().create_optimizer(*args, **kwargs)
+
+    def _determine_best_metric(self, *args, **kwargs) -> bool:
+        with as_user_error(KeyError):  # metric_for_best_model is none of the metrics
+            return super()._determine_best_metric(*args, **kwargs)
 
     def _check_names(self, names: list[str] | None) -> list[str]:
         if names is None:
