@@ -52,7 +52,7 @@ def test_a_step_by_hand(size_weights, parts, tmp_path):
 
 
 def test_accumulation_changes_nothing(tmp_path):
-    """Two micro-batches of four give the step of one batch of eight, however many labels each hand finds."""
+    """Two micro-batches of four give the step of one batch of eight, however many labels each part holds."""
     states = []
     for size, accumulate in ((8, 1), (4, 2)):
         torch.manual_seed(0)

@@ -270,19 +270,6 @@ def test_label_smoothing_shifts_a_causal_model(tmp_path):
         assert trainer.compute_loss(model, dict(batch)) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_every_process_and_step_draws_the_same():
-    from hf_elastic.training.sampling import Sampler
-
-    space = classifier().space
-    sampler = Sampler(space, "sandwich", seed=1)
-    drawn = [sampler.draw(step, 40) for step in range(40)]
-    assert drawn == [Sampler(space, "sandwich", seed=1).draw(step, 40) for step in range(40)]
-    assert drawn != [Sampler(space, "sandwich", seed=2).draw(step, 40) for step in range(40)]
-    assert all(sizes[0][1] == space.largest and sizes[-1][1] == space.smallest for sizes in drawn)
-    assert len({sizes[1][1] for sizes in drawn}) > 5
-    assert len(Sampler(space, "all").draw(0, 1)) == len(space)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
