@@ -31,8 +31,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in checkpoints(str(folder))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["step", "mark"])
+@pytest.mark.parametrize("where", ["step", pytest.param("mark", marks=pytest.mark.slow)])
 def test_killed_in_one_process(where, tmp_path):
     """Killed in the middle of the first epoch of 16 steps, after step 13 or while checkpoint 10 is written."""
     kill = {"step": 13 if where == "step" else 10, "where": where}

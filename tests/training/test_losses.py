@@ -239,7 +239,9 @@ def task(kind):
     return model, {**inputs, "labels": labels[kind]}
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in ("classification", "causal") else pytest.param(kind, marks=pytest.mark.slow) for kind in TASKS]
+)
 def test_every_term_on_every_task(kind, tmp_path):
     """A step with all terms is finite, and each term moves the weights."""
     states = {}

@@ -129,11 +129,8 @@ def test_size_weights(tmp_path):
     ("given", "options", "message"),
     [
         ({"huge": 1}, {}, "'huge' is no size that is trained; known: largest, random, smallest$"),
-        ({"random": 1}, {"num_random_subnets": 0}, "'random' is no size that is trained; known: largest, smallest$"),
         ({"smallest": 2}, {"train_subnets": ["half"]}, "'smallest' is no size that is trained; known: largest, half$"),
-        ({"half": 2}, {}, "'half' is no size that is trained; known: largest, random, smallest$"),
         ({"random": 1}, {"sampling": "all"}, "'random' is no size that is trained; known: largest, half$"),
-        ({"smallest": -1}, {}, "smallest: -1 is not a weight"),
         ({"largest": 0, "smallest": 0, "random": 0}, {}, "with largest at 0 every other size needs a weight"),
     ],
 )
