@@ -1,6 +1,6 @@
 """Text data sets from the standard library, from local files or from the Hub, brought to one form for training.
 
-`columns_of`, `encode_labels` and `check_labels` settle what the columns mean; `tokenize_*` make model input of them.
+`columns_of`, `encode_labels` and `check_labels` find out what the columns mean; `tokenize_*` make model input of them.
 """
 
 import glob
@@ -32,8 +32,6 @@ ACCEPTED = (
 HEADERLESS_COLUMNS = ["label", "sentence1", "sentence2"]
 VALIDATION_SHARE = 0.1
 
-CLASSIFICATION_TASKS = frozenset({"classification", "sequence-classification", "text-classification"})
-LANGUAGE_TASKS = frozenset({"causal-lm", "masked-lm", "language-modeling", "text-generation", "fill-mask"})
 PAIRS = "sentence1+sentence2 premise+hypothesis question+sentence question1+question2 question+passage question+context"
 TEXT_PAIRS = tuple(tuple(pair.split("+")) for pair in PAIRS.split())
 TEXT_SINGLES = (("text",), ("sentence",), ("sentence1",), ("content",), ("question",))
@@ -77,14 +75,12 @@ def columns_of(
         dataset: a column counts where every split has it.
         text: the text column or columns; None looks for common names such as `text` or `premise` and `hypothesis`.
         label: the label column; None looks for `label` and `labels`.
-        task: one of `CLASSIFICATION_TASKS`, or of `LANGUAGE_TASKS`, which take one text column and no label (None).
+        task: "sequence-classification", or "causal-lm" or "masked-lm", which take one text column and no label (None).
 
     Raises:
-        UserError: the task is unknown, a column is missing or holds no strings, or the number of text columns is wrong.
+        UserError: a column is missing or holds no strings, or the number of text columns is wrong.
     """
-    if task not in CLASSIFICATION_TASKS | LANGUAGE_TASKS:
-        raise UserError(f"task={task!r}: must be one of {', '.join(sorted(CLASSIFICATION_TASKS | LANGUAGE_TASKS))}")
-    labelled = task in CLASSIFICATION_TASKS
+    labelled = task == "sequence-classification"
     candidates = (*TEXT_PAIRS, *TEXT_SINGLES) if labelled else TEXT_SINGLES
     if text is not None:
         candidates = ((text,) if isinstance(text, str) else tuple(text),)

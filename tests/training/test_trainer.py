@@ -282,7 +282,7 @@ def test_label_smoothing_shifts_a_causal_model(tmp_path):
         ({"temperature": 0.0}, "temperature: 0.0 must be a finite number above 0"),
         ({"distillation": {"hidden": -1.0}}, "distillation: hidden: -1.0 is not a weight"),
         ({"task_weight": 0.0, "distillation": "{}"}, "would learn nothing"),
-        ({"eval_strategy": "sometimes"}, "'sometimes' is not a valid IntervalStrategy"),
+        ({"eval_strategy": "sometimes"}, "sometimes is not a valid IntervalStrategy"),
         ({"relation_heads": 0}, "relation_heads must be an integer of at least 1, got 0"),
     ],
 )
