@@ -87,7 +87,7 @@ class ElasticTrainingArguments(TrainingArguments):
     )
     gradient_cosine_steps: int = field(
         default=0,
-        metadata={"help": "Log the cosine between the gradients of the sizes every this many steps; 0 is never."},
+        metadata={"help": "Log the cosine between the gradients of the sizes every so many steps; 0 is never (steps)."},
     )
     eval_subnets: list[str] | None = field(
         default=None,
@@ -113,7 +113,7 @@ class ElasticTrainingArguments(TrainingArguments):
         else:
             _check_known("size_weights", self.size_weights, SIZE_WEIGHTS)
         self.progressive_schedule = read_mapping("progressive_schedule", self.progressive_schedule)
-        self.distillation = read_mapping("distillation", self.distillation)
+        self.distillation = read_mapping("distillation", self.distillation) or {}
         for name in self.distillation:
             _check_known("distillation", name, DISTILLATION)
         _check_weights("distillation", self.distillation)
