@@ -1,6 +1,7 @@
 """Training that is killed with SIGKILL goes on as if nothing had happened."""
 
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from test_trainer import arguments, classifier, rows, train
 from worker import make_arguments, make_model, make_rows, run_case
 
 from hf_elastic import ElasticTrainer, Space
+from hf_elastic.cli.train import TrainArguments, run
+from hf_elastic.core.errors import UserError
 from hf_elastic.training.checkpoints import SAMPLER_FILE, checkpoints, delete_old, is_complete, last_checkpoint
 
 # Dropout and Adam: random numbers and the optimizer's state have to come back, too.
@@ -110,6 +113,9 @@ def test_a_checkpoint_of_another_space_or_none(tmp_path):
     other.space = Space({"num_hidden_layers": [2, 4]})
     with pytest.raises(ValueError, match="was trained in another space"):
         train(other, arguments(tmp_path, max_steps=4), resume=str(tmp_path / "checkpoint-2"))
+    (tmp_path / "checkpoint-2" / "sampler.json").write_text("{")
+    with pytest.raises(UserError, match=r"sampler\.json is damaged"):
+        train(classifier(), arguments(tmp_path, max_steps=4), resume=True)
     (tmp_path / "checkpoint-2" / "sampler.json").unlink()
     with pytest.raises(ValueError, match="is not a complete checkpoint"):
         train(classifier(), arguments(tmp_path, max_steps=4), resume=str(tmp_path / "checkpoint-2"))
@@ -121,3 +127,11 @@ def test_the_seed_of_the_draws_is_the_checkpoints(tmp_path):
     train(classifier(), arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
     trainer = train(classifier(), arguments(tmp_path, max_steps=4, seed=9), dataset=rows(), resume=True)
     assert trainer.sampler.seed == 3
+
+
+def test_not_to_resume_needs_an_empty_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for given, refused in ((None, True), ("false", True), ("true", False)):
+        args = arguments(tmp_path, resume_from_checkpoint=given)
+        with pytest.raises(UserError, match="is not empty; add --resume_from_checkpoint true") if refused else nullcontext():
+            run(TrainArguments(model="unused", dry_run=True), args)

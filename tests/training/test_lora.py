@@ -103,6 +103,7 @@ BAD = {
     "norm": ({"target_modules": ["LayerNorm"]}, r"'LayerNorm' matches no weight"),
     "pattern": ({"target_modules": r".*q_proj"}, r"q_proj' matches no weight"),
     "dora": ({"use_dora": True}, r"query\.lora_.*DoraLinearVariant.*supported: plain LoRA"),
+    "value": ({"init_lora_weights": "perhaps"}, "lora: Unknown initialization"),
     "rank": ({"r": 0}, "lora: r: 0 must be a number above 0"),
 }
 
