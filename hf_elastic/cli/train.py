@@ -11,7 +11,7 @@ from ..core.loading import check_path
 from ..data.task import PREPARED, TASKS
 from ..training.arguments import ElasticTrainingArguments
 from ..utils.files import write_atomically
-from ..utils.options import read_mapping
+from ..utils.options import check_integers, read_mapping
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 
@@ -26,25 +26,29 @@ class TrainArguments(DataArguments):
     task: str | None = field(
         default=None,
         metadata={
-            "help": f"To fine-tune a stock checkpoint as it is, into a stock checkpoint: its task, one of {', '.join(PREPARED)}."
+            "help": f"To fine-tune a stock checkpoint as it is, into a stock checkpoint: its task, one of {', '.join(PREPARED)}; "
+            "default: model is an elastic checkpoint, which knows its task."
         },
     )
-    num_labels: int | None = field(default=None, metadata={"help": "With task: number of classes of a new head (count)."})
+    num_labels: int | None = field(
+        default=None, metadata={"help": "With task: number of classes of a new head (count); default: that of model."}
+    )
     lora: str | None = field(
         default=None,
         metadata={
             "help": "Train a LoRA adapter instead of the weights: mapping of peft.LoraConfig options, such as r and "
-            "target_modules ({} for peft's defaults). The adapter alone is saved."
+            "target_modules ({} for peft's defaults). The adapter alone is saved; default: no adapter."
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
-    dry_run: bool = field(default=False, metadata={"help": "Check the arguments, train nothing."})
+    overwrite: bool = field(default=False, metadata={"help": "Whether to write into a folder that is not empty."})
+    dry_run: bool = field(default=False, metadata={"help": "Whether to check the arguments only and train nothing."})
 
     def __post_init__(self):
         if self.task is not None and self.task not in PREPARED:
             raise UserError(f"task: {self.task!r} is unknown; known: {', '.join(PREPARED)}")
         if self.task is not None and self.lora is not None:
             raise UserError("task: a stock checkpoint is fine-tuned without lora; use peft itself, or convert it first")
+        check_integers(1, or_none=True, num_labels=self.num_labels)
         self.lora = read_mapping("lora", self.lora)
 
 
@@ -75,8 +79,10 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     from ..training.lora import add_lora
 
     folder = Path(training.output_dir)
+    given = training.resume_from_checkpoint
+    checkpoint = {"true": True, "false": None}.get(str(given).lower(), given)
     # Every process looks, and none writes before all have met, when the data are prepared.
-    if not training.resume_from_checkpoint:
+    if not checkpoint:
         check_folder(folder, args.overwrite)
     if args.dry_run:
         return {}
@@ -98,7 +104,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
         processing_class=tokenizer,
         compute_metrics=compute_classification if data.labels else None,
     )
-    trainer.train(resume_from_checkpoint=_checkpoint(training))
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     if args.task is None:
         trainer.save_model()
@@ -110,24 +116,18 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise ValueError if the folder holds something and may not be written to."""
+    """Raise UserError if the folder holds something and may not be written to."""
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise UserError(
             f"output_dir: {folder} is not empty; add --resume_from_checkpoint true to go on, or --overwrite to start again"
         )
 
 
-def _checkpoint(training: ElasticTrainingArguments) -> str | bool | None:
-    """What `Trainer.train` takes: a folder, True for the last checkpoint, or None."""
-    value = training.resume_from_checkpoint
-    return str(value).lower() == "true" if str(value).lower() in ("true", "false") else value
-
-
 def load_stock(args: TrainArguments):
     """A stock checkpoint as an elastic model of one size, whose training is plain fine-tuning.
 
     Raises:
-        ValueError: it is elastic already, or the architecture has no such head.
+        UserError: it is elastic already, or the architecture has no such head.
     """
     import torch
 
@@ -142,7 +142,7 @@ def load_teacher(name: str | None, model, tokenizer):
     """A teacher with the same head and tokens as `model`, stock or elastic, or None.
 
     Raises:
-        ValueError: its tokenizer turns text into other ids.
+        UserError: it is no checkpoint for this head, or its tokenizer turns text into other ids.
         OSError: there is no such checkpoint.
     """
     if name is None:
@@ -152,8 +152,9 @@ def load_teacher(name: str | None, model, tokenizer):
     from ..training.teacher import check_tokenizers
 
     check_path(name)
-    model_type = AutoConfig.from_pretrained(name).model_type
-    check_tokenizers(load_tokenizer(name), tokenizer)
-    if model_type == "elastic":
-        return load_elastic(name)
-    return type(model).base_auto_class.from_pretrained(name)
+    try:
+        is_elastic = AutoConfig.from_pretrained(name).model_type == "elastic"
+        check_tokenizers(load_tokenizer(name), tokenizer)
+        return load_elastic(name) if is_elastic else type(model).base_auto_class.from_pretrained(name)
+    except ValueError as error:
+        raise UserError(f"teacher: {name}: {error}") from error

@@ -1,31 +1,22 @@
 """Data sets and pretrained weights which the rest of the package trains and measures with."""
 
-from .docstrings import build_docstrings
-from .loading import (
-    check_labels,
-    columns_of,
-    encode_labels,
-    load_text_dataset,
-    tokenize_classification,
-    tokenize_language_modeling,
-)
+from importlib import import_module
 
-__all__ = [
-    "build_docstrings",
-    "check_labels",
-    "columns_of",
-    "encode_labels",
-    "load_text_dataset",
-    "minilm_path",
-    "tokenize_classification",
-    "tokenize_language_modeling",
-]
+# Imported when they are first used: data sets are slow to import, and `python -m hf_elastic.data.minilm` would warn.
+_LAZY = {
+    "build_docstrings": "docstrings",
+    "check_labels": "loading",
+    "columns_of": "loading",
+    "encode_labels": "loading",
+    "load_text_dataset": "loading",
+    "minilm_path": "minilm",
+    "tokenize_classification": "loading",
+    "tokenize_language_modeling": "loading",
+}
+__all__ = list(_LAZY)
 
 
 def __getattr__(name: str):
-    # `python -m hf_elastic.data.minilm` would warn if the package had imported the module before it runs.
-    if name == "minilm_path":
-        from .minilm import minilm_path
-
-        return minilm_path
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

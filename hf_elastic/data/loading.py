@@ -1,6 +1,6 @@
 """Text data sets from the standard library, from local files or from the Hub, brought to one form for training.
 
-`columns_of`, `encode_labels` and `check_labels` settle what the columns mean; `tokenize_*` make model input of them.
+`columns_of`, `encode_labels` and `check_labels` find out what the columns mean; `tokenize_*` make model input of them.
 """
 
 import glob
@@ -32,8 +32,6 @@ ACCEPTED = (
 HEADERLESS_COLUMNS = ["label", "sentence1", "sentence2"]
 VALIDATION_SHARE = 0.1
 
-CLASSIFICATION_TASKS = frozenset({"classification", "sequence-classification", "text-classification"})
-LANGUAGE_TASKS = frozenset({"causal-lm", "masked-lm", "language-modeling", "text-generation", "fill-mask"})
 PAIRS = "sentence1+sentence2 premise+hypothesis question+sentence question1+question2 question+passage question+context"
 TEXT_PAIRS = tuple(tuple(pair.split("+")) for pair in PAIRS.split())
 TEXT_SINGLES = (("text",), ("sentence",), ("sentence1",), ("content",), ("question",))
@@ -52,7 +50,7 @@ def load_text_dataset(name: str, *, config: str | None = None, seed: int = 0) ->
 
     Raises:
         FileNotFoundError: there is no such file, folder or Hub data set, the Hub is unreachable, or no train file.
-        ValueError: the content cannot be read, two files claim one split, there is no train split, or `config` was given
+        UserError: the content cannot be read, two files claim one split, there is no train split, or `config` was given
             for data which is not on the Hub.
     """
     path = Path(name).expanduser()
@@ -77,14 +75,12 @@ def columns_of(
         dataset: a column counts where every split has it.
         text: the text column or columns; None looks for common names such as `text` or `premise` and `hypothesis`.
         label: the label column; None looks for `label` and `labels`.
-        task: one of `CLASSIFICATION_TASKS`, or of `LANGUAGE_TASKS`, which take one text column and no label (None).
+        task: "sequence-classification", or "causal-lm" or "masked-lm", which take one text column and no label (None).
 
     Raises:
-        ValueError: the task is unknown, a column is missing or holds no strings, or the number of text columns is wrong.
+        UserError: a column is missing or holds no strings, or the number of text columns is wrong.
     """
-    if task not in CLASSIFICATION_TASKS | LANGUAGE_TASKS:
-        raise UserError(f"task={task!r}: must be one of {', '.join(sorted(CLASSIFICATION_TASKS | LANGUAGE_TASKS))}")
-    labelled = task in CLASSIFICATION_TASKS
+    labelled = task == "sequence-classification"
     candidates = (*TEXT_PAIRS, *TEXT_SINGLES) if labelled else TEXT_SINGLES
     if text is not None:
         candidates = ((text,) if isinstance(text, str) else tuple(text),)
@@ -103,7 +99,7 @@ def check_labels(dataset: DatasetDict, label_column: str, num_labels: int) -> No
     """Check that every label is an integer in `[0, num_labels)`.
 
     Raises:
-        ValueError: one is not; names the split, the row and the value.
+        UserError: one is not; names the split, the row and the value.
     """
     for split, rows in dataset.items():
         for row, value in enumerate(rows[label_column][:]):
@@ -125,7 +121,7 @@ def encode_labels(
         names: order of the classes for string labels, such as a trained head's; None sorts those found in `train`.
 
     Raises:
-        ValueError: a string label is not among the names (names split, row and value), or labels are no integers or strings.
+        UserError: a string label is not among the names (names split, row and value), or labels are no integers or strings.
     """
     feature = dataset["train"].features[label_column]
     if isinstance(feature, ClassLabel):
@@ -148,7 +144,7 @@ def tokenize_classification(
         The same splits and rows with the tokenizer's columns (`input_ids`, `attention_mask`, ...) and `labels`.
 
     Raises:
-        ValueError: `max_length` is below 1, or a text is missing (names split, row and column).
+        UserError: `max_length` is below 1, or a text is missing (names split, row and column).
     """
     check_integers(1, max_length=max_length)
 
@@ -171,7 +167,7 @@ def tokenize_language_modeling(
         themselves, and a masking collator overwrites them).
 
     Raises:
-        ValueError: `block_size` is below 2, a text is missing, or a split is shorter than one block.
+        UserError: `block_size` is below 2, a text is missing, or a split is shorter than one block.
     """
     if block_size < 2:
         raise UserError(f"block_size={block_size}: must be at least 2 tokens, one to read and one to predict")
@@ -180,8 +176,11 @@ def tokenize_language_modeling(
 
 def _read_folder(folder: Path) -> DatasetDict:
     if (folder / "dataset_dict.json").is_file():
-        # Later maps write their caches next to the data, which a read-only folder refuses; data in memory has none.
-        return load_from_disk(str(folder), keep_in_memory=not os.access(folder, os.W_OK))
+        try:
+            # Later maps write their caches next to the data, which a read-only folder refuses; data in memory has none.
+            return load_from_disk(str(folder), keep_in_memory=not os.access(folder, os.W_OK))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise UserError(f"{folder}: cannot be read as a data set that was saved to disk: {error}") from error
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         stem = path.name.split(".")[0].lower()
@@ -203,14 +202,16 @@ def _read_file(path: Path) -> Dataset:
     options = {}
     if suffix in (".csv", ".tsv"):
         options["keep_default_na"] = False  # "NA", "null" and "None" are texts here, not missing values
-    if suffix == ".tsv":
-        options |= {"sep": "\t", "quoting": 3, "column_names": _headerless_columns(path)}
     if suffix == ".txt":
         options["keep_linebreaks"] = True  # a language model must see where lines end
     try:
+        if suffix == ".tsv":
+            options |= {"sep": "\t", "quoting": 3, "column_names": _headerless_columns(path)}
         return load_dataset(READERS[suffix], data_files=glob.escape(str(path)), split="train", **options)
-    except DatasetGenerationError as error:
-        raise UserError(f"{path}: cannot be read as {suffix}: {error.__cause__}") from error
+    except UserError:
+        raise
+    except (DatasetGenerationError, ValueError, EOFError, gzip.BadGzipFile, StopIteration) as error:
+        raise UserError(f"{path}: cannot be read as {suffix}: {error.__cause__ or str(error) or 'it is empty'}") from error
 
 
 def _suffix(path: Path) -> str:
@@ -236,6 +237,8 @@ def _read_hub(name: str, config: str | None) -> DatasetDict:
         return load_dataset(name, config)
     except (DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(f"{name}: neither a local path nor reachable on the Hub ({error}); {ACCEPTED}") from error
+    except (DatasetGenerationError, ValueError, RuntimeError) as error:  # no such configuration, or a script instead of data
+        raise UserError(f"{name}: cannot be loaded from the Hub: {error.__cause__ or error}") from error
 
 
 def _with_standard_splits(dataset: DatasetDict, name: str, seed: int) -> DatasetDict:

@@ -16,9 +16,9 @@ def minilm_path() -> Path:
     The package is located without being imported, so none of its code runs.
 
     Raises:
-        ImportError: the package is not installed.
+        MissingPackageError: the package is not installed.
         FileNotFoundError: the package holds no `model/model.safetensors`.
-        ValueError: the SHA-256 digest of the weights is not that of the published model.
+        UserError: the SHA-256 digest of the weights is not that of the published model.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:

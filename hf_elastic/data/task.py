@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from datasets import DatasetDict
-from transformers import (
-    DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-    default_data_collator,
-)
+from typing import TYPE_CHECKING
 
 from ..core.errors import UserError
 from ..utils.options import check_integers
-from .loading import check_labels, columns_of, encode_labels, load_text_dataset
-from .loading import tokenize_classification as tokenize_texts
-from .loading import tokenize_language_modeling as tokenize_blocks
+
+if TYPE_CHECKING:  # the commands read TASKS to print their help, which should not wait for these
+    from datasets import DatasetDict
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 # Task on the command line -> elastic class.
 TASKS = {
@@ -57,7 +50,7 @@ def task_of(class_name: str) -> str:
     """The task that an elastic class is for.
 
     Raises:
-        ValueError: it is none of the known classes.
+        UserError: it is none of the known classes.
     """
     for task, name in TASKS.items():
         if name == class_name:
@@ -73,6 +66,8 @@ def read_classes(
     Returns:
         the data set, its text columns, its label column, and the names of the classes.
     """
+    from .loading import columns_of, encode_labels
+
     columns, label_column = columns_of(dataset, text=text, label=label, task="sequence-classification")
     dataset, names = encode_labels(dataset, label_column)
     return dataset, columns, label_column, names
@@ -104,11 +99,19 @@ def prepare(
         max_train_rows: rows of `train` to keep, drawn with the seed 0; None is all.
 
     Raises:
-        ValueError: the task is prepared in Python only, a column is missing, or a label is outside the head's range.
+        UserError: the task is prepared in Python only, a column is missing, a label is outside the head's range, or the tokenizer
+            lacks a token that the task needs.
     """
+    from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, default_data_collator
+
+    from .loading import check_labels, columns_of, load_text_dataset, tokenize_classification, tokenize_language_modeling
+
     if task not in PREPARED:
         raise UserError(f"the command line prepares data for {', '.join(PREPARED)}; for {task}, use ElasticTrainer in Python")
     check_integers(1, or_none=True, max_train_rows=max_train_rows)
+    needed = {"sequence-classification": "pad_token", "masked-lm": "mask_token"}.get(task)
+    if needed is not None and getattr(tokenizer, needed) is None:
+        raise UserError(f"the tokenizer has no {needed}, which {task} needs; set it and save the tokenizer with the model")
     raw = load_text_dataset(name, config=dataset_config)
     if max_train_rows is not None:
         rows = raw["train"].shuffle(seed=0)
@@ -116,9 +119,9 @@ def prepare(
     if task == "sequence-classification":
         raw, columns, label_column, names = read_classes(raw, text, label)
         check_labels(raw, label_column, config.num_labels)
-        splits = tokenize_texts(raw, tokenizer, columns, label_column, max_length)
+        splits = tokenize_classification(raw, tokenizer, columns, label_column, max_length)
         return TaskData(splits, DataCollatorWithPadding(tokenizer), names, columns, raw)
     columns, _ = columns_of(raw, text=text, label=None, task=task)
-    splits = tokenize_blocks(raw, tokenizer, columns[0], max_length)
+    splits = tokenize_language_modeling(raw, tokenizer, columns[0], max_length)
     collator = DataCollatorForLanguageModeling(tokenizer) if task == "masked-lm" else default_data_collator
     return TaskData(splits, collator, [], columns, raw)

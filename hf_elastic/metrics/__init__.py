@@ -12,7 +12,7 @@ def load_metric(name: str):
         name: "accuracy", "f1" or "matthews_correlation".
 
     Raises:
-        ValueError: no such metric.
+        UserError: no such metric.
     """
     import evaluate
 

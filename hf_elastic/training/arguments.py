@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 
@@ -10,9 +11,11 @@ from transformers import TrainingArguments
 
 from ..core.errors import UserError
 from ..utils.options import check_integers, read_mapping, read_name_or_mapping
-from .gradients import GRADIENT_SURGERY
 from .losses import DISTILLATION
-from .sampling import SAMPLING, SIZE_WEIGHTS
+
+SAMPLING = ("sandwich", "all", "single_path", "progressive")
+SIZE_WEIGHTS = ("uniform", "flops")
+GRADIENT_SURGERY = ("none", "pcgrad")
 
 
 @dataclass
@@ -22,8 +25,8 @@ class ElasticTrainingArguments(TrainingArguments):
     Options that are mappings also take JSON, as on the command line.
 
     Raises:
-        ValueError: an unknown `sampling`, distillation term or gradient surgery, a negative weight or count, a temperature that
-            is not above 0, or all weights zero.
+        UserError: an unknown `sampling`, distillation term or gradient surgery, a negative weight or count, a temperature that
+            is not above 0, all weights zero; or whatever `TrainingArguments` refuses.
     """
 
     sampling: str = field(
@@ -84,7 +87,7 @@ class ElasticTrainingArguments(TrainingArguments):
     )
     gradient_cosine_steps: int = field(
         default=0,
-        metadata={"help": "Log the cosine between the gradients of the sizes every this many steps; 0 is never."},
+        metadata={"help": "Log the cosine between the gradients of the sizes every so many steps; 0 is never (steps)."},
     )
     eval_subnets: list[str] | None = field(
         default=None,
@@ -92,7 +95,8 @@ class ElasticTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        with as_user_error(ValueError):
+            super().__post_init__()
         _check_known("sampling", self.sampling, SAMPLING)
         check_integers(1, split_random_rows=self.split_random_rows, relation_heads=self.relation_heads)
         check_integers(0, num_random_subnets=self.num_random_subnets, gradient_cosine_steps=self.gradient_cosine_steps)
@@ -109,7 +113,7 @@ class ElasticTrainingArguments(TrainingArguments):
         else:
             _check_known("size_weights", self.size_weights, SIZE_WEIGHTS)
         self.progressive_schedule = read_mapping("progressive_schedule", self.progressive_schedule)
-        self.distillation = read_mapping("distillation", self.distillation)
+        self.distillation = read_mapping("distillation", self.distillation) or {}
         for name in self.distillation:
             _check_known("distillation", name, DISTILLATION)
         _check_weights("distillation", self.distillation)
@@ -122,6 +126,17 @@ class ElasticTrainingArguments(TrainingArguments):
             raise UserError("task_weight and every weight of distillation are 0: smaller sizes would learn nothing")
         if not 0 < self.temperature < inf:
             raise UserError(f"temperature: {self.temperature} must be a finite number above 0")
+
+
+@contextmanager
+def as_user_error(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn what transformers raises where it refuses an argument, one of `kinds`, into a UserError of the same words."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(*error.args[:1]) from error
 
 
 def _check_known(option: str, value: str, known) -> None:

@@ -108,7 +108,7 @@ def last_checkpoint(output_dir: str) -> str:
     """The newest whole checkpoint in a folder: a process killed while it wrote one leaves it incomplete.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     found = [path for path in checkpoints(output_dir) if is_complete(path)]
     if not found:
@@ -121,7 +121,7 @@ ADAPTER_FIELDS = ("r", "lora_alpha", "target_modules", "modules_to_save", "rank_
 
 
 def check_adapter(model: nn.Module, checkpoint: str) -> None:
-    """Raise ValueError if a checkpoint has another LoRA adapter than the model, or only one of them has any."""
+    """Raise UserError if a checkpoint has another LoRA adapter than the model, or only one of them has any."""
     configs = list(getattr(model, "peft_config", {}).values())
     stored = Path(checkpoint) / ADAPTER_CONFIG_NAME
     if len(configs) > 1:
@@ -145,17 +145,20 @@ def restore(sampler: Sampler, checkpoint: str) -> None:
     """Go on drawing what the interrupted run would have drawn.
 
     Raises:
-        ValueError: the folder is no checkpoint of an elastic training, or one of another space.
+        UserError: the folder is no checkpoint of an elastic training, or one of another space.
     """
     path = Path(checkpoint) / SAMPLER_FILE
     if not path.is_file():
         raise UserError(
             f"resume_from_checkpoint: {checkpoint} is not a complete checkpoint of an elastic training: no {path.name}"
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["space"] != sampler.space.to_dict():
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        space, seed = content["space"], content["seed"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"resume_from_checkpoint: {path} is damaged: {error!r}") from error
+    if space != sampler.space.to_dict():
         raise UserError(
-            f"resume_from_checkpoint: {checkpoint} was trained in another space: {content['space']}, "
-            f"not {sampler.space.to_dict()}"
+            f"resume_from_checkpoint: {checkpoint} was trained in another space: {space}, not {sampler.space.to_dict()}"
         )
-    sampler.seed = content["seed"]
+    sampler.seed = seed

@@ -20,7 +20,7 @@ def check_arguments(args: ElasticTrainingArguments) -> None:
     """Refuse what the arguments alone show to fail or be wrong later, and set what several processes need.
 
     Raises:
-        ValueError: several devices in one process, DeepSpeed, gradients kept per size with several processes, FSDP that wraps
+        UserError: several devices in one process, DeepSpeed, gradients kept per size with several processes, FSDP that wraps
             single layers, or `ddp_find_unused_parameters` off where a step leaves parameters unused; the message says why.
     """
     if args.n_gpu > 1:
@@ -90,7 +90,7 @@ def prepare_accelerator(accelerator: Accelerator, args: ElasticTrainingArguments
     With FSDP, its `prepare` will shard an elastic model as one unit.
 
     Raises:
-        ValueError: DeepSpeed, FSDP version 1, FSDP that wraps single layers, checkpoints activations itself or loads the weights
+        UserError: DeepSpeed, FSDP version 1, FSDP that wraps single layers, checkpoints activations itself or loads the weights
             in one process only; FSDP where accelerate ignores it; or another kind of parallelism.
     """
     kind = accelerator.distributed_type

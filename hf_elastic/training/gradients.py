@@ -1,4 +1,4 @@
-"""How far the sizes of a step pull the shared weights apart, and a way to make them agree."""
+"""Gradients of the sizes of a step: how far they disagree (cosines), PCGrad, and embeddings that add only their own rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from ..core.skeleton import Skeleton
 
-GRADIENT_SURGERY = ("none", "pcgrad")
 # One size's gradient: a tensor for each parameter, None where it has none.
 Gradient = list["torch.Tensor | None"]
 

@@ -58,9 +58,9 @@ def add_lora(model: ElasticPreTrainedModel, options: Mapping | None = None) -> P
             classification or question-answering head.
 
     Raises:
-        ValueError: an option that `LoraConfig` does not have, a target that matches no weight of the model, a variant of
-            LoRA that cannot be cut, or a model that has adapters already.
-        ImportError: peft is not installed.
+        UserError: an option or a value that `LoraConfig` does not have, a target that matches no weight of the model, a variant
+            of LoRA that cannot be cut, or a model that has adapters already.
+        MissingPackageError: peft is not installed.
     """
     peft = _import_peft()
     options = copy.deepcopy(dict(options or {}))  # peft adds to the lists
@@ -80,7 +80,11 @@ def add_lora(model: ElasticPreTrainedModel, options: Mapping | None = None) -> P
     options.setdefault("task_type", TASK_TYPES.get(type(model)))
     if isinstance(model, NEW_HEADS):
         options.setdefault("modules_to_save", _head(model))
-    return _checked(peft.get_peft_model(model, peft.LoraConfig(**options)), model)
+    try:
+        peft_model = peft.get_peft_model(model, peft.LoraConfig(**options))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"lora: {error}") from error
+    return _checked(peft_model, model)
 
 
 def load_adapter(model: ElasticPreTrainedModel, folder: str | os.PathLike) -> PeftModel:
@@ -91,14 +95,18 @@ def load_adapter(model: ElasticPreTrainedModel, folder: str | os.PathLike) -> Pe
         folder: what `save_pretrained` of a PeftModel wrote, or a Hub id.
 
     Raises:
-        ValueError: the adapter cannot be cut, or the model has adapters already.
+        UserError: the adapter does not fit or cannot be cut, or the model has adapters already.
         FileNotFoundError: there is no such folder.
-        ImportError: peft is not installed.
+        MissingPackageError: peft is not installed.
     """
     peft = _import_peft()
     check_path(folder)
     check_merged(model.base)
-    return _checked(peft.PeftModel.from_pretrained(model, os.fspath(folder)), model)
+    try:
+        peft_model = peft.PeftModel.from_pretrained(model, os.fspath(folder))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the adapter {os.fspath(folder)!r} does not fit this model: {error}") from error
+    return _checked(peft_model, model)
 
 
 def default_targets(model: ElasticPreTrainedModel) -> list[str] | str:
@@ -130,7 +138,7 @@ def _matched(model: ElasticPreTrainedModel, targets: str | Sequence[str]) -> lis
     """Names of the modules that `target_modules` stands for, by peft's rules.
 
     Raises:
-        ValueError: a target matches nothing.
+        UserError: a target matches nothing.
     """
     weights = [entry for entry in model.layout.entries if len(entry.dims) == 2]
     modules = [entry.name.removesuffix(".weight") for entry in weights]

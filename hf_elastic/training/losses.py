@@ -23,7 +23,7 @@ class DistillationInputs:
     """One forward of a size and of its teacher on the same micro-batch.
 
     Attributes:
-        inputs: the batch.
+        batch: the micro-batch.
         student: outputs of the size; `relations` maps "query", "key" and "value" to `[batch, tokens, width]`.
         teacher: the same of the teacher, without gradient.
         shifted: whether position t is labelled by token t + 1, as in causal language modelling.
@@ -31,7 +31,7 @@ class DistillationInputs:
         relation_heads: how many heads queries, keys and values are split into.
     """
 
-    inputs: Mapping
+    batch: Mapping
     student: Mapping
     teacher: Mapping
     shifted: bool
@@ -41,11 +41,11 @@ class DistillationInputs:
     @property
     def tokens(self) -> torch.Tensor | None:
         """Which tokens are no padding, boolean `[sequences, tokens]`; None is all. Every choice is a sequence."""
-        mask = self.inputs.get("attention_mask")
+        mask = self.batch.get("attention_mask")
         return None if mask is None else mask.flatten(0, -2).bool()
 
 
-def logits(pair: DistillationInputs) -> torch.Tensor:
+def logits(inputs: DistillationInputs) -> torch.Tensor:
     """`tau^2 * KL(softmax(teacher / tau) || softmax(student / tau))`, the mean over the counted predictions.
 
     One class is a regression, for which it is the squared error. Source: Hinton, Vinyals & Dean 2015, "Distilling the Knowledge
@@ -53,14 +53,14 @@ def logits(pair: DistillationInputs) -> torch.Tensor:
     """
 
     def divergence(student: torch.Tensor, teacher: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
-        tau = pair.temperature
+        tau = inputs.temperature
         ours, theirs = functional.log_softmax(student / tau, dim=-1), functional.log_softmax(teacher / tau, dim=-1)
         return _mean(tau**2 * functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1), items)
 
-    return _predictions(pair, divergence)
+    return _predictions(inputs, divergence)
 
 
-def dist(pair: DistillationInputs) -> torch.Tensor:
+def dist(inputs: DistillationInputs) -> torch.Tensor:
     """`tau^2 * ((1 - mean of rho over rows) + (1 - mean of rho over columns))` of the softmax of both, at temperature tau.
 
     rho is Pearson's correlation: of the classes within a prediction (a row), and of the predictions within a class (a column).
@@ -69,38 +69,38 @@ def dist(pair: DistillationInputs) -> torch.Tensor:
     """
 
     def unlike(student: torch.Tensor, teacher: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
-        ours, theirs = ((_marked(x, items) / pair.temperature).softmax(-1) for x in (student, teacher))
+        ours, theirs = ((_marked(x, items) / inputs.temperature).softmax(-1) for x in (student, teacher))
         rows, columns = _correlation(ours, theirs, 1), _correlation(ours, theirs, 0)
-        return pair.temperature**2 * ((1 - rows).mean() + (1 - columns).mean())
+        return inputs.temperature**2 * ((1 - rows).mean() + (1 - columns).mean())
 
-    return _predictions(pair, unlike)
+    return _predictions(inputs, unlike)
 
 
-def hidden(pair: DistillationInputs) -> torch.Tensor:
+def hidden(inputs: DistillationInputs) -> torch.Tensor:
     """Mean squared error between hidden states, averaged over the student's layers and the unmasked tokens.
 
     Layer k of n answers to the teacher's layer round(k * N / n), so that the last follows the last; the embeddings have no
     term. A student that is narrower follows the first channels. Source: ElasticLM's task-specific loss and TinyBERT (Jiao et
     al. 2020, eq. 8), without its projection, which prefix channels do not need; the layer map is ours.
     """
-    terms = [_mean(((ours - theirs) ** 2).mean(-1), pair.tokens) for ours, theirs in _layers(pair, from_embeddings=False)]
+    terms = [_mean(((ours - theirs) ** 2).mean(-1), inputs.tokens) for ours, theirs in _layers(inputs, from_embeddings=False)]
     return torch.stack(terms).mean()
 
 
-def pkd(pair: DistillationInputs) -> torch.Tensor:
+def pkd(inputs: DistillationInputs) -> torch.Tensor:
     """`mean((z(student) - z(teacher))^2)`, z standardising each channel over the unmasked tokens: `2 * (1 - Pearson)`.
 
     Over the embeddings and every layer, each answering to the teacher's layer as in `hidden`. Source: the feature loss of ELM;
     ELM applies it to the attention and the feed-forward output of a block, here to the block's output.
     """
     terms = []
-    for ours, theirs in _layers(pair, from_embeddings=True):
-        rho = _correlation(_marked(ours, pair.tokens), _marked(theirs, pair.tokens), 0)
+    for ours, theirs in _layers(inputs, from_embeddings=True):
+        rho = _correlation(_marked(ours, inputs.tokens), _marked(theirs, inputs.tokens), 0)
         terms.append(2 * (1 - rho).mean())
     return torch.stack(terms).mean()
 
 
-def relation(pair: DistillationInputs) -> torch.Tensor:
+def relation(inputs: DistillationInputs) -> torch.Tensor:
     """`1/3 * sum over X in Q, K, V of KL(softmax(X_T X_T^T / sqrt(d_T)) || softmax(X_S X_S^T / sqrt(d_S)))`.
 
     X is the last layer's projection split into `relation_heads` heads of width d, whatever the attention heads are, so the two
@@ -108,16 +108,16 @@ def relation(pair: DistillationInputs) -> torch.Tensor:
     model a later token is none. Source: MiniLMv2 (Wang et al. 2021, eqs. 5-8), ElasticLM's task-agnostic loss; the causal
     mask is ours.
     """
-    tokens = pair.tokens
+    tokens = inputs.tokens
     if tokens is None:
-        sample = next(iter(pair.student["relations"].values()))
+        sample = next(iter(inputs.student["relations"].values()))
         tokens = torch.ones(sample.shape[:2], dtype=torch.bool, device=sample.device)
     allowed = tokens[:, None, None, :]
-    if pair.shifted:
+    if inputs.shifted:
         allowed = allowed & torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
     terms = []
-    for role, ours in pair.student["relations"].items():
-        student, teacher = (_log_relations(x, pair.relation_heads, allowed) for x in (ours, pair.teacher["relations"][role]))
+    for role, ours in inputs.student["relations"].items():
+        student, teacher = (_log_relations(x, inputs.relation_heads, allowed) for x in (ours, inputs.teacher["relations"][role]))
         divergence = (teacher.exp() * (teacher - student)).masked_fill(~allowed, 0).sum(-1)
         terms.append(_mean(divergence.mean(1), tokens))
     return torch.stack(terms).mean()
@@ -144,16 +144,16 @@ NEEDS_HIDDEN_STATES = frozenset({"hidden", "pkd"})
 NEEDS_RELATIONS = frozenset({"relation"})
 
 
-def _predictions(pair: DistillationInputs, term: Callable) -> torch.Tensor:
+def _predictions(inputs: DistillationInputs, term: Callable) -> torch.Tensor:
     """Average a term over the kinds of predictions that the model makes."""
     terms = []
     for key in PREDICTIONS:
-        if key in pair.student and key in pair.teacher:
-            student, teacher = pair.student[key].float(), pair.teacher[key].float()
-            items = counted_items(pair.inputs, student, shifted=pair.shifted)
-            if key != "logits" and pair.tokens is not None:  # the classes are the tokens
+        if key in inputs.student and key in inputs.teacher:
+            student, teacher = inputs.student[key].float(), inputs.teacher[key].float()
+            items = counted_items(inputs.batch, student, shifted=inputs.shifted)
+            if key != "logits" and inputs.tokens is not None:  # the classes are the tokens
                 lowest = torch.finfo(student.dtype).min
-                student, teacher = (x.masked_fill(~pair.tokens, lowest) for x in (student, teacher))
+                student, teacher = (x.masked_fill(~inputs.tokens, lowest) for x in (student, teacher))
             if key == "logits" and student.shape[-1] == 1:
                 terms.append(_mean((student - teacher).squeeze(-1) ** 2, items))
             else:
@@ -161,9 +161,9 @@ def _predictions(pair: DistillationInputs, term: Callable) -> torch.Tensor:
     return torch.stack(terms).mean()
 
 
-def _layers(pair: DistillationInputs, *, from_embeddings: bool):
+def _layers(inputs: DistillationInputs, *, from_embeddings: bool):
     """(student, teacher) hidden states of the student's layers, each `[batch, tokens, hidden of the student]`."""
-    student, teacher = pair.student["hidden_states"], pair.teacher["hidden_states"]
+    student, teacher = inputs.student["hidden_states"], inputs.teacher["hidden_states"]
     depth, full_depth = len(student) - 1, len(teacher) - 1
     for layer in range(0 if from_embeddings else 1, depth + 1):
         ours = student[layer].float()
@@ -188,11 +188,11 @@ def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def counted_items(inputs: Mapping, logits: torch.Tensor, *, shifted: bool) -> torch.Tensor | None:
+def counted_items(batch: Mapping, logits: torch.Tensor, *, shifted: bool) -> torch.Tensor | None:
     """Which predictions count: those whose label is not -100, and no padding.
 
     Args:
-        inputs: the batch.
+        batch: the micro-batch.
         logits: `[batch, ..., classes]`; a prediction per sequence has no positions to mask.
         shifted: whether position t is labelled by token t + 1, as in causal language modelling.
 
@@ -201,12 +201,12 @@ def counted_items(inputs: Mapping, logits: torch.Tensor, *, shifted: bool) -> to
     """
     if logits.dim() < 3:
         return None
-    labels = inputs.get("labels")
+    labels = batch.get("labels")
     if labels is not None and labels.shape == logits.shape[:-1]:
         counted = labels != -100
         if shifted:
             # The last position predicts nothing that is labelled.
             counted = functional.pad(counted[:, 1:], (0, 1), value=False)
         return counted
-    mask = inputs.get("attention_mask")
+    mask = batch.get("attention_mask")
     return mask.bool() if mask is not None and mask.shape == logits.shape[:-1] else None

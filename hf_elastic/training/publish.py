@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from transformers.utils import is_peft_available
-
 from ..utils.tokenizer import make_tokenizer_portable
 from .arguments import ElasticTrainingArguments
 
@@ -37,14 +35,11 @@ class PublishMixin:
 
         An adapter gets peft's. `tasks`, `dataset_args` and `model_name` say nothing that the model does not.
         """
-        if is_peft_available():
-            from peft import PeftModel
-
-            if isinstance(self.model, PeftModel):
-                super().create_model_card(
-                    language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
-                )
-                return
+        if self.elastic is not self.model:
+            super().create_model_card(
+                language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
+            )
+            return
         if not self.is_world_process_zero():
             return
         known = {"base_model": finetuned_from, "license": license}

@@ -29,7 +29,7 @@ class Projections:
         model: the full stock model, for the types of its modules.
 
     Raises:
-        ValueError: the last layer has no such projections.
+        UserError: the last layer has no such projections.
     """
 
     def __init__(self, layout: Layout, model: nn.Module):
@@ -48,7 +48,7 @@ class Projections:
             raise UserError(f"no queries, keys and values in the last layer of {type(model).__name__}, only {sorted(found)}")
 
     def check_heads(self, heads: int, cuts) -> None:
-        """Raise ValueError unless `heads` relation heads divide the width of every projection in every cut."""
+        """Raise UserError unless `heads` relation heads divide the width of every projection in every cut."""
         for cut in cuts:
             for path, dim in self._found:
                 for width in _widths(path, dim, self.layout.sizes(cut, len(cut.layers) - 1)).values():

@@ -6,17 +6,12 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING
 
 from ..core.errors import UserError
+from ..core.layout import Cut
+from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import DEPTH_AXES, Space, Subnet
-
-if TYPE_CHECKING:
-    from ..core.modeling_elastic import ElasticPreTrainedModel
-    from .arguments import ElasticTrainingArguments
-
-SAMPLING = ("sandwich", "all", "single_path", "progressive")
-SIZE_WEIGHTS = ("uniform", "flops")
+from .arguments import ElasticTrainingArguments
 
 # `all` trains every size in every step; beyond this many a step would hardly end.
 MOST_AT_ONCE = 64
@@ -45,7 +40,7 @@ class Sampler:
         max_group: as for `Space`.
 
     Raises:
-        ValueError: an unknown `sampling`; "all" with more than 64 sizes; a schedule without progressive sampling, with an
+        UserError: "all" with more than 64 sizes; a schedule without progressive sampling, with an
             unknown axis or a share outside [0, 1), or one that leaves an axis of the space closed.
     """
 
@@ -59,8 +54,6 @@ class Sampler:
     max_group: int | None = None
 
     def __post_init__(self):
-        if self.sampling not in SAMPLING:
-            raise UserError(f"sampling: {self.sampling!r} is unknown; known: {', '.join(SAMPLING)}")
         count = len(self.named) or self.space.size
         if self.sampling == "all" and count > MOST_AT_ONCE:
             raise UserError(
@@ -97,7 +90,7 @@ class Sampler:
         return dict(self.schedule)
 
     def check_steps(self, max_steps: int) -> None:
-        """Raise ValueError if the last axis of the schedule opens after the last of `max_steps` steps."""
+        """Raise UserError if the last axis of the schedule opens after the last of `max_steps` steps."""
         if self.sampling != "progressive":
             return
         for axis, share in self.schedule.items():
@@ -165,7 +158,7 @@ def make_sampler(model: ElasticPreTrainedModel, args: ElasticTrainingArguments) 
     """The sampler that the arguments describe.
 
     Raises:
-        ValueError: `train_subnets` has an unknown name; or see `Sampler`.
+        UserError: `train_subnets` has an unknown name; or see `Sampler`.
     """
     names = list(model.config.subnets) if args.train_subnets is None else args.train_subnets
     named = {name: model.subnet(name) for name in names if model.resolve(name) != model.resolve(None)}
@@ -182,7 +175,7 @@ def make_sampler(model: ElasticPreTrainedModel, args: ElasticTrainingArguments) 
 
 
 def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> None:
-    """Raise ValueError for weights of sizes that are never trained, or that leave nothing to train."""
+    """Raise UserError for weights of sizes that are never trained, or that leave nothing to train."""
     if rule == "uniform":
         return
     if sampler.sampling == "single_path":
@@ -199,6 +192,16 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
 
 # (k, n): the k-th of n parts that the rows of a step are dealt out into, counted from 0; all rows are (0, 1).
 RowShard = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TrainedSize:
+    """One size of a step: what it is called, its sizes, the weight of a row in its loss, and which rows it gets."""
+
+    role: str
+    cut: Cut
+    weight: float
+    shard: RowShard
 
 
 def row_shards(drawn: Drawn, parts: int) -> list[RowShard]:

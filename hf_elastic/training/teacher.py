@@ -87,10 +87,12 @@ class Teacher:
         args: which terms have a weight.
 
     Raises:
-        ValueError: its vocabulary, labels or, for the terms that compare channels, hidden size do not fit.
+        UserError: its vocabulary, labels or, for the terms that compare channels, hidden size do not fit.
     """
 
     def __init__(self, model: PreTrainedModel, student: ElasticPreTrainedModel, args: ElasticTrainingArguments):
+        if not isinstance(model, nn.Module):
+            raise UserError(f"the teacher must be a model, got {type(model).__name__}")
         self.model = model.base if isinstance(model, ElasticPreTrainedModel) else model
         self._check(model, student, args)
         if isinstance(model, ElasticPreTrainedModel):
@@ -148,7 +150,7 @@ def _label_names(config) -> list[str] | None:
 
 
 def check_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError unless both turn text into the same ids."""
+    """Raise UserError unless both turn text into the same ids."""
     theirs, ours = teacher.get_vocab(), student.get_vocab()
     if theirs != ours:
         token = min(set(theirs.items()) ^ set(ours.items()))[0]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, Trainer
@@ -13,7 +11,7 @@ from transformers.utils import is_peft_available
 from ..core.errors import UserError
 from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
-from .arguments import ElasticTrainingArguments
+from .arguments import ElasticTrainingArguments, as_user_error
 from .checkpoints import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
 from .distributed import check_arguments, prepare_accelerator
 from .gradients import SizeGradients, add_rows_in_place
@@ -21,18 +19,9 @@ from .losses import DISTILLATION, DistillationInputs
 from .precision import warn_of_slow_bf16
 from .publish import PublishMixin
 from .rows import Part, RowsMixin
-from .sampling import RowShard, check_size_weights, loss_weights, make_sampler, row_shards
+from .sampling import TrainedSize, check_size_weights, loss_weights, make_sampler, row_shards
+from .size_losses import SizeLosses
 from .teacher import Observer, Teacher, detach
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One size of a step: what it is called, its sizes, the weight of a row in its loss, and which rows it gets."""
-
-    role: str
-    cut: Cut
-    weight: float
-    shard: RowShard
 
 
 class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
@@ -50,7 +39,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         **kwargs: as for `Trainer`.
 
     Raises:
-        ValueError: the model is not elastic; it is frozen at one size, with adapters or the relation term; a name, a schedule,
+        UserError: the model is not elastic; it is frozen at one size, with adapters or the relation term; a name, a schedule,
             the teacher or the number of relation heads does not fit; or the processes are arranged in a way that cannot work
             (see `training/distributed.py`).
     """
@@ -66,6 +55,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         if not isinstance(elastic, ElasticPreTrainedModel):
             raise UserError(f"ElasticTrainer needs an elastic model, got {type(model).__name__}")
         args = args or ElasticTrainingArguments(output_dir="runs")
+        if not isinstance(args, ElasticTrainingArguments):
+            raise UserError(f"ElasticTrainer needs ElasticTrainingArguments, got {type(args).__name__}")
         if elastic.frozen_cut is not None:
             _check_frozen(model, elastic, args)
         self.sampler = make_sampler(elastic, args)
@@ -75,19 +66,28 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             cuts = [elastic.resolve(subnet) for subnet in (*elastic.space.extremes(), *self.sampler.named.values())]
             self.observer.projections.check_heads(args.relation_heads, cuts)
         check_arguments(args)
-        super().__init__(model=model, args=args, **kwargs)
+        with as_user_error(ValueError):
+            super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
         self.eval_subnets = self._check_names(args.eval_subnets)
         self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
         self.add_callback(SamplerCallback(self.sampler))
-        self._size_losses: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
-        self._micro_losses: list[torch.Tensor] = []  # of this optimizer step, [2, sizes] each: losses times shares, and shares
+        self._size_losses = SizeLosses()
         self._cosines: dict[str, float] = {}
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and refuse one that cannot train slices of shared weights."""
         super().create_accelerator_and_postprocess()
         prepare_accelerator(self.accelerator, self.args)
+
+    def create_optimizer(self, *args, **kwargs):
+        """Create the optimizer, and refuse one that is not installed."""
+        with as_user_error(ValueError):
+            return super().create_optimizer(*args, **kwargs)
+
+    def _determine_best_metric(self, *args, **kwargs) -> bool:
+        with as_user_error(KeyError):  # metric_for_best_model is none of the metrics
+            return super()._determine_best_metric(*args, **kwargs)
 
     def _check_names(self, names: list[str] | None) -> list[str]:
         if names is None:
@@ -112,8 +112,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             **kwargs: as for `Trainer.train`.
 
         Raises:
-            ValueError: there is no complete checkpoint, or it is of another space or another LoRA adapter.
-            FloatingPointError: a loss is not finite; names the size and the step.
+            UserError: there is no complete checkpoint, or it is of another space or another LoRA adapter.
+            NotFiniteLossError: a loss is not finite; names the size and the step.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
@@ -137,7 +137,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             The loss, averaged over the sizes, scaled for gradient accumulation as `Trainer` expects it.
 
         Raises:
-            FloatingPointError: a loss is not finite.
+            NotFiniteLossError: a loss is not finite.
         """
         model.train()
         optimizer = self.optimizer
@@ -171,9 +171,9 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
                 model.train()
         losses = torch.stack(losses)
         shares = torch.stack([torch.as_tensor(part.share, dtype=losses.dtype, device=losses.device) for part in parts])
-        self._micro_losses.append(torch.stack([losses * shares, shares]))
+        self._size_losses.add(losses, shares)
         if self.accelerator.sync_gradients:
-            self._check_and_record(sizes)
+            self._size_losses.finish_step(self.accelerator, sizes, elastic.layout, self.state.global_step)
         if gradients is not None:
             self._cosines = gradients.cosines() if self.args.gradient_cosine_steps else {}
             gradients.finish(surgery=self.args.gradient_surgery, seed=f"{self.args.seed}-{self.state.global_step}")
@@ -187,16 +187,16 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         every = self.args.gradient_cosine_steps
         return self.args.gradient_surgery != "none" or bool(every and (self.state.global_step + 1) % every == 0)
 
-    def _sizes(self, elastic: ElasticPreTrainedModel) -> list[Trained]:
+    def _sizes(self, elastic: ElasticPreTrainedModel) -> list[TrainedSize]:
         """This step's sizes. Processes reduce gradients once, in the last backward, so the largest comes last there."""
         drawn = self.sampler.draw(self.state.global_step, self.state.max_steps)
         cuts = [elastic.resolve(subnet) for _, subnet in drawn]
         shards = row_shards(drawn, self.args.split_random_rows)
         weights = loss_weights(elastic, drawn, self.args.size_weights, shards)
-        sizes = [Trained(role, cut, weight, shard) for (role, _), cut, weight, shard in zip(drawn, cuts, weights, shards)]
+        sizes = [TrainedSize(role, cut, weight, shard) for (role, _), cut, weight, shard in zip(drawn, cuts, weights, shards)]
         return sizes[1:] + sizes[:1] if self.args.world_size > 1 else sizes
 
-    def _teacher_of_step(self, model, elastic, inputs: Mapping, sizes: list[Trained]) -> dict | None:
+    def _teacher_of_step(self, model, elastic, inputs: Mapping, sizes: list[TrainedSize]) -> dict | None:
         """What the sizes of this step learn from, unless it is the largest size's own training forward."""
         if not self._distils or (self.teacher is None and sizes[0].role == "largest"):
             return None
@@ -234,8 +234,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
                 loss = (outputs["logits"] * 0).sum()
             observed = observer.observed(outputs, relations)
             if teacher is not None:
-                pair = DistillationInputs(
-                    inputs=inputs,
+                compared = DistillationInputs(
+                    batch=inputs,
                     student=observed,
                     teacher=teacher,
                     shifted=isinstance(elastic, ElasticForCausalLM),
@@ -245,38 +245,18 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
                 loss = self.args.task_weight * loss
                 for name, weight in self.args.distillation.items():
                     if weight:
-                        loss = loss + weight * DISTILLATION[name](pair)
+                        loss = loss + weight * DISTILLATION[name](compared)
         return loss, observed
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """As `Trainer`'s, but always a mean over the micro-batch: `_share` weights it, and the distillation with it."""
         return super().compute_loss(model, inputs, return_outputs=return_outputs)
 
-    def _check_and_record(self, sizes: list[Trained]) -> None:
-        """Look at the losses of a whole optimizer step, of all processes: one that stopped alone would leave others waiting."""
-        own = torch.stack(self._micro_losses).sum(0)
-        self._micro_losses.clear()
-        losses, shares = self.accelerator.gather(own[None]).unbind(1)  # [processes, sizes] each
-        if not torch.isfinite(losses).all():  # one look for all sizes: on a GPU each would wait for it
-            process, index = (int(number) for number in (~torch.isfinite(losses)).nonzero()[0])
-            where = f" in process {process}" if self.args.world_size > 1 else ""
-            raise FloatingPointError(
-                f"the loss is {losses[process, index].item()} at step {self.state.global_step} for {sizes[index].role} "
-                f"{self.elastic.layout.subnet_of(sizes[index].cut).to_dict()}{where}"
-            )
-        for loss, share, size in zip(losses.sum(0), shares.sum(0), sizes):
-            record = self._size_losses[size.role]
-            record[0] = record[0] + loss
-            record[1] = record[1] + share
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Log, with the mean loss of each role of a size since the last time, over all processes."""
         if "loss" in logs:
-            for role, (total, share) in self._size_losses.items():
-                if share := float(share):  # a micro-batch may have too few rows to deal one out to every size
-                    logs[f"loss_{role}"] = round(float(total) / share, 4)
+            logs.update(self._size_losses.take())
             logs.update({name: round(value, 4) for name, value in self._cosines.items()})
-            self._size_losses.clear()
             self._cosines = {}
         super().log(logs, *args, **kwargs)
 
@@ -298,7 +278,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
 
 
 def _check_frozen(model, elastic: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> None:
-    """Raise ValueError for what needs the layers that a model had before it was cut to one size."""
+    """Raise UserError for what needs the layers that a model had before it was cut to one size."""
     if elastic is not model:
         raise UserError("this checkpoint is frozen at one size, which is trained without adapters (LoRA)")
     if args.distillation.get("relation"):

@@ -10,6 +10,7 @@ import pytest
 import hf_elastic.data
 from hf_elastic.data.minilm import PACKAGE, SHA256, minilm_path
 
+pytestmark = pytest.mark.one_lane
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed; pip install hf-elastic[quickstart]"
 )
@@ -21,6 +22,7 @@ def fake_package(folder):
     return folder / PACKAGE
 
 
+@pytest.mark.slow
 @needs_package
 def test_the_command_prints_the_folder_and_nothing_else():
     command = [sys.executable, "-m", "hf_elastic.data.minilm"]

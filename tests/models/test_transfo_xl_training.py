@@ -154,6 +154,7 @@ class _Logits(torch.nn.Module):
         return self.model(input_ids).logits
 
 
+@pytest.mark.slow
 def test_exports_with_any_length_without_memory():
     model = model_of(mem_len=0, n_layer=1)
     dynamic = {"input_ids": {1: torch.export.Dim("length", min=2, max=512)}}

@@ -25,7 +25,11 @@ KINDS = {
     "sizes per layer": PER_LAYER,
     "normalised inputs": {"pre_lnorm": True},
 }
-every_kind = pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+QUICK = ("one table, projected", "tables of quarter width", "sizes per layer")
+every_kind = pytest.mark.parametrize(
+    "changes",
+    [pytest.param(changes, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, changes in KINDS.items()],
+)
 
 
 def config_of(**changes) -> TransformerXLConfig:

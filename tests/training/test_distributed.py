@@ -12,8 +12,6 @@ from hf_elastic import ElasticTrainer
 from hf_elastic.training.distributed import check_arguments
 from hf_elastic.training.lora import add_lora
 
-pytestmark = pytest.mark.slow
-
 FSDP = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
 SHARDED = {"fsdp": "full_shard", "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3}
@@ -105,16 +103,20 @@ def check_case(name: str, case: dict, folder: Path, once: int) -> None:
             assert entry[key] == pytest.approx(theirs[key], abs=2e-4), key  # logs have four digits
 
 
-def test_ddp_equals_one_process(tmp_path):
-    cases = {**SHARED, **DDP_ONLY, **STOPPED}
-    status, printed = run_cases(tmp_path, cases)
+def check_ddp(names, cases: dict[str, dict], folder: Path) -> None:
+    """Train cases with DDP, and compare those named with one process."""
+    status, printed = run_cases(folder, cases)
     assert status == 0, printed[-4000:]
-    for name in (*SHARED, *DDP_ONLY):
+    for name in names:
         model = make_model(cases[name].get("kind", "classifier"))
         if "lora" in cases[name]:
             model = add_lora(model, cases[name]["lora"])
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        check_case(name, cases[name], tmp_path, once=trained)
+        check_case(name, cases[name], folder, once=trained)
+
+
+def test_two_processes_equal_one_or_stop(tmp_path):
+    check_ddp(["plain"], {"plain": SHARED["plain"], **STOPPED}, tmp_path)
     largest_last = [[role for role, _ in sizes] for sizes in record(tmp_path / "plain")["drawn"]]
     assert all(roles == ["random", "smallest", "largest"] for roles in largest_last)
     for rank in (0, 1):
@@ -126,6 +128,13 @@ def test_ddp_equals_one_process(tmp_path):
     assert record(tmp_path / "not finite", 0)["error"] == record(tmp_path / "not finite", 1)["error"]
 
 
+@pytest.mark.slow
+def test_ddp_equals_one_process(tmp_path):
+    cases = {name: case for name, case in {**SHARED, **DDP_ONLY}.items() if name != "plain"}
+    check_ddp(cases, cases, tmp_path)
+
+
+@pytest.mark.slow
 def test_fsdp_equals_one_process(tmp_path):
     sharded = {name: {**case, "args": {**case.get("args", {}), **FSDP}} for name, case in SHARED.items()}
     saves = {"save_strategy": "steps", "save_steps": 10}

@@ -11,8 +11,11 @@ from accelerate.commands.config.config_args import ClusterConfig
 from launching import ROOT, launch, start, wait
 from tiny import WORDS, config_of, save_tokenizer
 from transformers import AutoModelForSequenceClassification
+from worker import make_model
 
+from hf_elastic import ElasticTrainer, ElasticTrainingArguments
 from hf_elastic.cli.main import main
+from hf_elastic.core.errors import UserError
 
 FOLDER = ROOT / "recipes" / "launch"
 
@@ -65,7 +68,7 @@ def test_the_readme_names_files_that_exist(line):
 
 @pytest.mark.slow
 def test_two_processes_on_one_machine(recipe, tmp_path):
-    """One process alone writes the results; FSDP is refused on a CPU."""
+    """One process alone writes the results."""
     out = str(tmp_path / "out")
     status, printed = launch(command("ddp.yaml", recipe, "--num_processes", "2", arguments=("--output_dir", out)))
     assert status == 0, printed[-4000:]
@@ -75,9 +78,13 @@ def test_two_processes_on_one_machine(recipe, tmp_path):
     # 4 steps of 2 processes x 4 rows of 64.
     assert json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] == 0.5
     assert not list((tmp_path / "out").glob(".partial*"))
-    again = ("--output_dir", out, "--overwrite")
-    status, printed = launch(command("fsdp2.yaml", recipe, "--num_processes", "2", arguments=again))
-    assert status != 0 and "accelerate would silently use MULTI_CPU" in printed, printed[-4000:]
+
+
+def test_fsdp_asked_for_by_the_launcher_is_refused_on_a_cpu(tmp_path, monkeypatch):
+    """`accelerate launch` says so in the environment, not in the arguments."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="fsdp: accelerate would silently use NO here; FSDP needs several accelerators"):
+        ElasticTrainer(model=make_model("classifier"), args=ElasticTrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
 
 
 @pytest.mark.slow

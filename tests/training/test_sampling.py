@@ -1,13 +1,12 @@
-"""Which sizes are drawn, how much they count, and what their gradients say of each other."""
+"""Which sizes are drawn, and how much they count."""
 
 import json
 
 import pytest
 import torch
-from test_trainer import arguments, assert_same, classifier, rows, train, weights
+from test_trainer import arguments, assert_same, classifier, train, weights
 
 from hf_elastic import ElasticTrainer, Space
-from hf_elastic.training.gradients import SizeGradients, pcgrad
 from hf_elastic.training.sampling import Sampler
 
 SPACE = Space({"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]})
@@ -130,11 +129,8 @@ def test_size_weights(tmp_path):
     ("given", "options", "message"),
     [
         ({"huge": 1}, {}, "'huge' is no size that is trained; known: largest, random, smallest$"),
-        ({"random": 1}, {"num_random_subnets": 0}, "'random' is no size that is trained; known: largest, smallest$"),
         ({"smallest": 2}, {"train_subnets": ["half"]}, "'smallest' is no size that is trained; known: largest, half$"),
-        ({"half": 2}, {}, "'half' is no size that is trained; known: largest, random, smallest$"),
         ({"random": 1}, {"sampling": "all"}, "'random' is no size that is trained; known: largest, half$"),
-        ({"smallest": -1}, {}, "smallest: -1 is not a weight"),
         ({"largest": 0, "smallest": 0, "random": 0}, {}, "with largest at 0 every other size needs a weight"),
     ],
 )
@@ -144,90 +140,11 @@ def test_bad_size_weights(given, options, message, tmp_path):
         ElasticTrainer(model=classifier(), args=arguments(tmp_path, size_weights=given, **options))
 
 
-def test_cosines_of_gradients(tmp_path):
-    """Logged for each pair at the steps asked for, equal to what two separate backward passes give."""
-    model = classifier()
-    args = arguments(tmp_path, gradient_cosine_steps=2, num_random_subnets=2, max_steps=4, distillation={}, task_weight=1.0)
-    trainer = train(model, args)
-    logged = [{key for key in entry if key.startswith("cosine")} for entry in trainer.state.log_history if "loss" in entry]
-    pairs = {f"cosine_{pair}" for pair in ("largest_random", "largest_random_2", "largest_smallest")}
-    assert not logged[0] and not logged[2] and len(logged[1]) == len(logged[3]) == 6 and pairs < logged[1]
-
-    model = classifier()
-    args = arguments(tmp_path, gradient_cosine_steps=1, num_random_subnets=0, max_steps=1, distillation={}, task_weight=1.0)
-    twin = classifier()
-    twin.load_state_dict(model.state_dict())
-    trainer = train(model, args)
-    batch = next(iter(trainer.get_train_dataloader()))
-    gradients = []
-    twin.train()
-    for name in ("largest", "smallest"):
-        twin.zero_grad(set_to_none=True)
-        twin.select(name)
-        twin(**batch).loss.backward()
-        gradients.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in twin.parameters()]))
-    expected = torch.nn.functional.cosine_similarity(*gradients, dim=0)
-    found = next(entry for entry in trainer.state.log_history if "loss" in entry)["cosine_largest_smallest"]
-    assert found == pytest.approx(float(expected), abs=1e-3)
-
-
-def test_watching_changes_nothing(tmp_path):
-    """Gradients kept apart add up to what they would have been, with accumulation too."""
-    states = []
-    for every in (0, 1):
-        torch.manual_seed(0)
-        model = classifier()
-        options = {"gradient_accumulation_steps": 2, "optim": "sgd", "learning_rate": 0.1}
-        train(model, arguments(tmp_path, gradient_cosine_steps=every, max_steps=3, **options))
-        states.append(weights(model))
-    assert_same(*states, 1e-6)
-
-
-def test_pcgrad_by_hand():
-    one, other = [torch.tensor([1.0, 0.0]), None], [torch.tensor([-1.0, 1.0]), torch.tensor([2.0])]
-    import random
-
-    first, second = pcgrad([one, other], random.Random(0))
-    # one . other = -1: one + 1/6 other, and other + 1 one.
-    torch.testing.assert_close(torch.cat(first), torch.tensor([1 - 1 / 6, 1 / 6, 2 / 6]))
-    torch.testing.assert_close(torch.cat(second), torch.tensor([0.0, 1.0, 2.0]))
-    friends = [[torch.tensor([1.0, 0.5])], [torch.tensor([0.5, 1.0])]]
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(pcgrad(friends, random.Random(0)), friends))
-
-
-def test_gradients_are_put_back():
-    weight = torch.nn.Parameter(torch.zeros(2))
-    weight.grad = torch.tensor([5.0, 5.0])  # an earlier micro-batch
-    kept = SizeGradients([weight])
-    for role, gradient in (("largest", [1.0, 0.0]), ("smallest", [-1.0, 1.0])):
-        weight.grad = torch.tensor(gradient)
-        kept.add(role)
-    assert kept.cosines() == {"cosine_largest_smallest": pytest.approx(-(0.5**0.5), abs=1e-6)}
-    kept.finish(surgery="pcgrad", seed="0")
-    torch.testing.assert_close(weight.grad, torch.tensor([5.0 + 0.5 + 0.0, 5.0 + 0.5 + 1.0]))
-
-
-def test_pcgrad_trains(tmp_path):
-    trainer = train(classifier(), arguments(tmp_path, gradient_surgery="pcgrad", max_steps=30, learning_rate=3e-3))
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-5:]) < sum(losses[:5])
-
-
-def test_a_checkpoint_of_another_space_or_none(tmp_path):
-    model = classifier()
-    train(model, arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
-    other = classifier()
-    other.space = Space({"num_hidden_layers": [2, 4]})
-    with pytest.raises(ValueError, match="was trained in another space"):
-        train(other, arguments(tmp_path, max_steps=4), resume=str(tmp_path / "checkpoint-2"))
-    (tmp_path / "checkpoint-2" / "sampler.json").unlink()
-    with pytest.raises(ValueError, match="is not a complete checkpoint"):
-        train(classifier(), arguments(tmp_path, max_steps=4), resume=str(tmp_path / "checkpoint-2"))
-    with pytest.raises(ValueError, match="has no complete checkpoint"):
-        train(classifier(), arguments(tmp_path, max_steps=4), resume=True)
-
-
-def test_the_seed_of_the_draws_is_the_checkpoints(tmp_path):
-    train(classifier(), arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
-    trainer = train(classifier(), arguments(tmp_path, max_steps=4, seed=9), dataset=rows(), resume=True)
-    assert trainer.sampler.seed == 3
+def test_every_process_and_step_draws_the_same():
+    sampler = Sampler(SPACE, "sandwich", seed=1)
+    drawn = [sampler.draw(step, 40) for step in range(40)]
+    assert drawn == [Sampler(SPACE, "sandwich", seed=1).draw(step, 40) for step in range(40)]
+    assert drawn != [Sampler(SPACE, "sandwich", seed=2).draw(step, 40) for step in range(40)]
+    assert all(sizes[0][1] == SPACE.largest and sizes[-1][1] == SPACE.smallest for sizes in drawn)
+    assert len({sizes[1][1] for sizes in drawn}) > 5
+    assert len(Sampler(SPACE, "all").draw(0, 1)) == len(SPACE)

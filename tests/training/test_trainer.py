@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import VOCAB, config_of, randomize
+from transformers import Trainer, TrainingArguments
 
 from hf_elastic import (
     ElasticForCausalLM,
@@ -14,6 +15,7 @@ from hf_elastic import (
     ElasticTrainer,
     ElasticTrainingArguments,
 )
+from hf_elastic.core.errors import UserError
 
 SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -89,8 +91,6 @@ def test_single_size_equals_plain_trainer(tmp_path):
 
     Plain descent, because Adam turns the rounding noise of gradients that should be zero (key biases) into whole steps.
     """
-    from transformers import Trainer, TrainingArguments
-
     config = config_of("bert", num_labels=3, **NO_DROPOUT)
     base = randomize(ElasticForSequenceClassification.stock_class(config)(config))
     plain = copy.deepcopy(base)
@@ -270,19 +270,6 @@ def test_label_smoothing_shifts_a_causal_model(tmp_path):
         assert trainer.compute_loss(model, dict(batch)) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_every_process_and_step_draws_the_same():
-    from hf_elastic.training.sampling import Sampler
-
-    space = classifier().space
-    sampler = Sampler(space, "sandwich", seed=1)
-    drawn = [sampler.draw(step, 40) for step in range(40)]
-    assert drawn == [Sampler(space, "sandwich", seed=1).draw(step, 40) for step in range(40)]
-    assert drawn != [Sampler(space, "sandwich", seed=2).draw(step, 40) for step in range(40)]
-    assert all(sizes[0][1] == space.largest and sizes[-1][1] == space.smallest for sizes in drawn)
-    assert len({sizes[1][1] for sizes in drawn}) > 5
-    assert len(Sampler(space, "all").draw(0, 1)) == len(space)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -291,18 +278,16 @@ def test_every_process_and_step_draws_the_same():
             {"distillation": {"attention": 1.0}},
             "distillation: 'attention' is unknown; known: logits, hidden, relation, pkd, dist",
         ),
-        ({"gradient_surgery": "cut"}, "gradient_surgery: 'cut' is unknown; known: none, pcgrad"),
         ({"size_weights": "depth"}, "size_weights: 'depth' is unknown; known: uniform, flops"),
         ({"temperature": 0.0}, "temperature: 0.0 must be a finite number above 0"),
         ({"distillation": {"hidden": -1.0}}, "distillation: hidden: -1.0 is not a weight"),
         ({"task_weight": 0.0, "distillation": "{}"}, "would learn nothing"),
-        ({"num_random_subnets": 1.5}, "num_random_subnets must be an integer of at least 0, got 1.5"),
-        ({"gradient_cosine_steps": -1}, "gradient_cosine_steps must be an integer of at least 0, got -1"),
+        ({"eval_strategy": "sometimes"}, "sometimes is not a valid IntervalStrategy"),
         ({"relation_heads": 0}, "relation_heads must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_arguments(changes, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         arguments(tmp_path, **changes)
 
 
@@ -340,6 +325,12 @@ def test_bad_models_and_names(tmp_path):
         ElasticTrainer(model=model, args=arguments(tmp_path, eval_subnets=["tiny"]))
     with pytest.raises(ValueError, match="needs an elastic model, got Bert"):
         ElasticTrainer(model=model.base, args=arguments(tmp_path))
+    with pytest.raises(UserError, match="needs ElasticTrainingArguments, got TrainingArguments"):
+        ElasticTrainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True))
+    with pytest.raises(UserError, match="you didn't pass an `eval_dataset`"):
+        ElasticTrainer(model=model, args=arguments(tmp_path, eval_strategy="epoch"), train_dataset=rows())
+    with pytest.raises(UserError, match="the teacher must be a model, got str"):
+        ElasticTrainer(model=model, args=arguments(tmp_path), teacher="bert-large-uncased")
     with pytest.raises(ValueError, match="frozen at one size, which is trained without the term 'relation'"):
         frozen = model.extract({"num_attention_heads": [2, 4, 4, 4]})
         ElasticTrainer(model=frozen, args=arguments(tmp_path, distillation={"relation": 1.0}))

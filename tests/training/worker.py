@@ -26,8 +26,7 @@ from tiny import VOCAB, config_of, randomize
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, ElasticTrainer
 from hf_elastic.metrics import compute_accuracy
-from hf_elastic.training import ElasticTrainingArguments
-from hf_elastic.training import checkpoints as resume
+from hf_elastic.training import ElasticTrainingArguments, checkpoints
 from hf_elastic.training.lora import add_lora
 
 SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
@@ -179,14 +178,14 @@ def train_case(case: dict, folder: Path) -> ElasticTrainer:
 
             trainer._save_rng_state = save_and_die
         if killer.where == "mark":  # all is written and nobody knows
-            mark = resume.mark_complete
+            mark = checkpoints.mark_complete
 
             def mark_or_die(folder, sampler):
                 if trainer.state.global_step == killer.step:
                     killer.die()
                 mark(folder, sampler)
 
-            resume.mark_complete = mark_or_die
+            checkpoints.mark_complete = mark_or_die
     trainer.train(resume_from_checkpoint=case.get("resume"))
     return trainer
 

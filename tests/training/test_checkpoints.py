@@ -1,16 +1,19 @@
 """Training that is killed with SIGKILL goes on as if nothing had happened."""
 
-import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from launching import record, run_cases
+from test_trainer import arguments, classifier, rows, train
 from worker import make_arguments, make_model, make_rows, run_case
 
-from hf_elastic import ElasticTrainer
+from hf_elastic import ElasticTrainer, Space
+from hf_elastic.cli.train import TrainArguments, run
+from hf_elastic.core.errors import UserError
 from hf_elastic.training.checkpoints import SAMPLER_FILE, checkpoints, delete_old, is_complete, last_checkpoint
 
 # Dropout and Adam: random numbers and the optimizer's state have to come back, too.
@@ -31,8 +34,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in checkpoints(str(folder))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["step", "mark"])
+@pytest.mark.parametrize("where", ["step", pytest.param("mark", marks=pytest.mark.slow)])
 def test_killed_in_one_process(where, tmp_path):
     """Killed in the middle of the first epoch of 16 steps, after step 13 or while checkpoint 10 is written."""
     kill = {"step": 13 if where == "step" else 10, "where": where}
@@ -104,13 +106,32 @@ def test_a_checkpoint_that_is_written_again_is_not_whole(tmp_path):
     assert not is_complete(folder)
 
 
-def test_resuming_another_space_is_refused(tmp_path):
-    args = make_arguments(tmp_path, {"max_steps": 2, "save_strategy": "steps", "save_steps": 2})
-    ElasticTrainer(model=make_model("classifier"), args=args, train_dataset=make_rows("classifier")).train()
-    other = make_model("classifier", space={"num_hidden_layers": [2, 4]}, subnets={})
-    trainer = ElasticTrainer(model=other, args=args, train_dataset=make_rows("classifier"))
+def test_a_checkpoint_of_another_space_or_none(tmp_path):
+    model = classifier()
+    train(model, arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
+    other = classifier()
+    other.space = Space({"num_hidden_layers": [2, 4]})
     with pytest.raises(ValueError, match="was trained in another space"):
-        trainer.train(resume_from_checkpoint=True)
-    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+        train(other, arguments(tmp_path, max_steps=4), resume=str(tmp_path / "checkpoint-2"))
+    (tmp_path / "checkpoint-2" / "sampler.json").write_text("{")
+    with pytest.raises(UserError, match=r"sampler\.json is damaged"):
+        train(classifier(), arguments(tmp_path, max_steps=4), resume=True)
+    (tmp_path / "checkpoint-2" / "sampler.json").unlink()
+    with pytest.raises(ValueError, match="is not a complete checkpoint"):
+        train(classifier(), arguments(tmp_path, max_steps=4), resume=str(tmp_path / "checkpoint-2"))
     with pytest.raises(ValueError, match="has no complete checkpoint"):
-        trainer.train(resume_from_checkpoint=True)
+        train(classifier(), arguments(tmp_path, max_steps=4), resume=True)
+
+
+def test_the_seed_of_the_draws_is_the_checkpoints(tmp_path):
+    train(classifier(), arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
+    trainer = train(classifier(), arguments(tmp_path, max_steps=4, seed=9), dataset=rows(), resume=True)
+    assert trainer.sampler.seed == 3
+
+
+def test_not_to_resume_needs_an_empty_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for given, refused in ((None, True), ("false", True), ("true", False)):
+        args = arguments(tmp_path, resume_from_checkpoint=given)
+        with pytest.raises(UserError, match="is not empty; add --resume_from_checkpoint true") if refused else nullcontext():
+            run(TrainArguments(model="unused", dry_run=True), args)
