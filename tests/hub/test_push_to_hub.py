@@ -1,12 +1,9 @@
 """`push_to_hub` of the objects that users of transformers have, with their own signatures."""
 
-import json
-
 import pytest
 import torch
 import transformers
 from datasets import Dataset
-from hf_elastic_files import frontier_of
 from huggingface_hub import ModelCard, constants, file_download, hf_api
 
 from hf_elastic import ElasticForSequenceClassification, ElasticTrainer, ElasticTrainingArguments
@@ -71,14 +68,6 @@ def test_remote_code_has_no_card_of_ours_and_pushes_all_the_same(hub, model, mon
     monkeypatch.setattr(ElasticForSequenceClassification, "card_writer", None)
     model.push_to_hub("user/model")
     assert "automatically generated" in card_of(hub, "user/model").text
-
-
-def test_a_frontier(hub, model):
-    commit = frontier_of(model).push_to_hub("user/model", "search")
-    assert commit == hub.repositories["user/model"].branches["main"].oid
-    files = hub.files("user/model")
-    assert set(files) == {"search/frontier.json", "search/frontier.png", "search/report.html"}
-    assert json.loads(files["search/frontier.json"])["facts"]["machine"]["torch_threads"] == 2
 
 
 @pytest.fixture
