@@ -52,7 +52,7 @@ models.register()
 
 
 def _write_card(*args, **kwargs) -> None:
-    from .hub.card_writer import write_model_card
+    from .hub.cards import write_model_card
 
     write_model_card(*args, **kwargs)
 

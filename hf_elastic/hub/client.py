@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import validate_repo_id
 
 from ..core.errors import UserError
-from .errors import explained, patiently, status_of
+from .config import check_repo_id
+from .errors import answer_behind, explained
 
 MAIN = "main"
 # Loaders look for these by name, so that one left over from an earlier push may be loaded in place of the new ones.
@@ -57,26 +57,28 @@ class Plan:
 
     Attributes:
         upload: what is wanted.
-        head: the commit that it was compared with; None if there is no such repository or branch.
-        exists: whether the repository is there.
         missing: paths that are not there.
         changed: paths that are there with another content.
         stale: weights there, beside the new ones, that are not part of the upload.
+        head: the commit that it was compared with; None if there is no such repository or branch.
+        exists: whether the repository is there.
+        is_public: whether everybody sees it.
     """
 
     upload: Upload
-    head: str | None
-    exists: bool
     missing: list[str]
-    changed: list[str]
-    stale: list[str]
+    changed: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+    head: str | None = None
+    exists: bool = False
+    is_public: bool = False
 
 
 def connect(token: str | None = None) -> HfApi:
     """A client with the given token, else that of HF_TOKEN or of `hf auth login`.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     token = token or get_token()
     if token is None:
@@ -88,14 +90,14 @@ def full_name(api: HfApi, repo_id: str) -> str:
     """`owner/name`, the owner being the user of the token where none is given.
 
     Raises:
-        ValueError: no repository can have this name.
+        UserError: no repository can have this name.
         HubError: see there.
     """
-    validate_repo_id(repo_id)
+    check_repo_id("repo_id", repo_id)
     if "/" in repo_id:
         return repo_id
     with explained("the user of the token", api.token):
-        return f"{patiently(api.whoami)['name']}/{repo_id}"
+        return f"{api.whoami()['name']}/{repo_id}"
 
 
 def push(
@@ -121,51 +123,52 @@ def push(
         Each upload, and the commit that holds it.
 
     Raises:
-        ValueError: a repository exists and differs and `overwrite` is False, or is public and should be private; or a file holds
+        UserError: a repository exists and differs and `overwrite` is False, or is public and should be private; or a file holds
             the token.
         HubError: the Hub refuses, fails or cannot be reached.
     """
     for upload in uploads:
         _check_secrets(upload, api.token)
-    plans = [_explained(api, upload, lambda upload=upload: compare(api, upload, private)) for upload in uploads]
+    plans = []
+    for upload in uploads:
+        with explained(str(upload), api.token):
+            plans.append(compare(api, upload))
     for plan in plans:
+        if private and plan.is_public:
+            raise UserError(
+                f"{plan.upload.repo_id} exists and is public; --private true only holds for new ones: make it private"
+            )
         if not overwrite and (different := [*plan.changed, *plan.stale]):
             raise UserError(
                 f"{plan.upload} exists and differs: {different[0]}{' and others' if len(different) > 1 else ''}; "
                 "add --overwrite true to replace what differs, or choose another repository"
             )
-    return [(plan.upload, _explained(api, plan.upload, lambda plan=plan: send(api, plan, private, message))) for plan in plans]
+    done = []
+    for plan in plans:
+        with explained(str(plan.upload), api.token):
+            done.append((plan.upload, send(api, plan, private, message)))
+    return done
 
 
-def compare(api: HfApi, upload: Upload, private: bool = False) -> Plan:
-    """Look at what is there.
-
-    Raises:
-        ValueError: it is public and should be private.
-    """
-    nothing = {"missing": list(upload.files), "changed": [], "stale": []}
+def compare(api: HfApi, upload: Upload) -> Plan:
+    """Look at what is there."""
+    plan = Plan(upload, missing=list(upload.files))
     try:
-        info = patiently(lambda: api.model_info(upload.repo_id))
+        info = api.model_info(upload.repo_id)
     except RepositoryNotFoundError as error:
-        if status_of(error) != 404:  # the client takes a refused token for it
+        if answer_behind(error).response.status_code != 404:  # the client takes a refused token for it
             raise
-        return Plan(upload, None, False, **nothing)
-    if private and not info.private:
-        raise UserError(f"{upload.repo_id} exists and is public; --private true only holds for new ones: make it private first")
+        return plan
+    plan = replace(plan, exists=True, is_public=not info.private)
     try:
-        head = (
-            info.sha
-            if upload.revision == MAIN
-            else patiently(lambda: api.model_info(upload.repo_id, revision=upload.revision)).sha
-        )
-        tree = patiently(lambda: list(api.list_repo_tree(upload.repo_id, recursive=True, revision=head)))
+        head = info.sha if upload.revision == MAIN else api.model_info(upload.repo_id, revision=upload.revision).sha
+        tree = api.list_repo_tree(upload.repo_id, recursive=True, revision=head)
+        there = {item.path: item for item in tree if isinstance(item, RepoFile)}
     except RevisionNotFoundError:
-        return Plan(upload, None, True, **nothing)
-    there = {item.path: item for item in tree if isinstance(item, RepoFile)}
-    return Plan(
-        upload,
-        head,
-        True,
+        return plan
+    return replace(
+        plan,
+        head=head,
         missing=[path for path in upload.files if path not in there],
         changed=[path for path, content in upload.files.items() if path in there and not _is_same(content, there[path])],
         stale=_stale(upload.files, there),
@@ -176,32 +179,21 @@ def send(api: HfApi, plan: Plan, private: bool, message: str) -> str:
     """Carry out a plan; returns the commit that now holds the files."""
     upload = plan.upload
     if not plan.exists:
-        patiently(lambda: api.create_repo(upload.repo_id, private=private or None, exist_ok=True))
+        api.create_repo(upload.repo_id, private=private or None, exist_ok=True)
     head = plan.head or _make_branch(api, upload)
-    paths = [*plan.missing, *plan.changed]
-    if not paths and not plan.stale:
-        return head
-    operations = [CommitOperationAdd(path, upload.files[path]) for path in paths]
+    operations = [CommitOperationAdd(path, upload.files[path]) for path in (*plan.missing, *plan.changed)]
     operations += [CommitOperationDelete(path, is_folder=False) for path in plan.stale]
-    commit = patiently(
-        lambda: api.create_commit(
-            upload.repo_id, operations, commit_message=message, revision=upload.revision, parent_commit=head
-        )
-    )
-    return commit.oid
+    if not operations:
+        return head
+    return api.create_commit(upload.repo_id, operations, commit_message=message, revision=upload.revision, parent_commit=head).oid
 
 
 def _make_branch(api: HfApi, upload: Upload) -> str:
     """Make sure that the branch is there, and return its head. A new one starts at the first commit: without main's files."""
     if upload.revision != MAIN:
-        first = patiently(lambda: api.list_repo_commits(upload.repo_id))[-1].commit_id
-        patiently(lambda: api.create_branch(upload.repo_id, branch=upload.revision, revision=first, exist_ok=True))
-    return patiently(lambda: api.model_info(upload.repo_id, revision=upload.revision)).sha
-
-
-def _explained(api: HfApi, upload: Upload, call):
-    with explained(str(upload), api.token):
-        return call()
+        first = api.list_repo_commits(upload.repo_id)[-1].commit_id
+        api.create_branch(upload.repo_id, branch=upload.revision, revision=first, exist_ok=True)
+    return api.model_info(upload.repo_id, revision=upload.revision).sha
 
 
 def _check_secrets(upload: Upload, token: str | None) -> None:

@@ -29,7 +29,7 @@ def meta_model(config: PretrainedConfig) -> ElasticPreTrainedModel:
     """A model of a config, stock or elastic, with shapes and no weights.
 
     Raises:
-        ValueError: the config does not say with which head it was saved, there is no elastic class with this head, or no Spec.
+        UserError: the config does not say with which head it was saved, there is no elastic class with this head, or no Spec.
     """
     architecture = (config.architectures or ["none"])[0]
     fitting = [cls for cls in ELASTIC_CLASSES if _class_name(cls, config) == architecture]
@@ -40,7 +40,7 @@ def meta_model(config: PretrainedConfig) -> ElasticPreTrainedModel:
 
 
 def check_size(model: ElasticPreTrainedModel, name: str, folder: Path) -> None:
-    """Raise ValueError if a folder is no export of the named size of a model."""
+    """Raise UserError if a folder is no export of the named size of a model."""
     found = meta_model(folder_config(folder))
     theirs, ours = found.num_parameters_of(None), model.num_parameters_of(name)
     if found.config.base_config.model_type != model.config.base_config.model_type or theirs != ours:

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from sizes_runs import RECIPES, ROOT, Runs, recipe
 
-from hf_elastic.hub.card_tables import size_table
-from hf_elastic.hub.cards import CardFacts, common_values, limits_of, metadata, render
-from hf_elastic.hub.measured import Measurement, size_named
+from hf_elastic.hub.card_parts import Measurement, size_named, size_table
+from hf_elastic.hub.cards import CardFacts, render
 from hf_elastic.utils.files import write_atomically
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -58,16 +57,15 @@ def card_of(task: str) -> str:
     name = f"{BASES[RECIPES[task].parent.name]}, elastic, on {train['dataset']}"
     card = render(
         "results.md",
-        metadata(model, name, facts, names),
-        name=name,
+        model,
+        name,
+        facts,
+        names,
         task=train["dataset"],
-        architecture=model.config.base_config.model_type,
-        size_table=size_table(model, names, facts, {}),
+        size_table=size_table(model, names, facts.measurements, SEQUENCE_LENGTH),
         rows=" or ".join(str(count) for count in sorted({result["rows"] for result in elastic})),
         seeds=", ".join(str(result["seed"]) for result in elastic),
         commands=f"python {SIZES} run {task}{changes} --data-dir DATA_DIR\npython recipes/benchmarks/cards.py",
-        limits=limits_of(model, names, facts),
-        **common_values(facts),
     )
     return str(card)
 
@@ -77,12 +75,12 @@ def measurements_of(runs: Runs, model, names: list[str]) -> list[Measurement]:
     found = []
     for kind, setting in KINDS.items():
         for name in names:
-            size = size_named(model, name) or "largest"
+            size = size_named(name) or "largest"
             results = [one["sizes"][size] for one in runs.results(kind if setting is None else f"{kind}/{size}")]
             metrics = list(results[0]) if results else []
             for metric in metrics if setting is None else metrics[:1]:
                 values = [result[metric] for result in results]
-                cut = model.resolve(size_named(model, name))
+                cut = model.resolve(size_named(name))
                 found.append(Measurement(cut, metric, float(np.mean(values)), spread_text(values), None, setting))
     return found
 

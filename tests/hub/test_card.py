@@ -9,11 +9,18 @@ from hf_elastic_files import frontier_of
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_elastic.core.space import Subnet
-from hf_elastic.hub import cards as cards
-from hf_elastic.hub.card_tables import counted, kept_text, markdown_table
-from hf_elastic.hub.cards import CardFacts, check_card, elastic_card, is_ours, published, size_card
-from hf_elastic.hub.measured import cell, columns, from_evaluation, from_frontier, from_metrics
-from hf_elastic.hub.places import Place
+from hf_elastic.hub.card_parts import (
+    Place,
+    cell,
+    columns,
+    counted,
+    from_evaluation,
+    from_frontier,
+    from_metrics,
+    kept_text,
+    markdown_table,
+)
+from hf_elastic.hub.cards import CARD, STOCK_CARDS, CardFacts, check_card, elastic_card, is_kept, size_card
 
 METRICS = {"eval_accuracy": 0.875, "eval_small_accuracy": 0.8125, "eval_small_loss": 0.5, "eval_runtime": 3.5, "epoch": 1.0}
 
@@ -163,15 +170,19 @@ def test_a_family_without_its_supernet(model):
     assert "revision=" in card.text
 
 
-def test_what_is_published_of_a_recipe():
+def test_what_is_published_of_a_recipe(model):
     recipe = {"learning_rate": 1e-4, "output_dir": "/home/me", "data_dir": "/home/me", "hub_token": "hf_x", "api_secret": "y"}
-    assert published(recipe) == {"learning_rate": 1e-4}
+    card = elastic_card(model, Place("user/model"), CardFacts(recipe=recipe))
+    assert "```yaml\nlearning_rate: 0.0001\n```" in card.text
 
 
-def test_cards_that_somebody_wrote_are_known(model):
-    assert is_ours(str(elastic_card(model, Place("user/model"), CardFacts())))
-    assert is_ours(f"# x\n{cards.STOCK_CARD} More.")
-    assert not is_ours("# My model\n\nI trained this.")
+def test_cards_that_somebody_wrote_are_known(model, tmp_path):
+    assert not is_kept(tmp_path)
+    for text in (str(elastic_card(model, Place("user/model"), CardFacts())), *(f"# x\n{stock} More." for stock in STOCK_CARDS)):
+        (tmp_path / CARD).write_text(text)
+        assert not is_kept(tmp_path)
+    (tmp_path / CARD).write_text("# My model\n\nI trained this.")
+    assert is_kept(tmp_path)
 
 
 def test_small_things():

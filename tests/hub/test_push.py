@@ -10,9 +10,12 @@ from hub_server import Fault
 from huggingface_hub import ModelCard, constants
 
 from hf_elastic import export_subnet
+from hf_elastic.cli.common import parse
 from hf_elastic.cli.main import main
 from hf_elastic.cli.push import PushArguments
+from hf_elastic.core.errors import UserError
 from hf_elastic.hub.cards import MARKER
+from hf_elastic.hub.config import PushConfig
 from hf_elastic.hub.push import push_folder, push_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -205,10 +208,10 @@ def test_a_card_that_somebody_wrote_is_kept(hub, model, tmp_path):
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     (folder / "README.md").write_text("---\ntags:\n- mine\n---\n# Mine\n")
-    push_model(model, "user/model", folder=folder)
+    push_folder(folder, "user/model")
     assert hub.files("user/model")["README.md"].endswith(b"# Mine\n")
     (folder / "README.md").write_text(f"---\ntags: []\n---\n{MARKER}\n")
-    push_model(model, "user/other", folder=folder)
+    push_folder(folder, "user/other")
     assert b"`small`" in hub.files("user/other")["README.md"]
 
 
@@ -273,14 +276,19 @@ def test_a_wrong_token_is_not_repeated(hub, checkpoint, capsys, monkeypatch):
 
 def test_a_frozen_model_has_no_sizes(hub, model, tmp_path):
     frozen = model.extract("odd")
-    with pytest.raises(ValueError, match="frozen at one size"):
-        push_model(frozen, "user/model")
-    frozen.save_pretrained(tmp_path)
-    [pushed] = push_folder(tmp_path, frozen, "user/odd", revision="v1")
-    assert (pushed.repo_id, pushed.revision) == ("user/odd", "v1")
-    assert "model.safetensors" in hub.files("user/odd", "v1")
+    with pytest.raises(UserError, match="is one size and has no other"):
+        push_model(frozen, "user/model", subnets=["small"])
+    [pushed] = push_model(frozen, "user/odd")
+    assert (pushed.repo_id, pushed.revision) == ("user/odd", "main")
+    assert "model.safetensors" in hub.files("user/odd")
+    frozen.save_pretrained(tmp_path / "odd")
+    [again] = push_folder(tmp_path / "odd", "user/odd")
+    assert again == pushed
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("push.yaml")), ids=lambda path: path.parent.name)
 def test_recipes(path):
-    PushArguments(**yaml.safe_load(path.read_text()))
+    (args, config), options = parse([PushArguments, PushConfig], [str(path)], "push", ""), yaml.safe_load(path.read_text())
+    read = {**vars(args), **vars(config)}
+    assert {key: read[key] for key in options if key != "exports"} == {key: options[key] for key in options if key != "exports"}
+    assert config.exports == {name: Path(folder) for name, folder in options.get("exports", {}).items()}
