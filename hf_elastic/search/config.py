@@ -106,8 +106,6 @@ class SearchConfig:
         check_integers(2, population_size=self.population_size, stale_after=self.stale_after)
         check_integers(0, seed=self.seed)
         check_integers(0, or_none=True, measure_at_most=self.measure_at_most)
-        if self.measure_at_most is not None and self.latency_profile is None:
-            raise UserError("measure_at_most is for a search with latency_profile; without one every size is measured")
         self.workload(DEFAULT_LENGTH)
 
     @property

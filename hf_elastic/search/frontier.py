@@ -22,15 +22,9 @@ from .trade_off import TradeOff
 
 
 class Frontier(TradeOff):
-    """The evaluated subnets of a search and the trade-off between its objectives.
+    """The evaluated subnets of a search and the trade-off between its objectives; `best` ranks by the first.
 
-    Args:
-        objectives: what was optimised; `best` ranks by the first.
-        points: every evaluated point, feasible or not.
-        facts: what the numbers depend on (machine, data set, seed), with values that JSON can hold.
-
-    Raises:
-        ValueError: no objectives, two of one name, or a feasible point without a value for one of them.
+    Arguments, attributes and errors are those of `TradeOff`.
     """
 
     def best(self, **limits: float) -> Point:

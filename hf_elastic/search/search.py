@@ -88,6 +88,8 @@ def search_subnets(
         predictors, workload = cost_models(model, profile), profile.workload
         warnings = check_machine(profile, model, force=config.force)
         machine = profile.machine if warnings else None
+    elif config.measure_at_most is not None:  # not for the config to say: a recipe may leave the profile to the command line
+        raise UserError("measure_at_most is for a search with latency_profile; without one every size is measured")
     quality = Quality(model, wanted, rows, compute_quality, config.batch_size, data_collator, config.seed)
     space = _searched_space(model, config.portability)
     algorithm = _choose_algorithm(config.algorithm, space, config.n_trials)

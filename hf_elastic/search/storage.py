@@ -58,6 +58,8 @@ def open_storage(place: str | os.PathLike | None, stale_after: int) -> BaseStora
 
 
 def _url_of(place: str | os.PathLike) -> URL:
+    if not isinstance(place, str | os.PathLike):
+        raise UserError(f"storage must be {ALLOWED}, got a {type(place).__name__}")
     if "://" not in str(place):
         path = Path(place)
         return URL.create("sqlite", database=str(path if path.suffix == ".db" else path / FILE_NAME))

@@ -27,7 +27,7 @@ ROWS = classification_rows(3)
         ({"latency_batch_size": -1}, "latency_batch_size.*-1"),
         ({"threads": True}, "threads.*True"),
         ({"runtime": "tvm"}, "runtime: 'tvm' is unknown"),
-        ({"measure_at_most": 3}, "measure_at_most is for a search with latency_profile"),
+        ({"measure_at_most": -1}, "measure_at_most must be an integer of at least 0, got -1"),
     ],
 )
 def test_bad_options_are_named(options, message):
