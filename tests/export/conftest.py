@@ -5,7 +5,10 @@ from functools import wraps
 
 import pytest
 import torch
+from tiny import config_of, decisive, randomize, space_of
+from transformers import AutoModelForSequenceClassification
 
+from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.graphs import exporters, onnx, openvino
 
 SIMPLE = (bool, int, float, str, tuple, type(None))
@@ -68,3 +71,13 @@ def _graphs_are_drawn_once():
         patch.setattr(onnx, "write_graph", drawn_once(onnx.write_graph))
         patch.setattr(openvino, "_with_transformers", kept(openvino._with_transformers))
         yield
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A classifier of two layers whose decisions int8 keeps."""
+    torch.manual_seed(0)
+    stock = decisive(
+        randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3, num_hidden_layers=2)))
+    )
+    return ElasticForSequenceClassification.from_base(stock, space={**space_of("bert"), "num_hidden_layers": [1, 2]})

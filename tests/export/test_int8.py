@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny import batch, config_of, decisive, randomize, space_of
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from tiny import batch, config_of, randomize, space_of
+from transformers import AutoModelForCausalLM
 
-from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
+from hf_elastic import ElasticForCausalLM
 from hf_elastic.export import FORMATS, export_subnet
 from hf_elastic.export.format import Format
 from hf_elastic.export.onnx.instructions import INSTRUCTIONS, detect_instructions, resolve_instructions
@@ -42,15 +42,6 @@ class PadToLongest:
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         masks = torch.nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
         return {"input_ids": padded, "attention_mask": masks, "labels": torch.tensor([row["labels"] for row in rows])}
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    stock = decisive(
-        randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3, num_hidden_layers=LAYERS)))
-    )
-    return ElasticForSequenceClassification.from_base(stock, space={**space_of("bert"), "num_hidden_layers": [1, LAYERS]})
 
 
 @pytest.fixture(scope="module")

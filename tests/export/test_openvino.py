@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import batch, config_of, decisive, randomize, space_of
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from tiny import batch, config_of, randomize
+from transformers import AutoModelForCausalLM
 
-from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
+from hf_elastic import ElasticForCausalLM
 from hf_elastic.export import ExportConfig, export_subnet, format
 from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5, PACKAGES
 
@@ -27,15 +27,6 @@ from hf_elastic.runtimes.openvino import OpenVINORunner  # noqa: E402
 LAYERS = 2
 SUBNET = {"num_hidden_layers": 2, "intermediate_size": 33, "num_attention_heads": 3}
 FILES = ["openvino_model.bin", "openvino_model.xml"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    stock = decisive(
-        randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3, num_hidden_layers=LAYERS)))
-    )
-    return ElasticForSequenceClassification.from_base(stock, space={**space_of("bert"), "num_hidden_layers": [1, LAYERS]})
 
 
 @pytest.fixture(scope="module")
