@@ -89,7 +89,7 @@ class ExportConfig:
     def options(self) -> dict[str, Any]:
         """What is set of the options of the formats."""
         known = frozenset().union(*(one.options for one in FORMATS.values()))
-        return {name: value for name, value in vars(self).items() if name in known and value not in (None, False)}
+        return {name: value for name, value in vars(self).items() if name in known and value is not None and value is not False}
 
     def check_data(self, calibration: Sequence | None, *, has_held_out: bool) -> None:
         """Refuse data that the formats do not take, and the lack of data that they need.

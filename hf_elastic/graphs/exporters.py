@@ -31,9 +31,9 @@ LARGEST_SINGLE_FILE = 2**31 - 2**26
 Axes = dict[str, dict[int, str]]
 
 
-def missing_extra(error: ImportError) -> MissingPackageError:
+def missing_extra(error: ImportError, what: str = "ONNX", extra: str = EXTRA) -> MissingPackageError:
     """The error to raise from `error`: it names what is missing and the extra that installs it."""
-    return MissingPackageError(f"ONNX needs {error.name or error}, which is not installed: run pip install '{EXTRA}'")
+    return MissingPackageError(f"{what} needs {error.name or error}, which is not installed: run pip install '{extra}'")
 
 
 def newest_opset() -> int:

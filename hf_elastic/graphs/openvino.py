@@ -10,18 +10,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..core.errors import MissingPackageError
 from ..utils.files import staged_file
-from .exporters import ON_TRANSFORMERS_5
+from .exporters import ON_TRANSFORMERS_5, missing_extra
 from .onnx import AXIS_NAMES, at_least_two, check_inputs, check_weights, export_onnx, quiet
 
+# As transformers' exporter and optimum-intel call it, so that `OVModelFor*` find it.
+IR = "openvino_model.xml"
+# On 4.57 the graph is drawn by Optimum, which is an extra of its own.
+EXTRA = "hf-elastic[openvino]" if ON_TRANSFORMERS_5 else "hf-elastic[openvino,optimum]"
 # All that OpenVINO says of a file that it could not write to its end.
 STREAM_FAILED = "iostream error"
-
-
-def missing(error: ImportError) -> MissingPackageError:
-    """The error to raise from `error`: it names the extra."""
-    return MissingPackageError(f"OpenVINO needs {error.name or error}, which is not installed: run pip install '{EXTRA}'")
 
 
 def export_openvino(model: PreTrainedModel, inputs: dict[str, torch.Tensor], path: Path) -> Path:
@@ -76,7 +74,7 @@ def _convert(path: Path):
     try:
         import openvino
     except ImportError as error:
-        raise missing(error) from error
+        raise missing_extra(error, "OpenVINO", EXTRA) from error
     return openvino.convert_model(str(path))
 
 
@@ -96,9 +94,3 @@ def save(graph, path: Path) -> Path:
                 raise
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: OpenVINO could not write {path}") from error
     return path
-
-
-# As transformers' exporter and optimum-intel call it, so that `OVModelFor*` find it.
-IR = "openvino_model.xml"
-# On 4.57 the graph is drawn by Optimum, which is an extra of its own.
-EXTRA = "hf-elastic[openvino]" if ON_TRANSFORMERS_5 else "hf-elastic[openvino,optimum]"

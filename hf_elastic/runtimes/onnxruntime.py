@@ -19,11 +19,6 @@ except ImportError as error:
 NUMPY_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_, "tensor(float)": np.float32}
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file")
-
-
 class OnnxRunner:
     """An ONNX file loaded into onnxruntime on the CPU.
 
@@ -36,7 +31,8 @@ class OnnxRunner:
     """
 
     def __init__(self, path: Path, threads: int | None = None):
-        _check_file(Path(path))
+        if not Path(path).is_file():
+            raise UserError(f"{path} is not a file")
         options = onnxruntime.SessionOptions()
         check_integers(1, or_none=True, threads=threads)
         if threads is not None:

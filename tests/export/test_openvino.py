@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import batch, config_of, decisive, randomize, space_of
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from tiny import batch, config_of, randomize
+from transformers import AutoModelForCausalLM
 
-from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
+from hf_elastic import ElasticForCausalLM
 from hf_elastic.export import ExportConfig, export_subnet, format
 from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5, PACKAGES
 
@@ -25,16 +25,8 @@ from hf_elastic.graphs.openvino import EXTRA, export_openvino  # noqa: E402
 from hf_elastic.runtimes.openvino import OpenVINORunner  # noqa: E402
 
 LAYERS = 2
+SUBNET = {"num_hidden_layers": 2, "intermediate_size": 33, "num_attention_heads": 3}
 FILES = ["openvino_model.bin", "openvino_model.xml"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    stock = decisive(
-        randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=3, num_hidden_layers=LAYERS)))
-    )
-    return ElasticForSequenceClassification.from_base(stock, space={**space_of("bert"), "num_hidden_layers": [1, LAYERS]})
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +83,7 @@ def test_int8_weights_and_int8_with_calibration(model, source, tmp_path):
 def test_formats(model, tmp_path):
     names = ["openvino", "openvino-int8", "openvino-int8-static"]
     calibration = [{"input_ids": row.tolist()} for seed in range(4) for row in batch(16, 4, seed)["input_ids"]]
-    subnet = {"num_hidden_layers": 2, "intermediate_size": 33, "num_attention_heads": 3}
-    records = export_subnet(model, subnet, tmp_path / "out", names, calibration=calibration)
+    records = export_subnet(model, SUBNET, tmp_path / "out", names, calibration=calibration)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
     for name in names:
         files = sorted(path.name for path in (tmp_path / "out" / name).iterdir())
@@ -102,6 +93,7 @@ def test_formats(model, tmp_path):
     assert records["openvino-int8"]["max_abs_difference"] > records["openvino"]["max_abs_difference"]
 
 
+@pytest.mark.slow
 def test_a_decoder(tmp_path):
     torch.manual_seed(0)
     stock = randomize(AutoModelForCausalLM.from_config(config_of("llama", num_hidden_layers=LAYERS)))
@@ -136,7 +128,7 @@ def test_a_full_disk(model, source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(openvino, "save_model", fail)
     with pytest.raises(OSError, match=r"the disk of .*out is full; nothing was written"):
-        export_subnet(model, {"num_hidden_layers": 1}, tmp_path / "out", ["openvino"])
+        export_subnet(model, SUBNET, tmp_path / "out", ["openvino"])
     with pytest.raises(OSError, match=r"No space left on device: OpenVINO could not write .*some\.xml"):
         compress_openvino(source, tmp_path / "some.xml")
     assert list(tmp_path.iterdir()) == []

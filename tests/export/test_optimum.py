@@ -163,6 +163,7 @@ def test_without_optimum_the_extra_is_named(monkeypatch):
         install()
 
 
+@pytest.mark.slow
 def test_the_wheel_brings_no_part_of_optimum(tmp_path):
     """With any file below `optimum/`, `is_optimum_available()` of transformers is true without Optimum."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):

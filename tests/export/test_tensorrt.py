@@ -219,7 +219,6 @@ def test_profiles():
         ({"min_batch_size": 9, "max_batch_size": 4}, "batch_size: min 9, opt 4 and max 4 must not fall"),
         ({"opt_sequence_length": 99}, "max_sequence_length: 99 is longer than the model, which takes 62 tokens"),
         ({"precision": "fp8"}, "precision: 'fp8' is unknown; known: fp32, fp16, bf16, int8"),
-        ({"precision": "int8", "calibration": []}, "calibration must be a list of texts or of tokenized rows, at least one"),
     ],
 )
 def test_bad_options_stop_before_any_work(model, tmp_path, options, message):

@@ -58,50 +58,26 @@ class Loader:
         return module
 
 
-class MaskedLMLoader(Loader):
-    """The same with a head."""
-
-    elastic_class = elastic.ElasticForMaskedLM
-
-
-class CausalLMLoader(Loader):
-    """The same with a head."""
-
-    elastic_class = elastic.ElasticForCausalLM
+def _loader(elastic_class: type[elastic.ElasticPreTrainedModel]) -> type[Loader]:
+    """A loader for a head. Optimum finds it by its name in this module."""
+    return type(f"{elastic_class.__name__}Loader", (Loader,), {"elastic_class": elastic_class})
 
 
-class SequenceClassificationLoader(Loader):
-    """The same with a head."""
-
-    elastic_class = elastic.ElasticForSequenceClassification
-
-
-class TokenClassificationLoader(Loader):
-    """The same with a head."""
-
-    elastic_class = elastic.ElasticForTokenClassification
-
-
-class QuestionAnsweringLoader(Loader):
-    """The same with a head."""
-
-    elastic_class = elastic.ElasticForQuestionAnswering
-
-
-class MultipleChoiceLoader(Loader):
-    """The same with a head."""
-
-    elastic_class = elastic.ElasticForMultipleChoice
-
+ElasticForMaskedLMLoader = _loader(elastic.ElasticForMaskedLM)
+ElasticForCausalLMLoader = _loader(elastic.ElasticForCausalLM)
+ElasticForSequenceClassificationLoader = _loader(elastic.ElasticForSequenceClassification)
+ElasticForTokenClassificationLoader = _loader(elastic.ElasticForTokenClassification)
+ElasticForQuestionAnsweringLoader = _loader(elastic.ElasticForQuestionAnswering)
+ElasticForMultipleChoiceLoader = _loader(elastic.ElasticForMultipleChoice)
 
 LOADERS = {
     "feature-extraction": Loader,
-    "fill-mask": MaskedLMLoader,
-    "text-generation": CausalLMLoader,
-    "text-classification": SequenceClassificationLoader,
-    "token-classification": TokenClassificationLoader,
-    "question-answering": QuestionAnsweringLoader,
-    "multiple-choice": MultipleChoiceLoader,
+    "fill-mask": ElasticForMaskedLMLoader,
+    "text-generation": ElasticForCausalLMLoader,
+    "text-classification": ElasticForSequenceClassificationLoader,
+    "token-classification": ElasticForTokenClassificationLoader,
+    "question-answering": ElasticForQuestionAnsweringLoader,
+    "multiple-choice": ElasticForMultipleChoiceLoader,
 }
 
 

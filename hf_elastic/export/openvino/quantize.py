@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ...graphs.exporters import missing_extra
 from ...graphs.onnx import quiet
-from ...graphs.openvino import missing, save
+from ...graphs.openvino import EXTRA, save
 
 # Operators that NNCF would quantize besides products with weights.
 STAY_FLOAT = ["ScaledDotProductAttention", "Add"]
@@ -72,7 +73,7 @@ def _quiet_nncf() -> Iterator:
     try:
         import nncf
     except ImportError as error:
-        raise missing(error) from error
+        raise missing_extra(error, "OpenVINO", EXTRA) from error
     level = nncf.common.logging.nncf_logger.level
     nncf.set_log_level(logging.ERROR)
     try:
