@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 from torch import nn
-from transformers import TrainerCallback
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from ..core.errors import UserError
@@ -17,17 +16,6 @@ from .sampling import Sampler
 
 # Written last and deleted first: a checkpoint without it was interrupted.
 SAMPLER_FILE = "sampler.json"
-
-
-class SamplerCallback(TrainerCallback):
-    """Checks the sampler's schedule when the number of steps is known."""
-
-    def __init__(self, sampler: Sampler):
-        self.sampler = sampler
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Check the schedule against the steps."""
-        self.sampler.check_steps(state.max_steps)
 
 
 class CheckpointsMixin:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import recursively_apply
 from transformers import Trainer
 
 from ..core.modeling_elastic import ElasticForCausalLM
@@ -32,15 +33,12 @@ class Part:
     def of(self, values):
         """These rows of a tensor, or of every tensor in a mapping or tuple. What has no rows is left as it is; where a row is
         several sequences (multiple choice), they stay together."""
-        if self.rows is None:
-            return values
-        if isinstance(values, torch.Tensor):
-            if values.ndim == 0 or values.shape[0] % self.batch:
-                return values
-            return values.unflatten(0, (self.batch, -1))[self.rows].flatten(0, 1).contiguous()  # models call view() on labels
-        if isinstance(values, Mapping):
-            return {key: self.of(value) for key, value in values.items()}
-        return tuple(self.of(value) for value in values) if isinstance(values, (tuple, list)) else values
+        return values if self.rows is None else recursively_apply(self._rows_of, values)
+
+    def _rows_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 0 or tensor.shape[0] % self.batch:
+            return tensor
+        return tensor.unflatten(0, (self.batch, -1))[self.rows].flatten(0, 1).contiguous()  # models call view() on labels
 
 
 class RowsMixin(Trainer):

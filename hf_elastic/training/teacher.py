@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -67,15 +68,7 @@ class Observer:
 
 def detach(observed: Mapping) -> dict:
     """The same without gradients."""
-    kept: dict = {}
-    for key, value in observed.items():
-        if isinstance(value, torch.Tensor):
-            kept[key] = value.detach()
-        elif isinstance(value, Mapping):
-            kept[key] = {role: tensor.detach() for role, tensor in value.items()}
-        else:
-            kept[key] = tuple(tensor.detach() for tensor in value)
-    return kept
+    return recursively_apply(torch.Tensor.detach, observed)
 
 
 class Teacher:

@@ -12,7 +12,7 @@ from ..core.errors import UserError
 from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments, as_user_error
-from .checkpoints import CheckpointsMixin, SamplerCallback, check_adapter, last_checkpoint, restore
+from .checkpoints import CheckpointsMixin, check_adapter, last_checkpoint, restore
 from .distributed import check_arguments, prepare_accelerator
 from .gradients import SizeGradients, add_rows_in_place
 from .losses import DISTILLATION, DistillationInputs
@@ -71,7 +71,6 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
         self.eval_subnets = self._check_names(args.eval_subnets)
         self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
-        self.add_callback(SamplerCallback(self.sampler))
         self._size_losses = SizeLosses()
         self._cosines: dict[str, float] = {}
 
@@ -84,6 +83,11 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         """Create the optimizer, and refuse one that is not installed."""
         with as_user_error(ValueError):
             return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, *args, **kwargs):
+        """Create the learning rate's schedule, and check the one of the sizes: from here on the number of steps is known."""
+        self.sampler.check_steps(num_training_steps)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def _determine_best_metric(self, *args, **kwargs) -> bool:
         with as_user_error(KeyError):  # metric_for_best_model is none of the metrics
