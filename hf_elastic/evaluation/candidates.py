@@ -32,7 +32,7 @@ class Candidate:
         parameters: how many it has (count).
         model: what lm-eval calls: `model(ids).logits`, with `config` and `device`.
         generates: whether it can generate text.
-        call: given a target, what is timed.
+        call: given a workload, what is timed.
     """
 
     name: str
@@ -64,8 +64,8 @@ class GraphModel:
         threads: CPU threads; None takes the runtime's default.
 
     Raises:
-        ImportError: onnxruntime or OpenVINO is not installed; it names the extra.
-        ValueError: it is no causal language model.
+        MissingPackageError: onnxruntime or OpenVINO is not installed; it names the extra.
+        UserError: it is no causal language model.
     """
 
     device = torch.device("cpu")
@@ -93,7 +93,7 @@ def elastic_candidates(model: ElasticPreTrainedModel, names: Sequence[str | Mapp
         names: named sizes and subnets; None for the largest, the smallest and every named one.
 
     Raises:
-        ValueError: it is no causal language model, or an unknown name or impossible size.
+        UserError: it is no causal language model, or an unknown name or impossible size.
     """
     if not isinstance(model, ElasticForCausalLM):
         raise UserError(f"model: {type(model).__name__} is no causal language model, which the tasks need")
@@ -112,7 +112,7 @@ def stock_candidates(name: str, device: str) -> Candidates:
     """A stock checkpoint.
 
     Raises:
-        ValueError: it is no causal language model.
+        UserError: it is no causal language model.
         OSError: no such checkpoint.
     """
     check_causal(name, AutoConfig.from_pretrained(name))
@@ -135,7 +135,7 @@ def graph_candidates(folder: Path, threads: int | None = None) -> Candidates:
     """An exported graph.
 
     Raises:
-        ImportError, ValueError: as for `GraphModel`.
+        MissingPackageError, UserError: as for `GraphModel`.
     """
     model = GraphModel(folder, threads)
     size = Candidate(folder.name, None, model.num_parameters, model, False, graph_call(model))
@@ -147,33 +147,33 @@ def graph_candidates(folder: Path, threads: int | None = None) -> Candidates:
 
 def torch_call(model: PreTrainedModel) -> Callable[[Workload], Callable[[], object]]:
     """What is timed of a torch model."""
-    return lambda target: model_call(target, model, random_input(target, model))
+    return lambda workload: model_call(workload, model, random_input(workload, model))
 
 
 def graph_call(model: GraphModel) -> Callable[[Workload], Callable[[], object]]:
-    """What is timed of a graph; raises ValueError if it cannot run the target's input."""
+    """What is timed of a graph; raises UserError if it cannot run the workload's input."""
 
-    def call(target: Workload) -> Callable[[], object]:
-        run = exported_call(replace(target, runtime=model.runtime), model.file, random_input(target, model))
+    def call(workload: Workload) -> Callable[[], object]:
+        run = exported_call(replace(workload, runtime=model.runtime), model.file, random_input(workload, model))
         try:
             run()
         except Exception as error:  # onnxruntime's own types, which have no common base
-            raise UserError(f"sequence_length: the graph cannot run {target.sequence_length} tokens: {error}") from error
+            raise UserError(f"sequence_length: the graph cannot run {workload.sequence_length} tokens: {error}") from error
         return run
 
     return call
 
 
-def random_input(target: Workload, model: PreTrainedModel | GraphModel) -> dict[str, torch.Tensor]:
+def random_input(workload: Workload, model: PreTrainedModel | GraphModel) -> dict[str, torch.Tensor]:
     """Random tokens "batch length" without padding, drawn as `Workload.make_input` draws those of an elastic model."""
-    generator = torch.Generator().manual_seed(target.seed)
-    shape = (target.batch_size, target.sequence_length)
+    generator = torch.Generator().manual_seed(workload.seed)
+    shape = (workload.batch_size, workload.sequence_length)
     ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def check_causal(name: str, config: PretrainedConfig) -> None:
-    """Raise ValueError unless a checkpoint was saved with a causal language model's head."""
+    """Raise UserError unless a checkpoint was saved with a causal language model's head."""
     saved = (config.architectures or ["nothing"])[0]
     mapping = AutoModelForCausalLM._model_mapping
     classes = mapping.get(type(config), ())

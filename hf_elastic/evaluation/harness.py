@@ -70,7 +70,7 @@ class CandidateLM(HFLM):
         return super()._loglikelihood_tokens(fitting, *args, **kwargs)
 
     def generate_until(self, requests: list[Instance], *args, **kwargs) -> list[str]:
-        """Greedy text up to a stop; raises ValueError if the model cannot generate, or has no room for an answer."""
+        """Greedy text up to a stop; raises UserError if the model cannot generate, or has no room for an answer."""
         if not self.generates:
             raise UserError("it generates text, which an exported graph does not; leave it out, or give the checkpoint")
         for request in requests:
@@ -86,7 +86,7 @@ def load_task(file: TaskFile, num_fewshot: int = 0) -> Task:
     """Make an lm-eval task and read its data.
 
     Raises:
-        ValueError: it has no more items than shots.
+        UserError: it has no more items than shots.
     """
     with quiet():
         loaded = TaskManager(include_defaults=False).load([file.config])["tasks"][file.name]
@@ -108,7 +108,7 @@ def run_task(file: TaskFile, task: Task, model: CandidateLM, limit: int | None =
         limit: only so many items, the first ones.
 
     Raises:
-        ValueError: the model cannot run the task.
+        UserError: the model cannot run the task.
     """
     task.set_fewshot_seed(SEED)
     model.truncated = 0

@@ -25,19 +25,19 @@ class Results:
         facts: recorded and not compared: versions and machine.
 
     Raises:
-        ValueError: the file is no such file, or holds results of something else.
+        UserError: the file is no such file, or holds results of something else.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, object], facts: Mapping[str, object]):
         self.path = path
-        self._data = {"identity": dict(identity), **facts, "target": None, "tasks": {}, "sizes": {}}
+        self._data = {"identity": dict(identity), **facts, "workload": None, "tasks": {}, "sizes": {}}
         if path.exists():
             self._take_over()
 
     def _take_over(self) -> None:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            identity, _ = found["identity"], (found["tasks"], found["sizes"], found["target"])
+            identity, _ = found["identity"], (found["tasks"], found["sizes"], found["workload"])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"output: {self.path} is there and holds no evaluation; choose another file") from error
         self._compare(identity, self._data["identity"])
@@ -51,13 +51,13 @@ class Results:
             )
 
     def add_task(self, file: TaskFile, chance: float) -> None:
-        """Note a task; raises ValueError if the file has results of other data or of another prompt."""
+        """Note a task; raises UserError if the file has results of other data or of another prompt."""
         record = {"file": file.data.name, "digest": file.digest, "metric": file.metric, "chance": chance}
         self._compare(self._data["tasks"].get(file.name, record), record)
         self._data["tasks"][file.name] = record
 
     def add_size(self, candidate: Candidate) -> None:
-        """Note a size; raises ValueError if the file has another one of this name."""
+        """Note a size; raises UserError if the file has another one of this name."""
         record = {"subnet": candidate.subnet, "parameters": candidate.parameters}
         there = self._data["sizes"].setdefault(candidate.name, {**record, "latency": None, "scores": {}})
         self._compare(
@@ -75,16 +75,16 @@ class Results:
         self._data["sizes"][size]["scores"][task] = asdict(score)
         self._save()
 
-    def latencies(self, sizes: Sequence[str], target: Mapping) -> dict[str, Latency] | None:
-        """Latencies of these sizes if they come from one run of this target, else None."""
+    def latencies(self, sizes: Sequence[str], workload: Mapping | None = None) -> dict[str, Latency] | None:
+        """Latencies of these sizes if all come from one run, of this workload if one is given; else None."""
         found = {name: self._data["sizes"][name]["latency"] for name in sizes}
-        if self._data["target"] != target or None in found.values():
+        if workload not in (None, self._data["workload"]) or None in found.values():
             return None
         return {name: Latency.from_dict(latency) for name, latency in found.items()}
 
-    def put_latencies(self, latencies: Mapping[str, Latency], target: Mapping) -> None:
+    def put_latencies(self, latencies: Mapping[str, Latency], workload: Mapping) -> None:
         """Keep the latencies of one run; those of other sizes, from another run, are dropped."""
-        self._data["target"] = dict(target)
+        self._data["workload"] = dict(workload)
         for name, size in self._data["sizes"].items():
             size["latency"] = latencies[name].to_dict() if name in latencies else None
         self._save()

@@ -51,7 +51,7 @@ def find_tasks(names: Sequence[str] | None, data_dir: str | Path) -> list[TaskFi
         data_dir: a folder with the data files, or with a folder `zeroshot` of them.
 
     Raises:
-        ValueError: an unknown or repeated name, or a data file that lacks what its task needs.
+        UserError: an unknown or repeated name, or a data file that lacks what its task needs.
         FileNotFoundError: a data file is missing.
     """
     known = task_names()
@@ -82,7 +82,7 @@ def _find_task(name: str, data_dir: Path) -> TaskFile:
 
 
 def _check_rows(name: str, data: Path, columns: Sequence[str]) -> None:
-    """Raise ValueError, naming the line, unless every item has what the task needs: lm-eval would fail in the middle."""
+    """Raise UserError, naming the line, unless every item has what the task needs: lm-eval would fail in the middle."""
     try:
         with gzip.open(data, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from rich.table import Table
 
 from ..measure.latency import measurement_warnings
-from ..measure.workload import Workload
 from .candidates import Candidate
+from .config import EvaluationConfig
 from .results import Results, macro_average
 from .suite import TaskFile
 
 MOST_TASKS = 5  # side by side in 100 columns
 
 
-def make_tables(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], target: Workload | None) -> list[Table]:
+def make_tables(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], config: EvaluationConfig) -> list[Table]:
     """One row per size, and one of what guessing gets: parameters, latency and macro average, then the tasks, a few at a time."""
     blocks = [files[start : start + MOST_TASKS] for start in range(0, len(files), MOST_TASKS)]
-    return [_overview(results, sizes, files, target), *(_tasks(results, sizes, block) for block in blocks)]
+    return [_overview(results, sizes, files, config), *(_tasks(results, sizes, block) for block in blocks)]
 
 
-def _overview(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], target: Workload | None) -> Table:
-    latencies = target and results.latencies([size.name for size in sizes], asdict(target))
-    timed = [f"latency, 1 x {target.sequence_length} tokens\n(95% interval)"] if latencies else []
+def _overview(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], config: EvaluationConfig) -> Table:
+    latencies = results.latencies([size.name for size in sizes]) if config.latency else None
+    timed = [f"latency, 1 x {config.sequence_length} tokens\n(95% interval)"] if latencies else []
     table = Table("size", "parameters", *timed, f"average of {len(files)} tasks\npercent ± standard error")
     for size in sizes:
         latency = [str(latencies[size.name])] if latencies else []
@@ -51,12 +50,12 @@ def percent(value: float, stderr: float | None = None) -> str:
     return f"{100 * value:.1f}" + ("" if stderr is None else f" ± {100 * stderr:.1f}")
 
 
-def remarks(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], target: Workload | None) -> list[str]:
+def remarks(results: Results, sizes: Sequence[Candidate], files: Sequence[TaskFile], config: EvaluationConfig) -> list[str]:
     """What did not fit the model's input, and whether the machine was busy while timing."""
     found = []
     for file in files:
         truncated = max(results.score(size.name, file.name).truncated for size in sizes)
         if truncated:
             found.append(f"warning: {file.name}: {truncated} requests were longer than the model's input and were cut")
-    latencies = (target and results.latencies([size.name for size in sizes], asdict(target))) or {}
-    return found + [f"warning: {doubt}" for doubt in measurement_warnings(list(latencies.values()))]
+    latencies = results.latencies([size.name for size in sizes]) if config.latency else {}
+    return found + [f"warning: {warning}" for warning in measurement_warnings(list(latencies.values()))]

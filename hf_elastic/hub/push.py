@@ -22,7 +22,7 @@ from ..export import FORMATS
 from ..export.subnet import export_subnet
 from ..search import Frontier
 from ..utils.tokenizer import save_tokenizer
-from . import client as client
+from . import client
 from .card_parts import FULL_NAMES, Place, from_evaluation, from_frontier, from_metrics, parity_records
 from .cards import CARD, CardFacts, elastic_card, is_kept, size_card
 from .client import MAIN, Upload

@@ -13,6 +13,8 @@ from transformers import AutoModelForMaskedLM
 from hf_elastic import ElasticForMaskedLM
 from hf_elastic.cli.main import main
 
+pytestmark = pytest.mark.one_lane
+
 SHARED = ["--model", "{elastic}", "--data_dir", "{data}", "--latency", "false", "--output", "{out}"]
 BAD = {
     "unknown task": ([*SHARED, "--tasks", "piqa,glue"], "tasks: 'glue' is unknown; known: arc_challenge, arc_easy, boolq"),

@@ -14,6 +14,8 @@ from hf_elastic.evaluation.harness import SEED, CandidateLM, chance, load_task, 
 from hf_elastic.evaluation.results import macro_average
 from hf_elastic.evaluation.suite import find_tasks, task_names
 
+pytestmark = pytest.mark.one_lane
+
 CHOICES = {
     "arc_challenge": 5, "arc_easy": 4, "boolq": 2, "commonsense_qa": 4, "copa": 2, "hellaswag": 4, "logiqa": 4, "openbookqa": 4,
     "piqa": 2, "siqa": 2, "winogrande": 2, "wsc273": 2,

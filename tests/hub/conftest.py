@@ -7,7 +7,7 @@ from tiny import config_of, randomize, save_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForSequenceClassification
-from hf_elastic.hub import client as upload
+from hf_elastic.hub.client import connect
 
 SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
 SUBNETS = {"small": {"num_hidden_layers": 1, "intermediate_size": 16}, "odd": {"num_attention_heads": 2}}
@@ -42,7 +42,7 @@ def hub(make_hub):
 
 @pytest.fixture
 def api(hub):
-    return upload.connect()
+    return connect()
 
 
 @pytest.fixture(scope="session")

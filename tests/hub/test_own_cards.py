@@ -8,6 +8,8 @@ from huggingface_hub import ModelCard
 
 from hf_elastic.hub.cards import check_card
 
+pytestmark = pytest.mark.one_lane
+
 ROOT = Path(__file__).parents[2]
 
 

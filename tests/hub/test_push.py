@@ -215,6 +215,7 @@ def test_a_card_that_somebody_wrote_is_kept(hub, model, tmp_path):
     assert b"`small`" in hub.files("user/other")["README.md"]
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -239,6 +240,7 @@ def test_bad_input(hub, checkpoint, capsys, options, says):
     assert not [seen for seen in hub.seen if not seen.line.startswith("GET")]
 
 
+@pytest.mark.one_lane
 def test_bad_folders(hub, checkpoint, capsys, tmp_path, model):
     assert "there is no folder" in refused(capsys, "--model", "nowhere", "--repo_id", "user/model")
     assert "user//model" in refused(capsys, "--model", checkpoint, "--repo_id", "user//model")
@@ -259,6 +261,7 @@ def test_no_token(hub, checkpoint, capsys, monkeypatch, tmp_path):
     assert "no token for the Hub" in refused(capsys, "--model", checkpoint, "--repo_id", "user/model")
 
 
+@pytest.mark.one_lane
 def test_the_token_is_no_option(hub, checkpoint, capsys):
     with pytest.raises(SystemExit) as stopped:
         push(checkpoint, "--token", "hf_right")
@@ -286,6 +289,7 @@ def test_a_frozen_model_has_no_sizes(hub, model, tmp_path):
     assert again == pushed
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("push.yaml")), ids=lambda path: path.parent.name)
 def test_recipes(path):
     (args, config), options = parse([PushArguments, PushConfig], [str(path)], "push", ""), yaml.safe_load(path.read_text())
