@@ -81,7 +81,7 @@ class ConvertArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (args,) = parse([ConvertArguments], argv, "convert", "Make a checkpoint elastic.")
+    (args,) = parse([ConvertArguments], argv, "convert")
     run(args)
     return 0
 

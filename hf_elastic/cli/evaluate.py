@@ -53,7 +53,7 @@ class EvaluateArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (args,) = parse([EvaluateArguments], argv, "evaluate", "Score sizes on zero-shot tasks with lm-eval.")
+    (args,) = parse([EvaluateArguments], argv, "evaluate")
     run(args)
     return 0
 

@@ -99,7 +99,7 @@ class ExportArguments(DataArguments):
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (args,) = parse([ExportArguments], argv, "export", "Write a size of an elastic model for use elsewhere.")
+    (args,) = parse([ExportArguments], argv, "export")
     run(args)
     return 0
 

@@ -44,7 +44,7 @@ class MeasureArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (args,) = parse([MeasureArguments], argv, "measure", "Measure latency and peak memory of sizes on this machine.")
+    (args,) = parse([MeasureArguments], argv, "measure")
     run(args)
     return 0
 

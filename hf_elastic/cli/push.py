@@ -14,11 +14,6 @@ from ..utils.options import check_integers, read_mapping
 from .common import parse, read_yaml
 from .data import load_elastic, load_tokenizer
 
-DESCRIPTION = (
-    "Upload an elastic checkpoint and sizes of it to the Hugging Face Hub, each with a model card. The token is that of HF_TOKEN "
-    "or of `hf auth login`. What has arrived is not sent again: after an interruption the same command goes on."
-)
-
 
 @dataclass
 class PushArguments:
@@ -69,7 +64,7 @@ class PushArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (args,) = parse([PushArguments], argv, "push", DESCRIPTION)
+    (args,) = parse([PushArguments], argv, "push")
     pushed = run(args)
     for one in pushed:
         if one.commit is None:

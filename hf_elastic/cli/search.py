@@ -83,7 +83,7 @@ class SearchArguments(DataArguments):
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (args,) = parse([SearchArguments], argv, "search", "Find the best sizes on this machine.")
+    (args,) = parse([SearchArguments], argv, "search")
     run(args)
     return 0
 

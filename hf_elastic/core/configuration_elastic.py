@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from transformers import PretrainedConfig
@@ -16,7 +17,24 @@ PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "fr
 OWN = (*PARTS, "model_type", "transformers_version", "name_or_path")
 
 
-class ElasticConfig(PretrainedConfig):
+class ModelsFollow:
+    """Config classes whose models are imported and made known to the Auto classes when the first config is made.
+
+    Models take seconds to import, and nobody can ask an Auto class for one before there is a config.
+    """
+
+    # Set by the package; remote code brings its models along.
+    before_first: ClassVar[Callable[[], None] | None] = None
+
+    def __new__(cls, *args, **kwargs):
+        """Make a config, also for `copy` and `pickle`."""
+        if cls.before_first is not None:
+            cls.before_first()
+            cls.before_first = None  # last: another thread waits for the same imports
+        return super().__new__(cls)
+
+
+class ElasticConfig(ModelsFollow, PretrainedConfig):
     """Configuration of an elastic model.
 
     Any attribute that is not listed here (`num_labels`, `hidden_size`, `pad_token_id`, ...) is the base config's, for reading

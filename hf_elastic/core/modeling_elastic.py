@@ -396,9 +396,7 @@ ELASTIC_CLASSES: tuple[type[ElasticPreTrainedModel], ...] = (
 
 
 def register() -> None:
-    """Make the elastic model type known to the Auto classes, and let checkpoints carry this code."""
-    AutoConfig.register("elastic", ElasticConfig, exist_ok=True)
-    ElasticConfig.register_for_auto_class()
+    """Make the models known to the Auto classes, and let checkpoints carry this code."""
     # Trainer looks here for whose labels it has to shift when it smooths them.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["elastic"] = ElasticForCausalLM.__name__
     for elastic_class in ELASTIC_CLASSES:

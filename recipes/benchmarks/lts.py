@@ -80,7 +80,7 @@ class Stopwatch:
 
 def supernet(recipe: Path, div_val: int | None = None) -> ElasticForCausalLM:
     """What `hf-elastic convert` would write, in memory; `div_val` replaces the recipe's."""
-    (arguments,) = parse([ConvertArguments], [str(recipe)], "convert", "")
+    (arguments,) = parse([ConvertArguments], [str(recipe)], "convert")
     if div_val is not None:
         arguments.model_config = {**arguments.model_config, "div_val": div_val}
     torch.manual_seed(arguments.seed)
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> dict:
     """Search, measure, compare and write; returns the record."""
     folder = check_output(arguments.output, overwrite=arguments.overwrite)
     recipes = arguments.recipes or RECIPES / arguments.backbone
-    (options,) = parse([SearchArguments], [str(recipes / "search.yaml")], "search", "")
+    (options,) = parse([SearchArguments], [str(recipes / "search.yaml")], "search")
     target = Workload(options.latency_batch_size or 1, options.sequence_length, options.threads, options.seed)
     watch = Stopwatch()
     with watch.step("convert"):
