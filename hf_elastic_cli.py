@@ -49,7 +49,9 @@ COMMANDS = {
     "quickstart": Command(
         "convert, train, search and export a real model, offline, in minutes", ("hf_elastic.cli.quickstart:QuickstartArguments",)
     ),
-    "convert": Command("make a checkpoint elastic", ("hf_elastic.cli.convert:ConvertArguments",)),
+    "convert": Command(
+        "make a checkpoint elastic", ("hf_elastic.cli.convert:ConvertArguments", "hf_elastic.cli.convert:ConvertConfig")
+    ),
     "train": Command(
         "train the sizes of an elastic model together",
         ("hf_elastic.cli.train:TrainArguments", "hf_elastic.training.arguments:ElasticTrainingArguments"),
