@@ -121,7 +121,7 @@ class SizesMixin:
         return ordered
 
     def extra_repr(self) -> str:
-        """The first line of `repr`, before the stock modules: the stock class, how many sizes there are, which one is selected."""
+        """What `repr` says before the stock modules: the stock class, how many sizes there are, and which one is selected."""
         sizes = "1 size" if self.space.size == 1 else f"{self.space.size:,} sizes"
         selected = "the full one" if self._selected is None else self.config.subnet
         return f"{type(self.base).__name__} of {sizes}, selected: {selected}"

@@ -97,5 +97,5 @@ def test_a_config_that_cannot_be_used_is_one_error(tmp_path):
     for text in ("{}", '{"model_type": "unheard_of"}'):
         (tmp_path / "config.json").write_text(text)
         for load in (ElasticForSequenceClassification.from_base, load_elastic):
-            with pytest.raises(UserError, match="the config of .* cannot be used"):
+            with pytest.raises(UserError, match=r"the config of .* cannot be used"):
                 load(str(tmp_path))
