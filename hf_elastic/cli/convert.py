@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from ..core.configuration_elastic import check_names
 from ..core.errors import UserError
+from ..core.loading import load_config
+from ..core.space import Space, Subnet
 from ..data.task import TASKS
 from ..utils.files import check_output, staged
 from ..utils.options import read_mapping
@@ -15,9 +18,21 @@ from .common import parse
 
 @dataclass
 class ConvertArguments:
-    """What to convert, and into which sizes."""
+    """Where to write."""
 
     output_dir: str = field(metadata={"help": "Folder for the elastic checkpoint."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
+    dry_run: bool = field(default=False, metadata={"help": "Check everything that needs no download, write nothing."})
+
+
+@dataclass
+class ConvertConfig:
+    """What to convert, and into which sizes.
+
+    Raises:
+        UserError: an unknown task, options that do not go together, or a space or a subnet that cannot be.
+    """
+
     model: str | None = field(default=None, metadata={"help": "Hub id or local folder of the stock checkpoint."})
     model_config: str | None = field(
         default=None,
@@ -59,8 +74,6 @@ class ConvertArguments:
     )
     num_labels: int | None = field(default=None, metadata={"help": "Number of classes of a classification head (count)."})
     seed: int = field(default=0, metadata={"help": "Seed of new weights."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
-    dry_run: bool = field(default=False, metadata={"help": "Check everything that needs no download, write nothing."})
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -77,51 +90,49 @@ class ConvertArguments:
         self.space = read_mapping("space", self.space)
         self.subnets = read_mapping("subnets", self.subnets)
         self.model_config = read_mapping("model_config", self.model_config)
+        if self.space is not None:
+            Space.from_dict(self.space)
+        check_names(self.subnets or {})
+        for subnet in (self.subnets or {}).values():
+            Subnet(subnet)
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (args,) = parse([ConvertArguments], argv, "convert", "Make a checkpoint elastic.")
-    run(args)
+    run(*parse([ConvertArguments, ConvertConfig], argv, "convert"))
     return 0
 
 
-def run(args: ConvertArguments) -> None:
+def run(args: ConvertArguments, config: ConvertConfig) -> None:
     """Convert and write; with `dry_run` only check."""
     import torch
 
     import hf_elastic
 
-    from ..core.space import Space, Subnet
-
-    if args.space is not None:
-        Space.from_dict(args.space)
-    for subnet in (args.subnets or {}).values():
-        Subnet(subnet)
     folder = check_output(args.output_dir, overwrite=args.overwrite)
-    if args.dry_run and args.model is not None:
+    if args.dry_run and config.model is not None:
         return
-    torch.manual_seed(args.seed)
-    elastic_class = getattr(hf_elastic, TASKS[args.task])
-    if args.model is not None:
-        options = {} if args.num_labels is None else {"num_labels": args.num_labels}
+    torch.manual_seed(config.seed)
+    elastic_class = getattr(hf_elastic, TASKS[config.task])
+    if config.model is not None:
+        options = {} if config.num_labels is None else {"num_labels": config.num_labels}
         model = elastic_class.from_base(
-            args.model,
-            space=args.space,
-            subnets=args.subnets,
-            importance=args.importance,
-            layer_order=args.layer_order,
-            calibration=calibration(args),
-            head_partition=args.head_partition,
+            config.model,
+            space=config.space,
+            subnets=config.subnets,
+            importance=config.importance,
+            layer_order=config.layer_order,
+            calibration=calibration(config),
+            head_partition=config.head_partition,
             dtype=torch.float32,
             **options,
         )
     else:
         with torch.device("meta" if args.dry_run else "cpu"):  # shapes are all that a dry run needs
-            model = from_scratch(elastic_class, args)
+            model = from_scratch(elastic_class, config)
     if args.dry_run:
         return
-    tokenizer = _tokenizer(args, model.config.vocab_size)
+    tokenizer = _tokenizer(config, model.config.vocab_size)
     with staged(folder) as staging:
         model.save_pretrained(staging)
         if tokenizer is not None:
@@ -132,28 +143,27 @@ def run(args: ConvertArguments) -> None:
     print(f"{model.space.size:,} sizes in {folder}")
 
 
-def calibration(args: ConvertArguments) -> list[dict] | None:
+def calibration(config: ConvertConfig) -> list[dict] | None:
     """Batches of 32 rows of the training data, with labels, for importance taylor."""
-    if args.dataset is None:
+    if config.dataset is None:
         return None
     from torch.utils.data import DataLoader
-    from transformers import AutoConfig
 
     from ..data.task import prepare
     from .data import located
 
     data = prepare(
-        args.task,
-        located(args.dataset, args.data_dir),
-        _tokenizer(args, 0),
-        config=AutoConfig.from_pretrained(args.model),
-        max_length=args.max_length,
-        max_train_rows=args.calibration_rows,
+        config.task,
+        located(config.dataset, config.data_dir),
+        _tokenizer(config, 0),
+        config=load_config(config.model),
+        max_length=config.max_length,
+        max_train_rows=config.calibration_rows,
     )
     return [dict(batch) for batch in DataLoader(data.splits["train"], batch_size=32, collate_fn=data.collator)]
 
 
-def from_scratch(elastic_class, args: ConvertArguments):
+def from_scratch(elastic_class, config: ConvertConfig):
     """An elastic model with new weights; of a config whose layers differ, frozen at them.
 
     Raises:
@@ -167,34 +177,38 @@ def from_scratch(elastic_class, args: ConvertArguments):
     from ..core.spec import spec_for
     from ..export.architecture import frozen_config
 
-    fields = dict(args.model_config)
+    fields = dict(config.model_config)
     if "model_type" not in fields:
         raise UserError("model_config: model_type is missing")
     if fields["model_type"] == ElasticConfig.model_type:  # one size of an architecture, such as a search has written
-        if args.space is not None or args.subnets is not None or args.head_partition:
+        if config.space is not None or config.subnets is not None or config.head_partition:
             raise UserError("model_config: an elastic config says its sizes itself; give no space, subnets or head_partition")
         return elastic_class(ElasticConfig(**fields))
-    base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    model_type = fields.pop("model_type")
+    try:
+        base_config = AutoConfig.for_model(model_type, **fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"model_config: {error}") from error
     frozen = frozen_config(base_config)
     if frozen is not None:
-        if args.space is not None or args.subnets is not None or args.head_partition:
+        if config.space is not None or config.subnets is not None or config.head_partition:
             raise UserError("model_config: its layers differ, so it is one size; give no space, subnets or head_partition")
         return elastic_class(frozen)
-    order = named_layer_order(args.layer_order, base_config.num_hidden_layers)
-    spec = partition_heads(spec_for(base_config.model_type)).to_dict() if args.head_partition else None
-    return elastic_class(ElasticConfig(base_config, spec, args.space, args.subnets, layer_order=order))
+    order = named_layer_order(config.layer_order, base_config.num_hidden_layers)
+    spec = partition_heads(spec_for(base_config.model_type)).to_dict() if config.head_partition else None
+    return elastic_class(ElasticConfig(base_config, spec, config.space, config.subnets, layer_order=order))
 
 
-def _tokenizer(args: ConvertArguments, vocab_size: int):
+def _tokenizer(config: ConvertConfig, vocab_size: int):
     from transformers import AutoTokenizer
 
-    if args.tokenizer_dataset is not None:
+    if config.tokenizer_dataset is not None:
         from ..data.tokenizer import train_byte_level_bpe
         from .data import located
 
-        return train_byte_level_bpe(located(args.tokenizer_dataset, args.data_dir), vocab_size)
-    if args.tokenizer is None and args.model is None:
+        return train_byte_level_bpe(located(config.tokenizer_dataset, config.data_dir), vocab_size)
+    if config.tokenizer is None and config.model is None:
         raise UserError("a model from scratch needs tokenizer (none, to search only) or tokenizer_dataset")
-    if args.tokenizer == "none":
+    if config.tokenizer == "none":
         return None
-    return AutoTokenizer.from_pretrained(args.tokenizer or args.model)
+    return AutoTokenizer.from_pretrained(config.tokenizer or config.model)

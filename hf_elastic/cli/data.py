@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import cached_file, has_file
 
 from ..core.errors import UserError
-from ..core.loading import check_path
+from ..core.loading import check_path, load_config
+from ..utils.options import read_mapping
 
 
 @dataclass
@@ -39,8 +39,6 @@ def load_elastic(name: str):
         ValueError: the checkpoint is not elastic, or the adapter does not say what it is for or cannot be cut.
         ImportError: it is an adapter, and peft is not installed.
     """
-    from transformers import AutoConfig
-
     import hf_elastic
 
     check_path(name)
@@ -48,9 +46,11 @@ def load_elastic(name: str):
         from ..training.lora import load_adapter
 
         return load_adapter(load_elastic(adapter_base(name)), name).merge_and_unload()
-    config = AutoConfig.from_pretrained(name)
+    config = load_config(name)
     if config.model_type != "elastic":
         raise UserError(f"model: {name} is a {config.model_type} checkpoint; make it elastic with hf-elastic convert first")
+    if not config.architectures or config.architectures[0] not in hf_elastic.__all__:
+        raise UserError(f"model: the config of {name} names no elastic architecture, but {config.architectures}")
     return getattr(hf_elastic, config.architectures[0]).from_pretrained(name)
 
 
@@ -77,8 +77,9 @@ def adapter_base(name: str) -> str:
         ValueError: the adapter does not say.
         FileNotFoundError: it is a folder that is not there.
     """
-    values = json.loads(Path(cached_file(name, ADAPTER_CONFIG_NAME)).read_text(encoding="utf-8"))
-    base = values.get("base_model_name_or_path")
+    base = read_mapping(f"model: {ADAPTER_CONFIG_NAME}", Path(cached_file(name, ADAPTER_CONFIG_NAME))).get(
+        "base_model_name_or_path"
+    )
     if not base:
         raise UserError(f"model: {name} is an adapter, and its {ADAPTER_CONFIG_NAME} has no base_model_name_or_path")
     try:

@@ -30,8 +30,7 @@ class EvaluateArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    args, config = parse([EvaluateArguments, EvaluationConfig], argv, "evaluate", "Score sizes on zero-shot tasks with lm-eval.")
-    run(args, config)
+    run(*parse([EvaluateArguments, EvaluationConfig], argv, "evaluate"))
     return 0
 
 

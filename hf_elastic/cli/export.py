@@ -56,8 +56,7 @@ class ExportArguments(DataArguments):
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    args, config = parse([ExportArguments, ExportConfig], argv, "export", "Write a size of an elastic model for use elsewhere.")
-    run(args, config)
+    run(*parse([ExportArguments, ExportConfig], argv, "export"))
     return 0
 
 

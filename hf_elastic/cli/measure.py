@@ -24,8 +24,7 @@ class MeasureArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    types = [MeasureArguments, MeasureConfig]
-    run(*parse(types, argv, "measure", "Measure latency and peak memory of sizes on this machine."))
+    run(*parse([MeasureArguments, MeasureConfig], argv, "measure"))
     return 0
 
 

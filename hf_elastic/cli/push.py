@@ -9,11 +9,6 @@ from pathlib import Path
 from ..hub.config import PushConfig
 from .common import parse, read_yaml
 
-DESCRIPTION = (
-    "Upload an elastic checkpoint and sizes of it to the Hugging Face Hub, each with a model card. The token is that of HF_TOKEN "
-    "or of `hf auth login`. What has arrived is not sent again: after an interruption the same command goes on."
-)
-
 
 @dataclass
 class PushArguments:
@@ -25,7 +20,7 @@ class PushArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    args, config = parse([PushArguments, PushConfig], argv, "push", DESCRIPTION)
+    args, config = parse([PushArguments, PushConfig], argv, "push")
     if config.recipe is not None:
         config = dataclasses.replace(config, recipe=read_recipe(config.recipe))
 

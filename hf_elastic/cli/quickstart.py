@@ -43,7 +43,7 @@ class QuickstartArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (args,) = parse([QuickstartArguments], argv, "quickstart", "Convert, train, search and export a real model.")
+    (args,) = parse([QuickstartArguments], argv, "quickstart")
     run(args)
     return 0
 

@@ -26,7 +26,7 @@ class SearchArguments(DataArguments):
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    run(*parse([SearchArguments, SearchConfig], argv, "search", "Find the best sizes on this machine."))
+    run(*parse([SearchArguments, SearchConfig], argv, "search"))
     return 0
 
 

@@ -58,9 +58,7 @@ DEFAULTS = {"report_to": ["none"], "logging_steps": 20, "save_total_limit": 2}
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    args, training = parse(
-        [TrainArguments, ElasticTrainingArguments], argv, "train", "Train the sizes of an elastic model.", DEFAULTS
-    )
+    args, training = parse([TrainArguments, ElasticTrainingArguments], argv, "train", DEFAULTS)
     run(args, training)
     return 0
 

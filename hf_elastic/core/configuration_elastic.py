@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from transformers import PretrainedConfig
@@ -13,10 +14,29 @@ from .portable import portable_config
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
 PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "architectures", "auto_map")
+# Sizes that every model has: all of the supernet, and the ends of its space (of which the largest is usually all of it, too).
+RESERVED_NAMES = ("full", "largest", "smallest")
 OWN = (*PARTS, "model_type", "transformers_version", "name_or_path")
 
 
-class ElasticConfig(PretrainedConfig):
+class ModelsFollow:
+    """Config classes whose models are imported and made known to the Auto classes when the first config is made.
+
+    Models take seconds to import, and nobody can ask an Auto class for one before there is a config.
+    """
+
+    # Set by the package; remote code brings its models along.
+    before_first: ClassVar[Callable[[], None] | None] = None
+
+    def __new__(cls, *args, **kwargs):
+        """Make a config, also for `copy` and `pickle`."""
+        if cls.before_first is not None:
+            cls.before_first()
+            cls.before_first = None  # last: another thread waits for the same imports
+        return super().__new__(cls)
+
+
+class ElasticConfig(ModelsFollow, PretrainedConfig):
     """Configuration of an elastic model.
 
     Any attribute that is not listed here (`num_labels`, `hidden_size`, `pad_token_id`, ...) is the base config's, for reading
@@ -26,13 +46,13 @@ class ElasticConfig(PretrainedConfig):
         base_config: the stock config of the full-size model, or its dict with `model_type`.
         spec: the Spec as a dict, as `Spec.to_dict` gives it.
         space: axis -> allowed values, and `per_layer`, as `Space.to_dict` gives it.
-        subnets: name -> subnet, the named sizes.
+        subnets: name -> subnet, the named sizes; `full`, `largest` and `smallest` are there in any case.
         subnet: which size `forward` runs: a name, a subnet, or None for the full model.
         layer_order: all layer indices, the one to keep longest first; None is their own order.
         frozen: the subnet that the weights are cut to, or None for a supernet.
 
     Raises:
-        ValueError: `base_config` has no known model type, or a part is not of the type above.
+        UserError: `base_config` has no known model type, a part is not of the type above, or a name of `subnets` is reserved.
     """
 
     model_type = "elastic"
@@ -79,6 +99,8 @@ class ElasticConfig(PretrainedConfig):
         return getattr(base, key)
 
     def __setattr__(self, key: str, value):
+        if key == "subnets":
+            check_names(value)
         base = self.__dict__.get("base_config")
         if base is None or key in OWN or key.startswith("_"):
             super().__setattr__(key, value)
@@ -108,6 +130,16 @@ class ElasticConfig(PretrainedConfig):
             if value not in (None, {}):
                 output[key] = value
         return {key: value for key, value in output.items() if value is not None}
+
+
+def check_names(subnets: Mapping) -> None:
+    """Raise UserError if a user's size has a name that every model has."""
+    for name in RESERVED_NAMES:
+        if name in subnets:
+            raise UserError(
+                f"subnets: the name {name!r} is reserved: full is the whole supernet, largest and smallest are the ends of its "
+                "space; choose another name"
+            )
 
 
 def _for_both_versions(config: PretrainedConfig) -> dict:

@@ -1,4 +1,4 @@
-"""Rank heads, neurons, channels and layers, and reorder the supernet so that every prefix is the best of its length."""
+"""Rank heads, neurons and channels, and reorder the supernet so that every prefix is the best of its length."""
 
 from __future__ import annotations
 
@@ -115,29 +115,3 @@ def apply_order(model, order: Order) -> None:
         parameter = parameters[entry.name]
         parameter.copy_(permute(parameter, entry.dims, layout.full, moves))
     model._reset_views()
-
-
-@torch.no_grad()
-def block_influence(model, batches: Iterable[Mapping[str, torch.Tensor]]) -> list[int]:
-    """Layers in the order to keep them: those that change the hidden state most come first.
-
-    The influence of a layer is one minus the mean cosine between its input and its output over the unmasked tokens (Men et
-    al. 2024, "ShortGPT", eq. 1).
-
-    Args:
-        model: an elastic model.
-        batches: model inputs; `attention_mask`, where present, says which tokens count.
-
-    Returns:
-        All layer indices, as `ElasticConfig.layer_order` takes them.
-    """
-    influence = torch.zeros(model.layout.num_layers, dtype=torch.float64)
-    full = model.view(None)
-    for batch in batches:
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        states = full(**inputs, output_hidden_states=True).hidden_states
-        mask = batch.get("attention_mask", torch.ones(states[0].shape[:2])).bool()
-        for layer in range(model.layout.num_layers):
-            before, after = states[layer][mask].double(), states[layer + 1][mask].double()
-            influence[layer] += (1 - torch.nn.functional.cosine_similarity(before, after, dim=-1)).mean().cpu()
-    return torch.argsort(influence, descending=True, stable=True).tolist()

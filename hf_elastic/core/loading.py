@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import AutoConfig, PretrainedConfig
 
 from .errors import UserError
 
@@ -19,14 +20,33 @@ def check_path(name: str | os.PathLike | None) -> None:
         name: what a user gave to `from_pretrained`; `owner/name` and `name` may be on the Hub, anything else is a path.
 
     Raises:
+        UserError: it is neither text nor a path.
         FileNotFoundError: it looks like a path and does not exist.
     """
     if name is None:
         return
+    if not isinstance(name, (str, os.PathLike)):
+        raise UserError(f"a checkpoint is a Hub id or a folder, not a {type(name).__name__}")
     text = os.fspath(name)
     looks_like_a_path = isinstance(name, os.PathLike) or text.startswith((".", "~", os.sep)) or re.search(r"\\|/.*/|/$", text)
     if looks_like_a_path and not os.path.exists(text):
         raise FileNotFoundError(f"there is no checkpoint folder {text!r} (seen from {os.getcwd()!r})")
+
+
+def load_config(name: str | os.PathLike, **kwargs) -> PretrainedConfig:
+    """The config of a checkpoint.
+
+    Raises:
+        UserError: its model type is missing or unknown, or its config class refuses a value.
+        OSError: no such checkpoint, or no `config.json` in it.
+    """
+    check_path(name)
+    try:
+        return AutoConfig.from_pretrained(name, **kwargs)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the config of {os.fspath(name)!r} cannot be used: {error}") from error
 
 
 def load_checkpoint(load: Callable[..., Any], name: str | os.PathLike | None, *args, **kwargs) -> Any:

@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -33,7 +32,7 @@ from .delegation import DelegationMixin
 from .errors import UserError
 from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
 from .layout import Cut, Layout, named_layer_order
-from .loading import check_path, load_checkpoint
+from .loading import check_path, load_checkpoint, load_config
 from .partition import partition_heads
 from .shapes import SpecError  # noqa: F401
 from .sizes import SizesMixin
@@ -187,9 +186,9 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
                 raise UserError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
             cls._check_architecture(base.config)
         else:
-            check_path(base)
             config_kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device_map", "config")}
-            cls._check_architecture(kwargs.get("config") or AutoConfig.from_pretrained(base, **config_kwargs))
+            check_path(base)
+            cls._check_architecture(kwargs.get("config") or load_config(base, **config_kwargs))
             base = load_checkpoint(cls.base_auto_class.from_pretrained, base, **kwargs)
         if not isinstance(base, cls.stock_class(base.config)):
             raise UserError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
@@ -396,9 +395,7 @@ ELASTIC_CLASSES: tuple[type[ElasticPreTrainedModel], ...] = (
 
 
 def register() -> None:
-    """Make the elastic model type known to the Auto classes, and let checkpoints carry this code."""
-    AutoConfig.register("elastic", ElasticConfig, exist_ok=True)
-    ElasticConfig.register_for_auto_class()
+    """Make the models known to the Auto classes, and let checkpoints carry this code."""
     # Trainer looks here for whose labels it has to shift when it smooths them.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["elastic"] = ElasticForCausalLM.__name__
     for elastic_class in ELASTIC_CLASSES:

@@ -70,11 +70,16 @@ class SizesMixin:
     def resolve(self, subnet: str | Mapping | None) -> Cut:
         """The sizes that a name, a subnet or None (the full model) stands for.
 
+        Three names are the same everywhere, and no user's size may take them: "full" is the whole supernet, as None is;
+        "largest" and "smallest" are the ends of the space. A space need not reach up to the full size; usually it does.
+
         Raises:
-            ValueError: an unknown name (the message lists the known), or a subnet that this model does not have.
+            UserError: an unknown name (the message lists the known), or a subnet that this model does not have.
         """
         if not isinstance(subnet, (str, Mapping, type(None))):
-            raise UserError(f"{subnet!r} is not a subnet: give a name, a mapping of axes to values, or None for the full model")
+            raise UserError(
+                f"a {type(subnet).__name__} is not a subnet: give a name, a mapping of axes to values, or None for the full model"
+            )
         if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
             subnet = Subnet(subnet)
         self._follow_tree()
@@ -84,10 +89,11 @@ class SizesMixin:
 
     def _resolve(self, subnet: str | Subnet | None) -> Cut:
         if isinstance(subnet, str):
-            known = {"largest": self.space.largest, "smallest": self.space.smallest, **self.config.subnets}
+            ends = {"full": None, "largest": self.space.largest, "smallest": self.space.smallest}
+            known = {**ends, **self.config.subnets}
             if subnet not in known:
                 raise UserError(f"unknown subnet {subnet!r}; known: {', '.join(known)}")
-            subnet = Subnet(known[subnet])
+            subnet = None if known[subnet] is None else Subnet(known[subnet])
         if self.frozen_cut is None:
             return self.layout.resolve(subnet)
         if subnet not in (None, self.space.largest) and self.layout.resolve(subnet) != self.frozen_cut:
@@ -113,6 +119,12 @@ class SizesMixin:
             if not self.resolve(larger).contains(self.resolve(smaller)):
                 raise UserError(f"{smaller} is not nested in {larger}: some of its layers or widths are not within it")
         return ordered
+
+    def extra_repr(self) -> str:
+        """What `repr` says before the stock modules: the stock class, how many sizes there are, and which one is selected."""
+        sizes = "1 size" if self.space.size == 1 else f"{self.space.size:,} sizes"
+        selected = "the full one" if self._selected is None else self.config.subnet
+        return f"{type(self.base).__name__} of {sizes}, selected: {selected}"
 
     def select(self, subnet: str | Mapping | None) -> None:
         """Choose the size that `forward` and `generate` run; None is the full model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import random
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
@@ -50,7 +51,7 @@ class Subnet(Mapping):
 
     def __init__(self, values: Mapping | None = None, **axes):
         if not isinstance(values, (Mapping, type(None))):
-            raise UserError(f"a subnet maps axes to values, got {values!r}; known axes: {', '.join(AXES)}")
+            raise UserError(f"a subnet maps axes to values, got {reprlib.repr(values)}; known axes: {', '.join(AXES)}")
         merged = {**(values or {}), **axes}
         for axis in merged:
             _check_axis(axis)
@@ -221,7 +222,7 @@ class Space(Mapping):
     def from_dict(cls, data: Mapping, max_group: int | None = None) -> Space:
         """Read a space from a recipe or a config: axis -> values, `per_layer` and `head_size`."""
         if not isinstance(data, Mapping):
-            raise UserError(f"the space must map axes to lists of values, got {data!r}")
+            raise UserError(f"the space must map axes to lists of values, got {reprlib.repr(data)}")
         values = {axis: choices for axis, choices in data.items() if axis not in ("per_layer", "head_size")}
         return cls(values, data.get("per_layer") or (), max_group, data.get("head_size"))
 
@@ -284,13 +285,6 @@ class Space(Mapping):
     def sample(self, generator: random.Random) -> Subnet:
         """One subnet, every gene uniform; `generator` is a `random.Random`."""
         return self.from_genes({gene: generator.choice(choices) for gene, choices in self.genes().items()})
-
-    def mutate(self, values: Mapping, generator: random.Random, probability: float = 0.3) -> dict:
-        """Encoding redrawn each with `probability`. `values` and the result map genes to choices."""
-        return {
-            gene: generator.choice(choices) if generator.random() < probability else values[gene]
-            for gene, choices in self.genes().items()
-        }
 
     def enumerate(self) -> Iterator[Subnet]:
         """Every subnet once; per-layer choices make this long."""

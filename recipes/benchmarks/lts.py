@@ -34,7 +34,7 @@ from lts_report import compare, frontier_of, print_report
 
 from hf_elastic import ElasticForCausalLM, Subnet
 from hf_elastic.cli.common import parse
-from hf_elastic.cli.convert import ConvertArguments, from_scratch
+from hf_elastic.cli.convert import ConvertArguments, ConvertConfig, from_scratch
 from hf_elastic.cli.search import SearchArguments
 from hf_elastic.export.architecture import save_architecture
 from hf_elastic.measure.cost_model import cost_models
@@ -81,11 +81,11 @@ class Stopwatch:
 
 def supernet(recipe: Path, div_val: int | None = None) -> ElasticForCausalLM:
     """What `hf-elastic convert` would write, in memory; `div_val` replaces the recipe's."""
-    (arguments,) = parse([ConvertArguments], [str(recipe)], "convert", "")
+    _, config = parse([ConvertArguments, ConvertConfig], [str(recipe)], "convert")
     if div_val is not None:
-        arguments.model_config = {**arguments.model_config, "div_val": div_val}
-    torch.manual_seed(arguments.seed)
-    return from_scratch(ElasticForCausalLM, arguments).eval()
+        config.model_config = {**config.model_config, "div_val": div_val}
+    torch.manual_seed(config.seed)
+    return from_scratch(ElasticForCausalLM, config).eval()
 
 
 def pick(model: ElasticForCausalLM, frontier: Frontier, baselines: list[Subnet]) -> list[Subnet]:
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> dict:
     """Search, measure, compare and write; returns the record."""
     folder = check_output(arguments.output, overwrite=arguments.overwrite)
     recipes = arguments.recipes or RECIPES / arguments.backbone
-    _, options = parse([SearchArguments, SearchConfig], [str(recipes / "search.yaml")], "search", "")
+    _, options = parse([SearchArguments, SearchConfig], [str(recipes / "search.yaml")], "search")
     workload = options.workload(DEFAULT_LENGTH)
     watch = Stopwatch()
     with watch.step("convert"):

@@ -147,8 +147,7 @@ def convert(preset: Preset, data_dir: str, folder: Path, seed: int) -> None:
         # Each sees less than the text once: nothing to be regularised.
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     }
-    options = command.ConvertArguments(
-        output_dir=str(folder),
+    options = command.ConvertConfig(
         task="causal-lm",
         model_config=config,
         tokenizer_dataset="wikitext2",
@@ -156,10 +155,9 @@ def convert(preset: Preset, data_dir: str, folder: Path, seed: int) -> None:
         importance="none",
         space={**preset.space, "per_layer": ["intermediate_size"], "head_size": preset.head_size},
         seed=seed,
-        overwrite=True,
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        command.run(options)
+        command.run(command.ConvertArguments(str(folder), overwrite=True), options)
 
 
 def tokenize(preset: Preset, data_dir: str, folder: Path) -> None:

@@ -184,7 +184,7 @@ def goal_of(rows: list[dict]) -> str:
 
 def main() -> None:
     """Export, measure, print, write."""
-    (args,) = parse([ShippingArguments], sys.argv[1:], "shipping", "Compare sizes in every runtime.")
+    (args,) = parse([ShippingArguments], sys.argv[1:], "shipping")
     torch.set_num_threads(args.threads)
     model, tokenizer = load_elastic(args.model).eval(), load_tokenizer(args.model)
     columns = [c for c in EXPORTS if args.columns is None or c in args.columns]

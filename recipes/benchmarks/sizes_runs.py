@@ -86,25 +86,26 @@ class Runs:
         from hf_elastic.cli import convert
         from hf_elastic.cli.data import load_elastic, load_tokenizer
 
-        options = {**self.convert, "data_dir": self.data_dir, "seed": seed, "overwrite": True}
+        options = {**self.convert, "data_dir": self.data_dir, "seed": seed}
+        options.pop("output_dir", None)
         if "model" in options:
             options["model"] = str(self.finetuned(seed))
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            convert.run(convert.ConvertArguments(**{**options, "output_dir": folder}))
+            convert.run(convert.ConvertArguments(folder, overwrite=True), convert.ConvertConfig(**options))
             return load_elastic(folder), load_tokenizer(folder)
 
     def without_weights(self):
         """The recipe's elastic model without storage for its weights, to count what its sizes have."""
         import hf_elastic
-        from hf_elastic.cli.convert import ConvertArguments, from_scratch
+        from hf_elastic.cli.convert import ConvertConfig, from_scratch
         from hf_elastic.data.minilm import minilm_path
         from hf_elastic.data.task import TASKS
 
         options = {key: self.convert[key] for key in ("task", "space", "subnets", "layer_order") if key in self.convert}
         config = self.convert.get("model_config") or json.loads((minilm_path() / "config.json").read_text(encoding="utf-8"))
-        args = ConvertArguments(**options, model_config={**config, "num_labels": 2}, output_dir="unused")
+        made = ConvertConfig(**options, model_config={**config, "num_labels": 2})
         with torch.device("meta"):
-            return from_scratch(getattr(hf_elastic, TASKS[args.task]), args)
+            return from_scratch(getattr(hf_elastic, TASKS[made.task]), made)
 
     def pretrained(self, seed: int):
         """MiniLM with a new head, as an elastic model of one size, and its tokenizer."""

@@ -136,7 +136,7 @@ BAD = {
     "not elastic": (["export", "--model", "{stock}", "--output_dir", "{out}"], "is a bert checkpoint; make it elastic"),
     "unknown subnet": (
         ["export", "--model", "{elastic}", "--subnet", "tiny", "--output_dir", "{out}"],
-        "known: largest, smallest, small",
+        "known: full, largest, smallest, small",
     ),
     "unknown format": (
         ["export", "--model", "{elastic}", "--output_dir", "{out}", "--formats", "pdf"],
@@ -174,7 +174,7 @@ BAD = {
     ),
     "bad LoRA target": (["train", *TRAIN, "--lora", '{"target_modules": ["q_prj"]}'], "q_prj"),
     "bad LoRA option": (["train", *TRAIN, "--lora", '{"rank": 4}'], "lora: 'rank' is not an option of peft.LoraConfig"),
-    "unknown size to train": (["train", *TRAIN, "--train_subnets", "tiny"], "known: largest, smallest, small"),
+    "unknown size to train": (["train", *TRAIN, "--train_subnets", "tiny"], "known: full, largest, smallest, small"),
     "no such data in the folder": (
         ["train", "--model", "{elastic}", "--output_dir", "{out}", "--dataset", "glue/sst2", "--data_dir", "{data}"],
         "data_dir: no glue/sst2 in",

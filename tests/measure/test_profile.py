@@ -100,7 +100,7 @@ def test_command_line(tmp_path, capsys):
     assert main([*command, *options]) == 2
     assert "is there already; add --overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--subnets", "huge"]) == 2
-    assert "unknown subnet 'huge'; known: largest, smallest, small" in capsys.readouterr().err
+    assert "unknown subnet 'huge'; known: full, largest, smallest, small" in capsys.readouterr().err
 
 
 def test_help_is_printed(capsys):

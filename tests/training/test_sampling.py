@@ -88,7 +88,7 @@ def test_named_sizes_only(tmp_path):
     assert [role for role, _ in everything] == ["largest", "deep", "half", "tiny"]
     single = Sampler(model.space, "single_path", named={"tiny": model.subnet("tiny")}, only_named=True)
     assert {role for step in range(30) for role, _ in single.draw(step, 30)} == {"largest", "tiny"}
-    with pytest.raises(ValueError, match="unknown subnet 'huge'; known: largest, smallest, tiny, half, deep"):
+    with pytest.raises(ValueError, match="unknown subnet 'huge'; known: full, largest, smallest, tiny, half, deep"):
         ElasticTrainer(model=model, args=arguments(tmp_path, train_subnets=["huge"]))
     with pytest.raises(ValueError, match="does not go with train_subnets"):
         ElasticTrainer(model=model, args=arguments(tmp_path, train_subnets=["half"], sampling="progressive"))

@@ -321,7 +321,7 @@ def test_a_frozen_size_is_trained_as_in_the_full_model(sampling, distillation, t
 
 def test_bad_models_and_names(tmp_path):
     model = classifier()
-    with pytest.raises(ValueError, match="unknown subnet 'tiny'; known: largest, smallest, half"):
+    with pytest.raises(ValueError, match="unknown subnet 'tiny'; known: full, largest, smallest, half"):
         ElasticTrainer(model=model, args=arguments(tmp_path, eval_subnets=["tiny"]))
     with pytest.raises(ValueError, match="needs an elastic model, got Bert"):
         ElasticTrainer(model=model.base, args=arguments(tmp_path))

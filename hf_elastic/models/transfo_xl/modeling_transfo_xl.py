@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
@@ -310,15 +309,7 @@ class TransformerXLForCausalLM(TransformerXLPreTrainedModel, GenerationMixin):
 
 
 def register() -> None:
-    """Make Transformer-XL known to the Auto classes.
-
-    The model type and the class names are not transformers' own: 4.57 still has `transfo-xl` and `TransfoXLConfig`, its
-    mappings go by class name too, and whoever asks there for the stock architecture gets it. transformers 5 has none; there
-    `transfo-xl` is ours as well, so that the configs of released checkpoints are read.
-    """
-    AutoConfig.register(TransformerXLConfig.model_type, TransformerXLConfig, exist_ok=True)
-    if "transfo-xl" not in CONFIG_MAPPING:
-        CONFIG_MAPPING.register("transfo-xl", TransformerXLConfig)
+    """Make the models known to the Auto classes; the config is already."""
     AutoModel.register(TransformerXLConfig, TransformerXLModel, exist_ok=True)
     AutoModelForCausalLM.register(TransformerXLConfig, TransformerXLForCausalLM, exist_ok=True)
     # Trainer looks here for whose labels it has to shift when it smooths them.
