@@ -130,7 +130,9 @@ def test_stdlib_docstrings_by_name():
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/no-such-folder", "a/b/c", "train.csv", "x/train.tsv.gz"])
 def test_missing_path(name):
-    with pytest.raises(FileNotFoundError, match="no such file or folder; accepted are 'stdlib-docstrings', 'stdlib-functions', a folder") as error:
+    with pytest.raises(
+        FileNotFoundError, match="no such file or folder; accepted are 'stdlib-docstrings', 'stdlib-functions', a folder"
+    ) as error:
         load_text_dataset(name)
     assert name in str(error.value)
 
