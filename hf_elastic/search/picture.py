@@ -74,8 +74,9 @@ def draw(frontier: Frontier, path: str | os.PathLike, x: str | None, y: str | No
         if max(point.values[name] for point in shown) >= 1e5:
             axis.set_major_formatter(EngFormatter(sep=""))  # "60M" rather than "6" and a far-off "1e7"
     has_predicted = any(is_predicted(point, name) for point in shown for name in (x, y))
-    footer = f"hollow: predicted, not measured. {LETTERS_EXPLAINED}" if has_predicted else LETTERS_EXPLAINED
-    figure.text(0.99, 0.01, footer, ha="right", fontsize=6, color="#777777")
+    has_intervals = any(name in point.details for point in shown for name in (x, y))
+    notes = ["hollow: predicted, not measured"] * has_predicted + ["bars: 95% intervals"] * has_intervals
+    figure.text(0.99, 0.01, ". ".join([*notes, LETTERS_EXPLAINED]), ha="right", fontsize=6, color="#777777")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     # Better values lie to the left if x is minimised and above if y is maximised.
     corner = tuple(-objectives[name].sign if name in objectives else default for name, default in ((x, -1), (y, 1)))
