@@ -160,7 +160,7 @@ def space_for(config) -> dict:
 
 
 def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan, console) -> None:
-    """Train all sizes and save the supernet to `folder/elastic`."""
+    """Train all sizes and save the supernet to `folder/elastic`; the model is on the CPU afterwards."""
     from ..utils.files import staged
     from .quickstart_budget import StepClock, make_trainer
 
@@ -168,7 +168,7 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan,
     make_trainer(model, data, args, folder, plan.steps, clock).train()
     if clock.steps < plan.steps:
         console.print(f"stopped after {clock.steps} of {plan.steps} steps: they took longer than those that were timed")
-    model.eval()
+    model.eval().cpu()  # where the sizes are compared with each other and with the ONNX files
     with staged(folder / "elastic") as staging:
         model.save_pretrained(staging)
         save_tokenizer(tokenizer, staging)

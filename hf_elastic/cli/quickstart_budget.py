@@ -126,7 +126,7 @@ def time_row(model, data) -> float:
     """Seconds in which the full size evaluates a row, in batches like those of the search."""
     rows = data.splits["validation"].select(range(min(TIMED_ROWS, len(data.splits["validation"]))))
     batches = [data.collator([rows[i] for i in range(at, min(at + BATCH, len(rows)))]) for at in range(0, len(rows), BATCH)]
-    view = model.eval().view(None)
+    view = model.eval().cpu().view(None)
     view(**batches[0])
     start = time.perf_counter()
     for batch in batches:

@@ -130,6 +130,7 @@ def test_quickstart(tmp_path):
     assert again.returncode == 2 and "--overwrite" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no libgomp")
 def test_waiting_threads_sleep(tmp_path):
     """Started from a shell, the command runs with the setting; a folder that is not empty then ends it."""
