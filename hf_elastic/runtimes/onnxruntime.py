@@ -1,5 +1,6 @@
 """ONNX graphs on onnxruntime."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class OnnxRunner:
         check_integers(1, or_none=True, threads=threads)
         if threads is not None:
             options.intra_op_num_threads = threads
+        if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":  # torch's threads sleep while they wait: so do these
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {node.name: NUMPY_TYPES[node.type] for node in self.session.get_inputs()}
         self.outputs = [node.name for node in self.session.get_outputs()]

@@ -25,7 +25,16 @@ LABEL_LETTERS = {
 }
 LETTERS_EXPLAINED = "L layers, H heads, K key-value heads, F intermediate size, D hidden size, ~ mean over layers"
 HOLLOW = {"mfc": "white", "mec": None}
-MARKED = {"full": {"fmt": "*", "ms": 15, "color": "#c44e52"}, "chosen": {"fmt": "D", "ms": 9, "color": "#dd8452"}}
+# Groups of points and their marks, in the terms of matplotlib; report.html draws the same. Later ones lie above.
+STYLES = {
+    "infeasible": {"fmt": "x", "ms": 5, "color": "#aaaaaa", "ecolor": "none"},
+    "not measured": {"fmt": "o", "ms": 4, "color": "#aaaaaa", "ecolor": "none", "mfc": "white"},
+    "evaluated": {"fmt": "o", "ms": 4, "color": "#999999", "ecolor": "#dddddd"},
+    "frontier": {"fmt": "o", "ms": 6, "color": "#4c72b0"},
+    "full": {"fmt": "*", "ms": 15, "color": "#c44e52", "mec": "white", "ecolor": "#c44e52"},
+    "chosen": {"fmt": "D", "ms": 9, "color": "#dd8452", "mec": "white", "ecolor": "#dd8452"},
+}
+MARKED = ("full", "chosen")  # by name
 
 
 def draw(frontier: TradeOff, path: str | os.PathLike, x: str | None, y: str | None) -> None:
@@ -58,13 +67,14 @@ def draw(frontier: TradeOff, path: str | os.PathLike, x: str | None, y: str | No
     _draw_points(axes, x, y, shown, front)
     axes.margins(0.1)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize=8, columnspacing=1.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(STYLES), frameon=False, fontsize=8, columnspacing=1.2)
     for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
         if max(point.values[name] for point in shown) >= 1e5:
             axis.set_major_formatter(EngFormatter(sep=""))  # "60M" rather than "6" and a far-off "1e7"
     has_predicted = any(is_predicted(point, name) for point in shown for name in (x, y))
-    footer = f"hollow: predicted, not measured. {LETTERS_EXPLAINED}" if has_predicted else LETTERS_EXPLAINED
-    figure.text(0.99, 0.01, footer, ha="right", fontsize=6, color="#777777")
+    has_intervals = any(name in point.details for point in shown for name in (x, y))
+    notes = ["hollow: predicted, not measured"] * has_predicted + ["bars: 95% intervals"] * has_intervals
+    figure.text(0.99, 0.01, ". ".join([*notes, LETTERS_EXPLAINED]), ha="right", fontsize=6, color="#777777")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     # Better values lie to the left if x is minimised and above if y is maximised.
     corner = tuple(-objectives[name].sign if name in objectives else default for name, default in ((x, -1), (y, 1)))
@@ -90,14 +100,21 @@ def _draw_steps(axes, x: Objective, y: Objective, points: list[Point]) -> None:
     axes.step(*coordinates, where="post" if x.sign > 0 else "pre", color="#4c72b0", linewidth=1.2, zorder=4.5)
 
 
+def status_of(point: Point, front: Sequence[Point]) -> str:
+    """Frontier, evaluated, infeasible (a rule of the search is broken) or not measured (a value is missing or only predicted)."""
+    if any(point is one for one in front):
+        return "frontier"
+    if point.feasible:
+        return "evaluated"
+    reasons = point.details.get("infeasible", ())
+    is_refused = any(" breaks " in reason or reason.startswith("not standard") for reason in reasons)
+    return "not measured" if reasons and not is_refused else "infeasible"
+
+
 def _draw_points(axes, x: str, y: str, shown: list[Point], front: list[Point]) -> None:
-    groups = {
-        "infeasible": ([p for p in shown if not p.feasible], {"fmt": "x", "ms": 5, "color": "#bbbbbb", "ecolor": "none"}),
-        "evaluated": ([p for p in shown if p.feasible], {"fmt": "o", "ms": 4, "color": "#999999", "ecolor": "#dddddd"}),
-        "frontier": (front, {"fmt": "o", "ms": 6, "color": "#4c72b0"}),
-        **{name: ([p for p in shown if p.name == name], {**style, "mec": "white"}) for name, style in MARKED.items()},
-    }
-    for order, (label, (points, style)) in enumerate(groups.items()):
+    groups = {name: [point for point in shown if status_of(point, ()) == name] for name in STYLES}
+    groups |= {"frontier": front, **{name: [point for point in shown if point.name == name] for name in MARKED}}
+    for order, (label, points) in enumerate(groups.items()):
         kinds: dict[bool, list[Point]] = {False: [], True: []}
         for point in points:
             kinds[is_predicted(point, x) or is_predicted(point, y)].append(point)
@@ -105,7 +122,7 @@ def _draw_points(axes, x: str, y: str, shown: list[Point], front: list[Point]) -
             if some:
                 (xs, x_error), (ys, y_error) = (_values_and_errors(some, name) for name in (x, y))
                 title = None if hollow and kinds[False] else label  # one line of the legend for each group
-                look = {**style, **HOLLOW} if hollow else style
+                look = {**STYLES[label], **HOLLOW} if hollow else STYLES[label]
                 axes.errorbar(xs, ys, y_error, x_error, label=title, elinewidth=1, zorder=3 + order, **look)
 
 
@@ -165,9 +182,13 @@ def is_predicted(point: Point, name: str) -> bool:
 
 def value_text(point: Point, name: str) -> str:
     """A value with its interval, or nothing where there is none; one that was not measured says so."""
+    return " ".join(value_parts(point, name))
+
+
+def value_parts(point: Point, name: str) -> list[str]:
+    """The value, its interval and "predicted", as far as there are any."""
     if name not in point.values:
-        return ""
+        return []
     numbers = [point.values[name], *point.details.get(name, ())]
     value, *ends = (f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.4g}" for number in numbers)
-    text = f"{value} [{', '.join(ends)}]" if ends else value
-    return f"{text} {PREDICTED}" if is_predicted(point, name) else text
+    return [value, *([f"[{', '.join(ends)}]"] if ends else []), *([PREDICTED] if is_predicted(point, name) else [])]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from math import inf
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -13,9 +14,11 @@ from markupsafe import Markup
 from ..core.errors import UserError
 from ..utils.files import write_atomically
 from .objectives import OBJECTIVES, Objective
-from .picture import MARKED, short_names, value_text
+from .picture import MARKED, STYLES, is_predicted, short_names, status_of, value_parts
 from .point import Point
 from .trade_off import TradeOff
+
+STATUSES = ("frontier", "evaluated", "not measured", "infeasible")  # in the order of the table
 
 
 def render(frontier: TradeOff, title: str = "Sizes of one elastic model") -> str:
@@ -31,16 +34,16 @@ def render(frontier: TradeOff, title: str = "Sizes of one elastic model") -> str
     if not frontier.evaluated:
         raise UserError("no size was evaluated; there is nothing to report")
     values = _values(frontier)
-    on_frontier = {id(point) for point in frontier.points}
-    labels = short_names(frontier.evaluated)
-    points = [
-        {"index": index, "frontier": id(point) in on_frontier, **_point(point, label, values)}
-        for index, (point, label) in enumerate(zip(frontier.evaluated, labels))
-    ]
     names = [objective.name for objective in frontier.objectives]
     axes = [names[min(1, len(names) - 1)], names[0]]
+    front = frontier.points
+    found = [(point, status_of(point, front), label) for point, label in zip(frontier.evaluated, short_names(frontier.evaluated))]
+    found.sort(key=lambda item: (STATUSES.index(item[1]), item[0].values.get(axes[0], inf)))
+    points = [{"index": index, **_point(*item, values)} for index, item in enumerate(found)]
     # "<" would let a name end the script element that the data are in.
-    data = json.dumps({"points": points, "values": values, "axes": axes}, allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps({"points": points, "values": values, "axes": axes, "styles": STYLES}, allow_nan=False).replace(
+        "<", "\\u003c"
+    )
     template = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True)
     facts = {name: value for name, value in frontier.facts.items() if name != "warnings"}
@@ -66,17 +69,20 @@ def _values(frontier: TradeOff) -> dict[str, dict[str, str]]:
     return result
 
 
-def _point(point: Point, label: str, values: Mapping[str, Mapping]) -> dict:
-    texts = {name: value_text(point, name) for name in point.values}
-    lines = [label, *(f"{values[name]['title']}: {text}" for name, text in texts.items())]
+def _point(point: Point, status: str, label: str, values: Mapping[str, Mapping]) -> dict:
+    texts = {name: value_parts(point, name) for name in point.values}
+    lines = [label, status, *(f"{values[name]['title']}: {' '.join(parts)}" for name, parts in texts.items())]
     lines += [f"{axis}: {value}" for axis, value in point.subnet.items()]
-    lines += [f"not allowed: {problem}" for problem in point.details.get("infeasible", ())]
+    lines += [f"{status}: {reason}" for reason in point.details.get("infeasible", ())]
     return {
         "label": label,
-        "kind": point.name if point.name in MARKED else None,
+        "status": status,
+        "frontier": status == "frontier",
+        "kind": point.name if point.name in MARKED else status,
         "feasible": point.feasible,
         "values": point.values,
         "intervals": {name: list(point.details[name]) for name in point.values if name in point.details},
+        "predicted": [name for name in point.values if is_predicted(point, name)],
         "texts": texts,
         "tip": "\n".join(lines),
     }

@@ -215,24 +215,3 @@ def test_labels_outside_the_head(elastic, tmp_path, capsys):
     (tmp_path / "train.tsv").write_text("label\tsentence\n" + "\n".join(f"{i % 5}\tword{i}" for i in range(20)) + "\n")
     assert main(["search", "--model", str(elastic), "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 2
     assert "label" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_quickstart(tmp_path):
-    """The real model and data; a tenth of an epoch and a few sizes show that every step runs."""
-    out = tmp_path / "quickstart"
-    result = run("quickstart", "--output_dir", out, "--epochs", "0.1", "--n_trials", "6", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    for name in ("elastic/config.json", "search/frontier.json", "search/frontier.png", "export/parity.json"):
-        assert (out / name).exists(), name
-    for name in ("onnx", "onnx-int8"):
-        assert json.loads((out / "export" / name / "parity.json").read_text())["passed"]
-    for words in (
-        "transformers.models.bert.modeling_bert.BertForSequenceClassification",
-        "full",
-        "chosen, ONNX int8",
-        "hf-elastic export",
-    ):
-        assert words in result.stdout, words
-    again = run("quickstart", "--output_dir", out, cwd=tmp_path)
-    assert again.returncode == 2 and "--overwrite" in again.stderr
