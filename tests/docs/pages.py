@@ -112,14 +112,23 @@ def anchors(page: Path) -> set[str]:
 
 def commands(text: str) -> list[tuple[str, set[str]]]:
     """Calls of `hf-elastic` in a text: the command and its options."""
-    joined = re.sub(r"\\\n\s*(#\s*)?", " ", text)
-    lines = [line.lstrip("# ") for line in joined.splitlines()]
-    lines += [code.replace("\n", " ") for code in re.findall(r"`(hf-elastic [^`]+)`", prose(joined))]
+    lines = [line.lstrip("# ") for line in re.sub(r"\\\n\s*(#\s*)?", " ", text).splitlines()]
+    lines += [code.replace("\n", " ") for code in re.findall(r"`(hf-elastic [^`]+)`", prose(text))]
     found = []
-    for line in lines:
+    for place, line in enumerate(lines):
         if line.startswith("hf-elastic "):
-            words = shlex.split(line, comments=True)
+            words = _words(lines[place:])
             options = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
             if len(words) > 1 and words[1].islower():
                 found.append((words[1], options))
     return found
+
+
+def _words(lines: list[str]) -> list[str]:
+    """The words of a command that starts with the first line: a quoted mapping may go on in the next ones."""
+    for count in range(1, len(lines) + 1):
+        try:
+            return shlex.split(" ".join(lines[:count]), comments=True)
+        except ValueError:
+            continue
+    raise ValueError(f"a quote is not closed: {lines[0]}")
