@@ -51,6 +51,13 @@ def files(text: str) -> set[str]:
     return {path for path in found if not re.search(re.escape(path) + r"[*{]", text)}
 
 
+def imported(block: str) -> list[str]:
+    """What a Python block imports from the package, as dotted names."""
+    found = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom) and not node.level]
+    ours = [node for node in found if node.module.partition(".")[0] == "hf_elastic"]
+    return [f"{node.module}.{alias.name}" for node in ours for alias in node.names]
+
+
 def exists(name: str) -> bool:
     """Whether a dotted name is a module of the package, or something that one holds."""
     parts = name.split(".")
@@ -75,6 +82,8 @@ def top_level(file: Path) -> set[str]:
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            if "__all__" in names and isinstance(node.value, ast.List):  # names that are imported when they are first used
+                names |= {item.value for item in node.value.elts if isinstance(item, ast.Constant)}
     return names
 
 
