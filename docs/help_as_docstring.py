@@ -11,11 +11,10 @@ class HelpAsDocstring(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **kwargs) -> None:
         """Called for each class; a class without such fields stays as it is."""
-        if "dataclass" not in cls.labels and not any("dataclass" in str(one.value) for one in cls.decorators):
-            return
-        found = getattr(importlib.import_module(cls.module.path), cls.name, None)
-        if found is None or not dataclasses.is_dataclass(found):
-            return
+        attributes = [member for member in cls.members.values() if member.is_attribute]
+        if not any("metadata" in str(attribute.value) for attribute in attributes):
+            return  # importing every module of the package would need every optional package
+        found = getattr(importlib.import_module(cls.module.path), cls.name)
         for field in dataclasses.fields(found):
             if "help" in field.metadata and field.name in cls.members:
                 attribute = cls.members[field.name]
