@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUTPUT ?= quickstart
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test test-optimum lint format clean
+.PHONY: quickstart test test-optimum docs lint format clean
 
 quickstart: .venv/installed
 	.venv/bin/hf-elastic quickstart --output_dir $(OUTPUT) $(ARGS)
@@ -17,6 +17,10 @@ test-optimum: .venv/installed .venv-optimum/installed
 		-m "not benchmark" $(ARGS)
 	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python -m pytest -n 2 -q \
 		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
+
+# The site, into site/; a broken link or a reference to what is not there fails it. The theme's notice of its successor is no news.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
 
 lint: .venv/installed
 	.venv/bin/ruff check .
@@ -41,4 +45,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-optimum build dist *.egg-info
+	rm -rf .venv .venv-optimum build dist site *.egg-info
