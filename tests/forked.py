@@ -1,7 +1,7 @@
 """Starts Python commands as real processes that need no imports: a server has made those once, and forks itself for each.
 
-    done = forked.run([*forked.HF_ELASTIC, "train", "--model", folder])     # as subprocess.run: returncode, stdout, stderr
-    process = forked.start([sys.executable, SCRIPT, folder])                 # pid, send_signal, kill, poll, communicate
+`forked.run([*forked.HF_ELASTIC, "train", ...])` is `subprocess.run` with all output captured; `forked.start(...)` returns a
+`Process` with pid, send_signal, kill, poll and communicate, as `subprocess.Popen`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 HF_ELASTIC = (sys.executable, "-m", "hf_elastic.cli.main")
 # hf_elastic.cli.main is left out: `python -m` warns of a module that is imported already.
 PRELOADED = (
-    "datasets", "optuna", "sklearn.metrics", "matplotlib.figure", "transformers.trainer", "transformers.models.bert.modeling_bert",
-    "hf_elastic.training", "hf_elastic.search", "hf_elastic.export", "hf_elastic.measure", "hf_elastic.cli.common",
+    "datasets", "optuna", "sklearn.metrics", "matplotlib.figure", "transformers.trainer",
+    "transformers.models.bert.modeling_bert", "hf_elastic.training", "hf_elastic.search", "hf_elastic.export", "hf_elastic.measure", "hf_elastic.cli.common",
 )  # fmt: skip
 # Libraries read these once, when they are imported: a command that needs others has a server of its own, or a plain process.
 READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "OMP_")
@@ -114,7 +114,8 @@ class Server:
         if python != sys.executable or other:
             raise ValueError(f"this server cannot run {python} with {other}")
         request = json.dumps({"command": rest, "cwd": str(cwd or Path.cwd()), "env": env}).encode()
-        outputs = tuple(tempfile.NamedTemporaryFile() for _ in range(1 if stderr == subprocess.STDOUT else 2))
+        count = 1 if stderr == subprocess.STDOUT else 2
+        outputs = tuple(tempfile.NamedTemporaryFile() for _ in range(count))  # noqa: SIM115: the Process keeps them
         ours, theirs = socket.socketpair()
         with theirs:
             files = [outputs[0].fileno(), outputs[-1].fileno(), theirs.fileno()]
