@@ -28,8 +28,9 @@ ROOT = Path(__file__).parents[1]
 HF_ELASTIC = (sys.executable, "-m", "hf_elastic.cli.main")
 # hf_elastic.cli.main is left out: `python -m` warns of a module that is imported already.
 PRELOADED = (
-    "datasets", "optuna", "sklearn.metrics", "matplotlib.figure", "transformers.trainer",
-    "transformers.models.bert.modeling_bert", "hf_elastic.training", "hf_elastic.search", "hf_elastic.export", "hf_elastic.measure", "hf_elastic.cli.common",
+    "datasets", "optuna", "sklearn.metrics", "matplotlib.figure", "transformers.trainer", "hf_elastic.training",
+    "hf_elastic.search", "hf_elastic.export", "hf_elastic.measure", "hf_elastic.cli.common",
+    "transformers.models.bert.modeling_bert",
 )  # fmt: skip
 # Libraries read these once, when they are imported: a command that needs others has a server of its own, or a plain process.
 READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "OMP_")
@@ -115,7 +116,7 @@ class Server:
             raise ValueError(f"this server cannot run {python} with {other}")
         request = json.dumps({"command": rest, "cwd": str(cwd or Path.cwd()), "env": env}).encode()
         count = 1 if stderr == subprocess.STDOUT else 2
-        outputs = tuple(tempfile.NamedTemporaryFile() for _ in range(count))  # noqa: SIM115: the Process keeps them
+        outputs = tuple(tempfile.NamedTemporaryFile() for _ in range(count))  # noqa: SIM115
         ours, theirs = socket.socketpair()
         with theirs:
             files = [outputs[0].fileno(), outputs[-1].fileno(), theirs.fileno()]
