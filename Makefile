@@ -3,24 +3,42 @@ PYTHON ?= python3
 OUTPUT ?= quickstart
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test test-optimum lint format clean
+.PHONY: quickstart lint test test-slow test-optimum test-all coverage format clean
+
+# Files go to processes as wholes, so that each makes the models of its module once.
+PYTEST = -m pytest -n 2 --dist loadfile -q
 
 quickstart: .venv/installed
 	.venv/bin/hf-elastic quickstart --output_dir $(OUTPUT) $(ARGS)
 
-test: .venv/installed
-	.venv/bin/python -m pytest -n 2 -q $(ARGS)
-
-# The other lane, and what each lane exports read in the other, both ways.
-test-optimum: .venv/installed .venv-optimum/installed
-	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv/bin/python .venv-optimum/bin/python -m pytest -n 2 -q \
-		-m "not benchmark" $(ARGS)
-	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python -m pytest -n 2 -q \
-		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
-
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+# Every backbone, every format, one real model, one resume, one kill: at most 8 minutes on 2 cores.
+test: .venv/installed
+	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: .venv/installed
+	.venv/bin/python $(PYTEST) -m slow $(ARGS)
+
+# The other lane, and what each lane exports read in the other, both ways.
+test-optimum: .venv/installed .venv-optimum/installed
+	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv/bin/python .venv-optimum/bin/python $(PYTEST) \
+		-m "not benchmark and not one_lane" $(ARGS)
+	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python $(PYTEST) \
+		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
+
+# What CI runs: at most 35 minutes on 2 cores.
+test-all: lint test test-slow test-optimum
+
+# Lines of hf_elastic that all tests of .venv run, those of the commands that they start included.
+coverage: .venv/installed
+	.venv/bin/coverage erase
+	.venv/bin/coverage run $(PYTEST) $(ARGS)
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
 
 format: .venv/installed
 	.venv/bin/ruff check --fix .
@@ -41,4 +59,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-optimum build dist *.egg-info
+	rm -rf .venv .venv-optimum .coverage .coverage.* build dist *.egg-info
