@@ -73,19 +73,13 @@ def test_calibration_of_its_own(elastic, tmp_path):
 
 
 BAD = {
-    "no calibration": (["--formats", "onnx-int8-static"], "onnx-int8-static needs calibration"),
     "wrong columns": (["--formats", "onnx-int8-static", "--calibration", "{wrong}"], "calibration: no text to calibrate with: "),
-    "names columns": (["--formats", "onnx-int8-static", "--calibration", "{wrong}"], "it has the columns label, number"),
     "no such calibration": (["--formats", "onnx-int8-static", "--calibration", "{wrong}/none.txt"], "none.txt"),
-    "instructions": (["--formats", "onnx-int8", "--cpu_instructions", "sse"], "'sse' is unknown; known: auto, avx2"),
-    "limit without data": (["--formats", "onnx-int8", "--max_accuracy_drop", "1"], "max_accuracy_drop needs labelled rows"),
     "fallback without limit": (["--formats", "onnx-int8", "--fallback", "float"], "it needs max_accuracy_drop"),
-    "unknown format": (["--formats", "onnx-int4"], "'onnx-int4' is unknown; known: safetensors, onnx, onnx-int8"),
     "rows": (
         ["--formats", "onnx-int8", "--dataset", "{data}", "--max_eval_rows", "0"],
         "max_eval_rows must be an integer of at least 1, got 0",
     ),
-    "bare build": (["--build", "--formats", "tensorrt"], "build: neither tensorrt nor onnxruntime's"),
     "build true": (["--build", "true", "--formats", "tensorrt"], "build: neither tensorrt nor onnxruntime's"),
     "build of another": (["--build", "--formats", "onnx"], "build: an option of tensorrt; formats: onnx"),
     "no such data": (["--formats", "onnx-int8", "--dataset", "none", "--data_dir", "{data}"], "data_dir: no none in"),

