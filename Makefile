@@ -27,11 +27,11 @@ test-slow: .venv/installed
 test-optimum: .venv/installed .venv-optimum/installed
 	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv/bin/python .venv-optimum/bin/python $(PYTEST) \
 		-m "not benchmark and not one_lane" $(ARGS)
-	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python $(PYTEST) \
+	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python $(PYTEST) -m other_lane \
 		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
 
 # What CI runs: at most 35 minutes on 2 cores.
-test-all: lint test test-slow test-optimum
+test-all: lint test test-slow test-optimum docs
 
 # Lines of hf_elastic that all tests of .venv run, those of the commands that they start included.
 coverage: .venv/installed
