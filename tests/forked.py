@@ -227,8 +227,10 @@ def main() -> None:
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
         import numpy
+        import torch
 
-        numpy.random.seed()  # as a new process; torch starts from a fixed seed, and random sees to itself
+        numpy.random.seed()  # each process has seeds of its own; random sees to itself
+        torch.seed()
         execute(**request)
 
 
