@@ -61,7 +61,7 @@ GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"
 
 
 def backbones(names=CONFIGS) -> list:
-    """Parameters of a test of backbones: one for each Spec is quick, the others are slow."""
+    """Parameters of a test of backbones, or of cases named after them: one for each Spec is quick, the others are slow."""
     return [pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow) for name in names]
 
 

@@ -14,7 +14,14 @@ from hf_elastic.core.adapters import plain_name
 from hf_elastic.core.shapes import keep_only
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_bias": True}, {"use_rslora": True, "rank_pattern": {"query": 2}}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"lora_bias": True}, id="bias", marks=pytest.mark.slow),
+        pytest.param({"use_rslora": True, "rank_pattern": {"query": 2}}, id="rslora", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("model_type", TARGETS)
 def test_a_sliced_adapter_equals_the_merged_one(model_type, options):
     if "lora_bias" in options:  # needs linear layers with a bias

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import ENCODERS, GROUPED, STOCK, batch, config_of, randomize
+from tiny import ENCODERS, GROUPED, STOCK, backbones, batch, config_of, randomize
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -226,7 +226,7 @@ def test_tokenizer(results):
 # --- in one version --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", backbones(CASES))
 @torch.no_grad()
 def test_standard_extracts_load_here(case, tmp_path):
     auto, model = elastic(case)
