@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUTPUT ?= quickstart
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart lint test test-slow test-optimum test-all coverage format clean
+.PHONY: quickstart test test-optimum lint format clean
 
 # Files go to processes as wholes, so that each makes the models of its module once.
 PYTEST = -m pytest -n 2 --dist loadfile -q
@@ -20,6 +20,7 @@ lint: .venv/installed
 test: .venv/installed
 	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
+.PHONY: test-slow test-all coverage
 test-slow: .venv/installed
 	.venv/bin/python $(PYTEST) -m slow $(ARGS)
 
@@ -59,4 +60,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-optimum .coverage .coverage.* build dist *.egg-info
+	rm -rf .venv .venv-optimum build dist *.egg-info

@@ -30,7 +30,7 @@ HF_ELASTIC = (sys.executable, "-m", "hf_elastic.cli.main")
 PRELOADED = (
     "datasets", "optuna", "sklearn.metrics", "matplotlib.figure", "transformers.trainer", "hf_elastic.training",
     "hf_elastic.search", "hf_elastic.export", "hf_elastic.measure", "hf_elastic.cli.common",
-    "transformers.models.bert.modeling_bert",
+    "hf_elastic.core.modeling_elastic", "transformers.models.bert.modeling_bert",
 )  # fmt: skip
 # Libraries read these once, when they are imported: a command that needs others has a server of its own, or a plain process.
 READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "OMP_")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 
 import forked
@@ -26,24 +25,6 @@ def test_interrupted_training_resumes(elastic, data, tmp_path):
     again = forked.run([*forked.HF_ELASTIC, "train", *options, "--max_steps", max(steps) + 2, "--resume_from_checkpoint", "true"])
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "model.safetensors").exists()
-
-
-def test_an_interruption_inside_a_finalizer_counts(capsys, monkeypatch):
-    """Python prints and forgets an exception that `__del__` raises, a KeyboardInterrupt too."""
-
-    class Collected:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
-
-    def work(arguments):
-        item = Collected()
-        del item
-        time.sleep(30)
-
-    monkeypatch.setattr("hf_elastic.cli.measure.main", work)
-    before = sys.unraisablehook
-    assert main(["measure"]) == 130 and "interrupted" in capsys.readouterr().err
-    assert sys.unraisablehook is before
 
 
 def test_failed_export_leaves_nothing(elastic, tmp_path, capsys, monkeypatch):
