@@ -11,11 +11,6 @@ PYTEST = -m pytest -n 2 --dist loadfile -q
 quickstart: .venv/installed
 	.venv/bin/hf-elastic quickstart --output_dir $(OUTPUT) $(ARGS)
 
-lint: .venv/installed
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/lint-imports
-
 # Every backbone, every format, one real model, one resume, one kill: at most 8 minutes on 2 cores.
 test: .venv/installed
 	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
@@ -31,6 +26,15 @@ test-optimum: .venv/installed .venv-optimum/installed
 	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python $(PYTEST) -m other_lane \
 		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
 
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+format: .venv/installed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
 # What CI runs: at most 35 minutes on 2 cores.
 test-all: lint test test-slow test-optimum docs
 
@@ -40,10 +44,6 @@ coverage: .venv/installed
 	.venv/bin/coverage run $(PYTEST) $(ARGS)
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
-
-format: .venv/installed
-	.venv/bin/ruff check --fix .
-	.venv/bin/ruff format .
 
 # torch comes first: with it in place no other package pulls its own, larger build.
 .venv/installed: pyproject.toml constraints.txt
