@@ -5,17 +5,25 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: quickstart test test-optimum docs lint format clean
 
+# Files go to processes as wholes, so that each makes the models of its module once.
+PYTEST = -m pytest -n 2 --dist loadfile -q
+
 quickstart: .venv/installed
 	.venv/bin/hf-elastic quickstart --output_dir $(OUTPUT) $(ARGS)
 
+# Every backbone, every format, one real model, one resume, one kill: at most 8 minutes on 2 cores.
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 -q $(ARGS)
+	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
+
+.PHONY: test-slow test-all coverage
+test-slow: .venv/installed
+	.venv/bin/python $(PYTEST) -m slow $(ARGS)
 
 # The other lane, and what each lane exports read in the other, both ways.
 test-optimum: .venv/installed .venv-optimum/installed
-	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv/bin/python .venv-optimum/bin/python -m pytest -n 2 -q \
-		-m "not benchmark" $(ARGS)
-	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python -m pytest -n 2 -q \
+	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv/bin/python .venv-optimum/bin/python $(PYTEST) \
+		-m "not benchmark and not one_lane" $(ARGS)
+	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python $(PYTEST) -m other_lane \
 		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
 
 # The site, into site/; a broken link or a reference to what is not there fails it. The theme's notice of its successor is no news.
@@ -25,10 +33,21 @@ docs: .venv/installed
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
 
 format: .venv/installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+# What CI runs: at most 35 minutes on 2 cores.
+test-all: lint test test-slow test-optimum docs
+
+# Lines of hf_elastic that all tests of .venv run, those of the commands that they start included.
+coverage: .venv/installed
+	.venv/bin/coverage erase
+	.venv/bin/coverage run $(PYTEST) $(ARGS)
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
 
 # torch comes first: with it in place no other package pulls its own, larger build.
 .venv/installed: pyproject.toml constraints.txt

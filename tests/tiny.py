@@ -1,7 +1,10 @@
 """Tiny random models of every backbone, built by the stock classes."""
 
+import pytest
 import torch
 from transformers import AutoConfig, BertTokenizerFast
+
+from hf_elastic.core.spec import SPECS
 
 VOCAB = 99
 WORDS = [f"word{index}" for index in range(60)]
@@ -52,7 +55,14 @@ CONFIGS = {
 STOCK = tuple(name for name in CONFIGS if name != "transformer_xl")
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
+# One backbone for each Spec; what it says of sizes holds for the others with this Spec.
+FAMILIES = tuple({id(SPECS[name]): name for name in reversed(CONFIGS)}.values())
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "smollm3")
+
+
+def backbones(names=CONFIGS) -> list:
+    """Parameters of a test of backbones, or of cases named after them: one for each Spec is quick, the others are slow."""
+    return [pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow) for name in names]
 
 
 def config_of(model_type: str, **changes):

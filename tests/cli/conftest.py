@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_elastic.cli.main import main
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stock(tmp_path_factory):
     """A tiny BERT with a real tokenizer, as on the Hub."""
     folder = tmp_path_factory.mktemp("stock")
@@ -20,7 +20,7 @@ def stock(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A task that a tiny model can learn: which of two words comes first."""
     folder = tmp_path_factory.mktemp("data")
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def elastic(stock, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elastic") / "model"
     space = {"num_hidden_layers": [1, 2, 4], "intermediate_size": [16, 48]}

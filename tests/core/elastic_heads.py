@@ -1,5 +1,7 @@
 """Small elastic models with every head, and what their tests compare."""
 
+import re
+
 import torch
 from tiny import batch, config_of, randomize
 from transformers import (
@@ -87,3 +89,8 @@ def train_step(model, **inputs):
     optimizer.step()
     optimizer.zero_grad()
     return loss
+
+
+def says(*parts):
+    """A pattern that finds the parts in this order."""
+    return "(?s)" + ".*".join(re.escape(str(part)) for part in parts)

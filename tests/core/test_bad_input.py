@@ -1,18 +1,13 @@
 """Every kind of bad input gets one error that names the value and says what is allowed."""
 
-import json
-import re
-
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from elastic_heads import says
 from tiny import config_of
 from transformers import (
     AlbertConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     T5Config,
 )
 
@@ -40,11 +35,6 @@ def llama():
     return ElasticForCausalLM.from_base(AutoModelForCausalLM.from_config(config_of("llama")), space=SPACE)
 
 
-def says(*parts):
-    """A pattern that finds the parts in this order."""
-    return "(?s)" + ".*".join(re.escape(str(part)) for part in parts)
-
-
 AXES = "num_hidden_layers, layers, hidden_size, num_attention_heads, num_key_value_heads, intermediate_size"
 
 
@@ -53,19 +43,12 @@ AXES = "num_hidden_layers, layers, hidden_size, num_attention_heads, num_key_val
     [
         ({"width": 3}, says("width", AXES)),
         ({"intermediate_size": 0}, says("intermediate_size", "0", "smallest possible value is 1")),
-        ({"intermediate_size": -8}, says("intermediate_size", "-8", "smallest possible value is 1")),
         ({"intermediate_size": 16.0}, says("intermediate_size", "16.0", "not an integer")),
         ({"intermediate_size": True}, says("intermediate_size", "True", "not an integer")),
-        ({"intermediate_size": "16"}, says("intermediate_size", "'16'", "not an integer")),
-        ({"intermediate_size": None}, says("intermediate_size", "None", "not an integer")),
         ({"intermediate_size": []}, says("intermediate_size", "[]", "at least one integer")),
-        ({"intermediate_size": [16, 0]}, says("intermediate_size", "0", "smallest possible value is 1")),
         ({"hidden_size": [16, 16]}, says("hidden_size", "[16, 16]", "one value for the whole model")),
-        ({"num_hidden_layers": [2]}, says("num_hidden_layers", "[2]", "one value for the whole model")),
         ({"num_hidden_layers": 2, "layers": [0, 1]}, says("num_hidden_layers or layers, not both")),
         ({"layers": 2}, says("layers", "2", "list of at least one integer")),
-        ({"layers": []}, says("layers", "[]", "list of at least one integer")),
-        ({"layers": [1, 1]}, says("layers", "[1, 1]", "increasing, each index once")),
         ({"layers": [2, 1]}, says("layers", "[2, 1]", "increasing, each index once")),
         ({"layers": [-1, 1]}, says("layers", "-1", "smallest possible value is 0")),
     ],
@@ -80,11 +63,8 @@ def test_subnet_values(values, message):
     [
         ({}, says("the space is empty", AXES)),
         ({"width": [3]}, says("width", AXES)),
-        ({"intermediate_size": []}, says("intermediate_size", "[]", "list of at least one allowed value")),
-        ({"intermediate_size": 16}, says("intermediate_size", "16", "list of at least one allowed value")),
         ({"intermediate_size": "16"}, says("intermediate_size", "'16'", "list of at least one allowed value")),
         ({"intermediate_size": [16, 1.5]}, says("intermediate_size", "1.5", "not an integer")),
-        ({"intermediate_size": [16, False]}, says("intermediate_size", "False", "not an integer")),
         ({"intermediate_size": [[16, 16]]}, says("intermediate_size", "flat list", "per_layer")),
         ({"layers": [0, 1]}, says("layers", "0", "list of at least one integer")),
         ({"layers": [[0]], "num_hidden_layers": [1]}, says("not both")),
@@ -113,23 +93,17 @@ def test_space_is_not_a_mapping():
     ("subnet", "message"),
     [
         ({"intermediate_size": 49}, says("intermediate_size", 49, 48)),
-        ({"num_hidden_layers": 5}, says("num_hidden_layers", 5, 4)),
-        ({"num_attention_heads": 5}, says("num_attention_heads", 5, 4)),
         ({"layers": [0, 4]}, says("layers", 4, "layers 0 to 3")),
         ({"num_hidden_layers": 3, "intermediate_size": [16, 16]}, says("intermediate_size", "[16, 16]", "2 values", "3 kept")),
         ({"num_key_value_heads": 2}, says("num_key_value_heads", "bert", "hidden_size, num_attention_heads, intermediate_size")),
         ("tiny", says("'tiny'", "largest, smallest, small")),
         (7, says("7", "name", "None")),
-        ([16], says("[16]", "name", "None")),
     ],
 )
 def test_subnet_of_a_model(bert, subnet, message):
-    for use in (bert.resolve, bert.view, bert.select, bert.extract, bert.portability_of):
+    for use in (bert.resolve, bert.view, bert.select, bert.extract, bert.portability_of, bert.num_parameters_of):
         with pytest.raises(ValueError, match=message):
             use(subnet)
-    if not isinstance(subnet, list):  # a list is many subnets
-        with pytest.raises(ValueError, match=message):
-            bert.num_parameters_of(subnet)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +111,6 @@ def test_subnet_of_a_model(bert, subnet, message):
     [
         ({"num_attention_heads": 3}, says("num_attention_heads", 3, "2 key-value heads", "multiple")),
         ({"num_attention_heads": 4, "num_key_value_heads": 1}, says("num_attention_heads", 4, "1 key-value heads", "at most 2")),
-        ({"num_key_value_heads": 3}, says("num_key_value_heads", 3, 2)),
     ],
 )
 def test_grouped_heads(llama, subnet, message):
@@ -203,134 +176,3 @@ def test_base_of_another_head_and_elastic_base(bert, tmp_path):
     for base in (bert, tmp_path):
         with pytest.raises(ValueError, match=says("elastic already", "ElasticForMaskedLM.from_pretrained")):
             ElasticForMaskedLM.from_base(base, space=SPACE)
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def checkpoint(bert, tmp_path):
-    bert.save_pretrained(tmp_path)
-    return tmp_path
-
-
-def edit_config(folder, change):
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-LOADERS = [ElasticForMaskedLM, AutoModelForMaskedLM]
-
-
-@pytest.mark.parametrize("loader", LOADERS)
-def test_truncated_weights(checkpoint, loader):
-    weights = checkpoint / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(OSError, match=says(checkpoint, "truncated")):
-        loader.from_pretrained(checkpoint)
-    weights.write_bytes(b"")
-    with pytest.raises(OSError, match=says(checkpoint, "truncated")):
-        loader.from_pretrained(checkpoint)
-
-
-@pytest.mark.parametrize("loader", LOADERS)
-def test_tensor_of_another_shape(checkpoint, loader):
-    name = "bert.encoder.layer.1.intermediate.dense.weight"
-    tensors = load_file(checkpoint / "model.safetensors")
-    save_file({**tensors, name: torch.zeros(40, 32)}, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    for dtype in (None, torch.float32):
-        with pytest.raises(ValueError, match=says("do not fit")) as error:
-            loader.from_pretrained(checkpoint, dtype=dtype)
-        for part in (checkpoint, name, "40, 32", "48, 32"):
-            assert str(part) in str(error.value)
-    ignored = loader.from_pretrained(checkpoint, ignore_mismatched_sizes=True)
-    assert ignored.bert.encoder.layer[1].intermediate.dense.weight.shape == (48, 32)
-
-
-@pytest.mark.parametrize("loader", LOADERS)
-def test_other_labels_than_the_checkpoint(loader, checkpoint):
-    model = ElasticForSequenceClassification.from_pretrained(checkpoint, num_labels=4)
-    model.save_pretrained(checkpoint / "four")
-    auto = AutoModelForSequenceClassification if loader is AutoModelForMaskedLM else ElasticForSequenceClassification
-    with pytest.raises(ValueError, match=says("do not fit", "classifier.")):
-        auto.from_pretrained(checkpoint / "four", num_labels=5)
-    resized = auto.from_pretrained(checkpoint / "four", num_labels=5, ignore_mismatched_sizes=True)
-    assert resized.classifier.weight.shape == (5, 32)
-
-
-def test_config_contradicts_its_weights(checkpoint):
-    edit_config(checkpoint, lambda config: config["base_config"].update(intermediate_size=64))
-    with pytest.raises(ValueError, match=says("bert.encoder.layer.0.intermediate.dense")):
-        ElasticForMaskedLM.from_pretrained(checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("space", {"intermediate_size": [16, 96]}, says("intermediate_size", 96, 48)),
-        ("space", {"num_hidden_layers": [2, 9]}, says("num_hidden_layers", 9, 4)),
-        ("space", [2], says("space", "map")),
-        ("subnets", {"small": {"num_attention_heads": 8}}, says("subnets.small", "num_attention_heads", 8, 4)),
-        ("subnet", "middle", says("'middle'", "largest, smallest")),
-        ("subnet", {"intermediate_size": 50}, says("intermediate_size", 50, 48)),
-        ("layer_order", [0, 1, 2], says("layer_order", "[0, 1, 2]", "4 layers")),
-        ("frozen", {"intermediate_size": 49}, says("intermediate_size", 49, 48)),
-        ("frozen", {"intermediate_size": 16}, says("do not fit", "intermediate.dense")),
-    ],
-)
-def test_config_with_impossible_parts(checkpoint, key, value, message):
-    edit_config(checkpoint, lambda config: config.update({"subnets": {}, key: value}))
-    with pytest.raises(ValueError, match=message):
-        ElasticForMaskedLM.from_pretrained(checkpoint)
-
-
-def test_unknown_subnet_on_loading(checkpoint):
-    for loader in LOADERS:
-        with pytest.raises(ValueError, match=says("'middle'", "largest, smallest, small")):
-            loader.from_pretrained(checkpoint, subnet="middle")
-
-
-@pytest.mark.parametrize("missing", ["./nope", "../nope", "~/nope", "a/b/nope", "nope/", "{absolute}"])
-def test_missing_folder(missing, tmp_path, monkeypatch):
-    def no_network(*_args, **_kwargs):
-        raise AssertionError("tried to reach the Hub")
-
-    monkeypatch.setattr("socket.socket.connect", no_network)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    name = missing.format(absolute=tmp_path / "nope")
-    for load in (ElasticForMaskedLM.from_base, ElasticForMaskedLM.from_pretrained):
-        with pytest.raises(FileNotFoundError, match=says(name)):
-            load(name)
-
-
-def test_missing_path_object(tmp_path):
-    for load in (ElasticForMaskedLM.from_base, ElasticForMaskedLM.from_pretrained):
-        with pytest.raises(FileNotFoundError, match=says(tmp_path / "nope")):
-            load(tmp_path / "nope")
-
-
-def test_folder_without_a_checkpoint(tmp_path):
-    for load in (ElasticForMaskedLM.from_base, ElasticForMaskedLM.from_pretrained):
-        # transformers raises one or the other, by release and Auto class
-        with pytest.raises((OSError, ValueError), match=says(tmp_path)):
-            load(tmp_path)
-
-
-def test_no_weights(checkpoint):
-    (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(OSError, match=says("model.safetensors", checkpoint)):
-        ElasticForMaskedLM.from_pretrained(checkpoint)
-
-
-def test_broken_json(checkpoint):
-    (checkpoint / "config.json").write_text("{")
-    with pytest.raises(OSError, match=says("config.json")):
-        ElasticForMaskedLM.from_pretrained(checkpoint)
-
-
-def test_frozen_checkpoint_has_one_size(bert, tmp_path):
-    bert.extract({"layers": [0, 2], "intermediate_size": [16, 33]}).save_pretrained(tmp_path)
-    frozen = ElasticForMaskedLM.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=says("cut to", "[16, 33]", "no other size")):
-        frozen.view({"num_hidden_layers": 1})

@@ -65,7 +65,7 @@ def test_converted_and_trained_supernets(stock, tokenizer, tmp_path):
     check(tmp_path / "trained", tokenizer)
 
 
-@pytest.mark.skipif(OTHER not in os.environ, reason=f"{OTHER} is not set")
+@pytest.mark.other_lane
 def test_the_other_major_reads_it(tokenizer, tmp_path):
     save_tokenizer(tokenizer, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

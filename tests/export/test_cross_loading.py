@@ -19,7 +19,7 @@ from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5
 OTHER = "HF_ELASTIC_OTHER_PYTHON"
 NEW = 32
 SUBNET = {"num_hidden_layers": 1, "intermediate_size": 16}
-needs_other = pytest.mark.skipif(OTHER not in os.environ, reason=f"{OTHER} is not set")
+needs_other = pytest.mark.other_lane
 
 # ORTModelFor* on 4.57; ExportedModel, which has no loop for decoders, on 5.x.
 SCRIPT = """
