@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 HF_ELASTIC = (sys.executable, "-m", "hf_elastic.cli.main")
 # hf_elastic.cli.main is left out: `python -m` warns of a module that is imported already.
 PRELOADED = (
-    "datasets", "optuna", "sklearn.metrics", "matplotlib.figure", "transformers.trainer", "hf_elastic.training",
-    "hf_elastic.search", "hf_elastic.export", "hf_elastic.measure", "hf_elastic.cli.common",
+    "datasets", "optuna", "sklearn.metrics", "matplotlib.figure", "transformers.trainer", "hf_elastic.training.trainer",
+    "hf_elastic.data.loading", "hf_elastic.search", "hf_elastic.export", "hf_elastic.measure", "hf_elastic.cli.common",
     "hf_elastic.core.modeling_elastic", "transformers.models.bert.modeling_bert",
 )  # fmt: skip
 # Libraries read these once, when they are imported: a command that needs others has a server of its own, or a plain process.
