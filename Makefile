@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUTPUT ?= quickstart
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test test-optimum docs lint format clean
+.PHONY: quickstart test test-slow test-all test-optimum coverage docs lint format clean
 
 # Files go to processes as wholes, so that each makes the models of its module once.
 PYTEST = -m pytest -n 2 --dist loadfile -q
@@ -15,7 +15,6 @@ quickstart: .venv/installed
 test: .venv/installed
 	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
-.PHONY: test-slow test-all coverage
 test-slow: .venv/installed
 	.venv/bin/python $(PYTEST) -m slow $(ARGS)
 
