@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from ..core.errors import UserError
 from .config import check_repo_id
-from .errors import answer_behind, explained
+from .errors import explained, status_of
 
 MAIN = "main"
 # Loaders look for these by name, so that one left over from an earlier push may be loaded in place of the new ones.
@@ -156,7 +156,7 @@ def compare(api: HfApi, upload: Upload) -> Plan:
     try:
         info = api.model_info(upload.repo_id)
     except RepositoryNotFoundError as error:
-        if answer_behind(error).response.status_code != 404:  # the client takes a refused token for it
+        if status_of(error) != 404:  # the client takes a refused token for it
             raise
         return plan
     plan = replace(plan, exists=True, is_public=not info.private)

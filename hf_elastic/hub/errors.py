@@ -51,22 +51,27 @@ def explained(where: str, token: str | None) -> Iterator[None]:
         raise HubError(text.replace(token, "***") if token else text) from None
 
 
-def answer_behind(error: BaseException | None) -> HfHubHTTPError | None:
-    """The error that holds the server's answer: itself, or what an upload in a thread was wrapped around; None without one."""
-    while error is not None and not (isinstance(error, HfHubHTTPError) and error.response is not None):
+def status_of(error: BaseException | None) -> int | None:
+    """HTTP status of an error, or of the one that an upload in a thread was wrapped around; None without an answer."""
+    while error is not None:
+        response = getattr(
+            error, "response", None
+        )  # of the client's errors, and of those of requests and httpx that it lets through
+        if response is not None:
+            return response.status_code
         error = error.__cause__
-    return error
+    return None
 
 
 def meaning(error: BaseException, where: str) -> str:
     """What an error of the client means for the one who pushes."""
-    answer = answer_behind(error)
-    if answer is not None:
-        status = answer.response.status_code
-        if status >= 500:
-            return f"the Hub fails ({status}) for {where}: {AGAIN}"
-        known = MEANINGS.get(status, f"the Hub refuses {{where}} ({status}): {{said}}")
-        return known.format(where=where, said=answer.server_message or answer)
+    status = status_of(error)
+    if status in MEANINGS:
+        return MEANINGS[status].format(where=where)
+    if status is not None and status >= 500:
+        return f"the Hub fails ({status}) for {where}: {AGAIN}"
+    if status is not None:
+        return f"the Hub refuses {where} ({status}): {(isinstance(error, HfHubHTTPError) and error.server_message) or error}"
     if isinstance(error, OfflineModeIsEnabled):
         return f"{where} cannot be reached: HF_HUB_OFFLINE is set"
     if isinstance(error, json.JSONDecodeError):

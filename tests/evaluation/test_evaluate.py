@@ -79,6 +79,7 @@ def test_a_view_scores_as_its_extracted_and_exported_size(elastic, exported, dat
     assert graph["latency"]["median_ms"] > 0
 
 
+@pytest.mark.slow
 def test_an_openvino_export(elastic, data, tmp_path):
     """Scores of the view, but for rounding, and not those of another size."""
     pytest.importorskip("openvino", reason="needs openvino")
@@ -122,23 +123,24 @@ def test_likelihoods_of_views(elastic, data):
     assert extracted.loglikelihood(task.instances) == found["small"]
 
 
-def test_json_subnets_and_frozen_exports(elastic, data, tmp_path):
+def test_json_subnets(elastic, data, tmp_path):
+    name = json.dumps(PER_LAYER)
+    options = ["--tasks", "copa", "--latency", "false", "--subnets", "small", name]
+    sizes = run(elastic, data, tmp_path / "view.json", *options)["sizes"]
+    assert list(sizes) == ["small", name] and sizes[name]["subnet"]["intermediate_size"] == [16, 48, 48, 16]
+
+
+@pytest.mark.slow
+def test_frozen_exports(elastic, data, tmp_path):
     options = ["--tasks", "copa,triviaqa", "--latency", "false"]
-    text = json.dumps(PER_LAYER)
-    sizes = run(elastic, data, tmp_path / "view.json", *options, "--subnets", "small", text)["sizes"]
-    name = text
-    assert sizes[name]["subnet"]["intermediate_size"] == [16, 48, 48, 16]
-    folder = tmp_path / "frozen"
-    assert (
-        main(
-            ["export", "--model", str(elastic), "--subnet", text, "--output_dir", str(folder), "--formats", "safetensors", "onnx"]
-        )
-        == 0
-    )
+    size, folder = json.dumps(PER_LAYER), tmp_path / "frozen"
+    view = run(elastic, data, tmp_path / "view.json", *options, "--subnets", size)["sizes"][size]
+    formats = ["--output_dir", str(folder), "--formats", "safetensors", "onnx"]
+    assert main(["export", "--model", str(elastic), "--subnet", size, *formats]) == 0
     frozen = run(folder, data, tmp_path / "frozen.json", *options)["sizes"]["largest"]
-    assert frozen["scores"] == sizes[name]["scores"] and frozen["parameters"] == sizes[name]["parameters"]
+    assert frozen["scores"] == view["scores"] and frozen["parameters"] == view["parameters"]
     graph = run(folder / "onnx", data, tmp_path / "graph.json", "--tasks", "copa", "--latency", "false")["sizes"]["onnx"]
-    assert graph["scores"]["copa"] == sizes[name]["scores"]["copa"] and graph["parameters"] == sizes[name]["parameters"]
+    assert graph["scores"]["copa"] == view["scores"]["copa"] and graph["parameters"] == view["parameters"]
 
 
 def test_an_interrupted_evaluation_goes_on(elastic, data, tmp_path, monkeypatch, capsys):
