@@ -30,14 +30,14 @@ class Results:
 
     def __init__(self, path: Path, identity: Mapping[str, object], facts: Mapping[str, object]):
         self.path = path
-        self._data = {"identity": dict(identity), **facts, "workload": None, "tasks": {}, "sizes": {}}
+        self._data = {"identity": dict(identity), **facts, "target": None, "tasks": {}, "sizes": {}}
         if path.exists():
             self._take_over()
 
     def _take_over(self) -> None:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            identity, _ = found["identity"], (found["tasks"], found["sizes"], found["workload"])
+            identity, _ = found["identity"], (found["tasks"], found["sizes"], found["target"])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"output: {self.path} is there and holds no evaluation; choose another file") from error
         self._compare(identity, self._data["identity"])
@@ -78,13 +78,13 @@ class Results:
     def latencies(self, sizes: Sequence[str], workload: Mapping | None = None) -> dict[str, Latency] | None:
         """Latencies of these sizes if all come from one run, of this workload if one is given; else None."""
         found = {name: self._data["sizes"][name]["latency"] for name in sizes}
-        if workload not in (None, self._data["workload"]) or None in found.values():
+        if workload not in (None, self._data["target"]) or None in found.values():
             return None
         return {name: Latency.from_dict(latency) for name, latency in found.items()}
 
     def put_latencies(self, latencies: Mapping[str, Latency], workload: Mapping) -> None:
         """Keep the latencies of one run; those of other sizes, from another run, are dropped."""
-        self._data["workload"] = dict(workload)
+        self._data["target"] = dict(workload)
         for name, size in self._data["sizes"].items():
             size["latency"] = latencies[name].to_dict() if name in latencies else None
         self._save()

@@ -53,7 +53,7 @@ def test_all_tasks_on_named_sizes(elastic, data, tmp_path, capsys):
         assert size["average"]["value"] == pytest.approx(sum(values) / len(values)) and size["average"]["stderr"] > 0
         assert all(score["items"] == ITEMS for score in size["scores"].values())
         assert size["latency"]["median_ms"] > 0 and name in printed
-    assert results["workload"]["sequence_length"] == 16 and {"torch", "lm_eval", "transformers"} <= results["versions"].keys()
+    assert results["target"]["sequence_length"] == 16 and {"torch", "lm_eval", "transformers"} <= results["versions"].keys()
     assert results["identity"]["num_fewshot"] == 0 and results["tasks"]["copa"]["chance"] == 0.5
     assert results["average_of_chance"]["value"] == pytest.approx((0.2 + 5 * 0.25 + 6 * 0.5) / 14)
     assert "chance" in printed and all(name in printed for name in task_names()) and "±" in printed
