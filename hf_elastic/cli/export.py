@@ -67,7 +67,6 @@ def run(args: ExportArguments, config: ExportConfig) -> dict | None:
         format -> its parity record; None on a dry run.
     """
     from ..export.subnet import export_subnet
-    from ..search import Frontier
     from .export_data import read_calibration, read_held_out
     from .export_report import report, report_vocabulary
 
@@ -81,6 +80,8 @@ def run(args: ExportArguments, config: ExportConfig) -> dict | None:
         return None
     subnet = args.subnet
     if args.frontier is not None:
+        from ..search import Frontier
+
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
     model, tokenizer = load_elastic(args.model), load_tokenizer(args.model)
     model.resolve(subnet)
