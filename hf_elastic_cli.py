@@ -107,16 +107,16 @@ class Option:
 
     @property
     def value(self) -> object:
-        """Its default, MISSING where it is required."""
+        """Its default, MISSING where it is required; None where only a run of transformers knows it."""
         if self.default is None:
             return MISSING
         value = evaluate(self.module, self.default)
-        return value() if self.is_factory else value
+        return value() if self.is_factory and value is not None else value
 
     @property
     def help(self) -> str:
         """What its dataclass says about it."""
-        return "" if self.text is None else evaluate(self.module, self.text)
+        return "" if self.text is None else evaluate(self.module, self.text) or ""
 
     def lines(self, default: object, width: int) -> list[str]:
         """Its part of a help page."""
@@ -197,13 +197,13 @@ def value_of(module: str, name: str) -> object:
 
 
 def evaluate(module: str, node: ast.expr) -> object:
-    """The value of an expression of constants in a module's source; its source where it takes more than them."""
+    """The value of an expression of constants in a module's source; None where it takes more than them."""
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & _names(module).keys()
     try:
         scope = {name: value_of(module, name) for name in names}
         return eval(compile(ast.Expression(node), module, "eval"), scope)
-    except Exception:
-        return ast.unparse(node)
+    except Exception:  # whatever the expression raises
+        return None
 
 
 def _bases(module: str, node: ast.ClassDef) -> list[tuple[str, str]]:
@@ -223,7 +223,6 @@ def groups_of(module: str, name: str) -> tuple[Group, ...]:
 
 
 def _options(module: str, node: ast.ClassDef) -> Iterator[Option]:
-    constants = {s.targets[0].id: s.value for s in node.body if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)}
     for statement in node.body:
         if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
             continue
@@ -233,8 +232,6 @@ def _options(module: str, node: ast.ClassDef) -> Iterator[Option]:
         if kind.startswith("ClassVar") or ("init" in given and not ast.literal_eval(given["init"])):
             continue
         default = given.get("default", given.get("default_factory"))
-        if isinstance(default, ast.Name):  # of a constant in the class
-            default = constants.get(default.id, default)
         metadata = given.get("metadata")
         texts = dict(zip(map(ast.literal_eval, metadata.keys), metadata.values)) if isinstance(metadata, ast.Dict) else {}
         yield Option(statement.target.id, kind, module, default, texts.get("help"), "default_factory" in given)
