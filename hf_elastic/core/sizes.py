@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import reprlib
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -78,7 +79,7 @@ class SizesMixin:
         """
         if not isinstance(subnet, (str, Mapping, type(None))):
             raise UserError(
-                f"a {type(subnet).__name__} is not a subnet: give a name, a mapping of axes to values, or None for the full model"
+                f"{reprlib.repr(subnet)} is not a subnet: give a name, a mapping of axes to values, or None for the full model"
             )
         if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
             subnet = Subnet(subnet)

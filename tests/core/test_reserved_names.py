@@ -82,7 +82,7 @@ def test_a_model_says_its_sizes_and_which_one_is_selected(folder):
 def test_wrong_objects_are_not_printed_whole(folder):
     model = ElasticForSequenceClassification.from_pretrained(folder)
     cases = {
-        "a BertForSequenceClassification is not a subnet": lambda: model.resolve(model.base),
+        "is not a subnet: give a name, a mapping": lambda: model.resolve(model.base),
         "a subnet maps axes to values, got": lambda: Subnet(model.base),
         "the space must map axes to lists of values, got": lambda: type(model.space).from_dict(model.base),
         "a checkpoint is a Hub id or a folder, not a Linear": lambda: type(model).from_base(model.base.classifier),
