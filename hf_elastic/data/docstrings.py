@@ -1,17 +1,20 @@
-"""A real text-classification data set made on the spot from Python's own standard library.
+"""Real text-classification data sets made on the spot from Python's own standard library.
 
 The task in one sentence: given a docstring whose package names were blanked out, say which standard-library package it
 was written for. The classes are every top-level package with enough docstrings in enough files, so they follow from the
 installed Python version and nothing is downloaded. Files, not docstrings, are divided over the splits, so the test
-split asks about source files which training never saw.
+split asks about source files which training never saw. With comments and the code of functions as further texts the same
+task has four times the rows, enough to tell sizes of a model apart.
 """
 
 import ast
+import io
 import random
 import re
 import sysconfig
+import tokenize
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,20 +23,35 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from ..core.errors import UserError
 
 SPLIT_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
+# Of the larger data set: what tells sizes apart is the number of rows that they are compared on.
+LARGE_SHARES = {"train": 0.5, "validation": 0.25, "test": 0.25}
+MIN_TEXTS = 400
 MASK = "package"
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
 
 class Docstring(NamedTuple):
-    """One docstring: the package it comes from, its source file (relative to the library folder) and its text."""
+    """One docstring, comment or code: the package it comes from, its source file (relative to the library folder), its text."""
 
     package: str
     file: str
     text: str
 
 
+def build_texts(seed: int = 0, *, stdlib: Path | None = None) -> DatasetDict:
+    """Build the `stdlib-texts` data set: docstrings, comments and code; else as `build_docstrings`."""
+    return build_docstrings(seed, stdlib=stdlib, min_docstrings=MIN_TEXTS, shares=LARGE_SHARES, with_code=True)
+
+
 def build_docstrings(
-    seed: int = 0, *, stdlib: Path | None = None, min_length: int = 32, min_docstrings: int = 100, min_files: int = 4
+    seed: int = 0,
+    *,
+    stdlib: Path | None = None,
+    min_length: int = 32,
+    min_docstrings: int = 100,
+    min_files: int = 4,
+    shares: Mapping[str, float] = SPLIT_SHARES,
+    with_code: bool = False,
 ) -> DatasetDict:
     """Build the `stdlib-docstrings` data set; the same Python version and seed always give the same rows.
 
@@ -43,6 +61,8 @@ def build_docstrings(
         min_length: shortest docstring kept, in characters after white space is normalised.
         min_docstrings: docstrings a package needs, after duplicates are dropped, to become a class.
         min_files: source files with docstrings a package needs to become a class; at least 3, one for each split.
+        shares: split -> its share of the docstrings.
+        with_code: whether comments and the code of functions count as docstrings.
 
     Returns:
         Splits `train`, `validation` and `test` with columns `text` (str) and `label` (`ClassLabel`, sorted by name).
@@ -51,10 +71,10 @@ def build_docstrings(
         FileNotFoundError: the library folder does not exist.
         ValueError: `min_files` is below 3, or fewer than two packages are large enough to be classes.
     """
-    if min_files < len(SPLIT_SHARES):
-        raise UserError(f"min_files={min_files}: must be at least {len(SPLIT_SHARES)}, one file for each split")
+    if min_files < len(shares):
+        raise UserError(f"min_files={min_files}: must be at least {len(shares)}, one file for each split")
     root = Path(sysconfig.get_paths()["stdlib"]) if stdlib is None else Path(stdlib)
-    found = collect_docstrings(root, min_length)
+    found = collect_docstrings(root, min_length, with_code=with_code)
     names = large_packages(found, min_docstrings, min_files)
     if len(names) < 2:
         raise UserError(
@@ -62,17 +82,18 @@ def build_docstrings(
             "is this a Python installation with its .py files?"
         )
     kept = unique_docstrings(mask_packages([row for row in found if row.package in names], names))
-    splits = assign_files(kept, seed)
+    splits = assign_files(kept, seed, shares)
     features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
-    return DatasetDict({split: _to_dataset(kept, splits, split, features, seed) for split in SPLIT_SHARES})
+    return DatasetDict({split: _to_dataset(kept, splits, split, features, seed) for split in shares})
 
 
-def collect_docstrings(root: Path, min_length: int = 32) -> list[Docstring]:
+def collect_docstrings(root: Path, min_length: int = 32, *, with_code: bool = False) -> list[Docstring]:
     """Return the module, class and function docstrings of every package under `root`, in the order of their file names.
 
     Args:
         root: folder of a standard library; single-file modules and test folders in it are left out.
         min_length: shortest docstring kept, in characters after white space is normalised.
+        with_code: whether to return comments and the code of functions, too.
 
     Raises:
         FileNotFoundError: `root` is no folder.
@@ -85,7 +106,7 @@ def collect_docstrings(root: Path, min_length: int = 32) -> list[Docstring]:
         Docstring(path.relative_to(root).parts[0], path.relative_to(root).as_posix(), text)
         for path in files
         if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)
-        for text in _docstrings_in(path)
+        for text in (*_docstrings_in(path), *(_code_in(path) if with_code else ()))
         if len(text) >= min_length
     ]
 
@@ -117,7 +138,7 @@ def unique_docstrings(docstrings: Iterable[Docstring]) -> list[Docstring]:
     return [row for row in rows if first.get(row.text) is row]
 
 
-def assign_files(docstrings: Iterable[Docstring], seed: int) -> dict[str, str]:
+def assign_files(docstrings: Iterable[Docstring], seed: int, shares: Mapping[str, float] = SPLIT_SHARES) -> dict[str, str]:
     """Return the split of each source file; a package with at least 3 files has a file in each split.
 
     A package's largest file goes to `train`, since some packages keep most of their docstrings in one file. The others
@@ -132,9 +153,9 @@ def assign_files(docstrings: Iterable[Docstring], seed: int) -> dict[str, str]:
         largest = max(sorted(counts), key=lambda file: counts[file])
         others = sorted(counts.keys() - {largest})
         random.Random(f"{seed}:{package}").shuffle(others)
-        filled = {split: 0.0 for split in SPLIT_SHARES}
+        filled = dict.fromkeys(shares, 0.0)
         for file in [largest, *others]:
-            split = "train" if file == largest else min(filled, key=lambda name: filled[name] / SPLIT_SHARES[name])
+            split = "train" if file == largest else min(filled, key=lambda name: filled[name] / shares[name])
             splits[file] = split
             filled[split] += counts[file]
     return splits
@@ -146,6 +167,25 @@ def _docstrings_in(path: Path) -> Iterable[str]:
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield " ".join((ast.get_docstring(node, clean=False) or "").split())
+
+
+def _code_in(path: Path) -> Iterator[str]:
+    """Yield the blocks of comments of one source file, and the code of its functions without docstrings, each on one line."""
+    source = path.read_bytes()
+    block: list[str] = []
+    last = 0
+    for token in tokenize.tokenize(io.BytesIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            if token.start[0] > last + 1:
+                yield " ".join(block)
+                block = []
+            block += token.string.lstrip("#!: ").split()
+            last = token.start[0]
+    yield " ".join(block)
+    for node in ast.walk(ast.parse(source, filename=str(path))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[ast.get_docstring(node, clean=False) is not None :]
+            yield " ".join(" ".join(map(ast.unparse, body)).split())
 
 
 def _to_dataset(rows: list[Docstring], splits: dict[str, str], split: str, features: Features, seed: int) -> Dataset:

@@ -17,18 +17,17 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import UserError
 from ..utils.options import check_integers
-from .docstrings import build_docstrings
-from .functions import build_functions
+from .docstrings import build_docstrings, build_texts
 
 logger = logging.getLogger(__name__)
 
 STDLIB_DOCSTRINGS = "stdlib-docstrings"
-STDLIB_FUNCTIONS = "stdlib-functions"
+STDLIB_TEXTS = "stdlib-texts"
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "validation_matched": "validation"}
 SPLITS = ("train", "validation", "test")
 ACCEPTED = (
-    f"accepted are {STDLIB_DOCSTRINGS!r}, {STDLIB_FUNCTIONS!r}, "
+    f"accepted are {STDLIB_DOCSTRINGS!r}, {STDLIB_TEXTS!r}, "
     f"a folder written by DatasetDict.save_to_disk, a folder with a train file (and "
     f"validation, valid, val, dev or test files) or one file ending in {', '.join(READERS)} (.gz too), or a Hub data set id"
 )
@@ -45,7 +44,7 @@ def load_text_dataset(name: str, *, config: str | None = None, seed: int = 0) ->
     """Load a text data set with the splits `train` and `validation`, and `test` where there is one.
 
     Args:
-        name: `"stdlib-docstrings"`, `"stdlib-functions"`,
+        name: `"stdlib-docstrings"`, `"stdlib-texts"`,
             a local folder or file, or a Hub id; see `ACCEPTED`. Tab-separated files are read the
             GLUE way, without quoting; one whose first line starts with an integer has no header line and gets the columns
             `label`, `sentence1` and, with a third column, `sentence2`. Text files give one row per line, in `text`.
@@ -58,13 +57,13 @@ def load_text_dataset(name: str, *, config: str | None = None, seed: int = 0) ->
             for data which is not on the Hub.
     """
     path = Path(name).expanduser()
-    local = name in (STDLIB_DOCSTRINGS, STDLIB_FUNCTIONS) or path.exists()
+    local = name in (STDLIB_DOCSTRINGS, STDLIB_TEXTS) or path.exists()
     if local and config is not None:
         raise UserError(f"config={config!r}: {name} is not on the Hub, only Hub data sets have configurations")
     if name == STDLIB_DOCSTRINGS:
         return build_docstrings(seed)
-    if name == STDLIB_FUNCTIONS:
-        return build_functions(seed)
+    if name == STDLIB_TEXTS:
+        return build_texts(seed)
     if local:
         dataset = _read_folder(path) if path.is_dir() else DatasetDict({"train": _read_file(path)})
     else:

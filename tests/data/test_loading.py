@@ -111,7 +111,7 @@ def test_stdlib_docstrings_by_name(monkeypatch):
 @pytest.mark.parametrize("name", ["~/no-such-folder", "a/b/c", "train.csv"])
 def test_missing_path(name):
     with pytest.raises(
-        FileNotFoundError, match="no such file or folder; accepted are 'stdlib-docstrings', 'stdlib-functions', a folder"
+        FileNotFoundError, match="no such file or folder; accepted are 'stdlib-docstrings', 'stdlib-texts', a folder"
     ) as error:
         load_text_dataset(name)
     assert name in str(error.value)
