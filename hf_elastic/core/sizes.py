@@ -91,7 +91,7 @@ class SizesMixin:
     def _resolve(self, subnet: str | Subnet | None) -> Cut:
         if isinstance(subnet, str):
             ends = {"full": None, "largest": self.space.largest, "smallest": self.space.smallest}
-            known = {**ends, **self.config.subnets}
+            known = {**ends, **self.config.subnets, **ends}
             if subnet not in known:
                 raise UserError(f"unknown subnet {subnet!r}; known: {', '.join(known)}")
             subnet = None if known[subnet] is None else Subnet(known[subnet])

@@ -18,7 +18,6 @@ from ..search.picture import value_text
 COSTS = (*COUNTS, *(objective.name for objective in OBJECTIVES.values() if objective.unit))
 # What Trainer adds to the metrics of an evaluation; it is of the machine, not of the model.
 BOOKKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
-FULL_NAMES = ("full", "largest")
 # Format of an export, up to its first hyphen -> the package with classes for it, what their names begin with, and what they want
 # behind a subfolder: ORTModel takes one for the beginning of a path, and without a slash loads "onnx-int8" for "onnx".
 CLASSES = {"onnx": ("optimum.onnxruntime", "ORTModel", "/"), "openvino": ("optimum.intel", "OVModel", "")}
@@ -63,11 +62,6 @@ class Measurement:
         """Heading of a table."""
         metric = self.metric if self.dataset is None else f"{self.dataset}: {self.metric}"
         return metric if self.setting is None else f"{metric}, {self.setting}"
-
-
-def size_named(name: str) -> str | None:
-    """What a name in a file or on a card means to `model.resolve`: the full size has several names."""
-    return None if name in FULL_NAMES else name
 
 
 # --- read from files --------------------------------------------------------------------------------------------------
@@ -118,7 +112,7 @@ def from_evaluation(model: ElasticPreTrainedModel, path: str | Path) -> list[Mea
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         for name, size in data["sizes"].items():
-            cut = model.resolve(size["subnet"] if isinstance(size["subnet"], Mapping) else size_named(name))
+            cut = model.resolve(size["subnet"] if isinstance(size["subnet"], Mapping) else name)
             for task, score in size["scores"].items():
                 text = f"{score['value']:.4g}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.2g}")
                 found.append(Measurement(cut, data["tasks"][task]["metric"], score["value"], text, task))
@@ -178,15 +172,14 @@ def size_table(
 
     found, rows = columns(measurements), []
     for name in names:
-        size = size_named(name)
         rows.append(
             [
                 f"`{name}`",
-                kept_text(model.subnet(size)),
-                *map(counted, counts(size), counts(None)),
-                model.portability_of(size),
+                kept_text(model.subnet(name)),
+                *map(counted, counts(name), counts(None)),
+                model.portability_of(name),
                 (links or {}).get(name, ""),
-                *(cell(measurements, model.resolve(size), column) for column in found),
+                *(cell(measurements, model.resolve(name), column) for column in found),
             ]
         )
     return markdown_table(["size", "what it keeps", "parameters", "FLOPs", "kind", "by itself", *found], rows)

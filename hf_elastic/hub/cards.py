@@ -27,7 +27,6 @@ from .card_parts import (
     machine_text,
     parity_records,
     parity_table,
-    size_named,
     size_table,
 )
 from .config import CardConfig
@@ -124,8 +123,7 @@ def size_card(
         records: from `parity_records`.
         parent: repository of the supernet.
     """
-    subnet = size_named(size)
-    portability = model.portability_of(subnet)
+    portability = model.portability_of(size)
     loading = [loading_code(model, place, portability=portability)]
     formats = {folder: record.get("format", "") for folder, record in records.items() if folder}
     loading += [loading_code(model, place, export=folder, format=one) for folder, one in formats.items() if has_loading_code(one)]
@@ -139,8 +137,8 @@ def size_card(
         size=size,
         parent=parent,
         portability=portability,
-        why=model.why_elastic(subnet),
-        subnet=json.dumps(model.subnet(subnet).to_dict()),
+        why=model.why_elastic(size),
+        subnet=json.dumps(model.subnet(size).to_dict()),
         size_table=size_table(model, [size], facts.measurements, facts.sequence_length),
         loading=loading,
         parity_table=parity_table(records),
@@ -216,7 +214,7 @@ def metadata(
     """The metadata of a card; arguments as for `render`."""
     task = task_of(type(model).__name__)
     pipeline_tag = PIPELINE_TAGS.get(task, task)
-    cuts = {model.resolve(size_named(size)): size for size in reversed(sizes)}
+    cuts = {model.resolve(size): size for size in reversed(sizes)}
     quality = [one for one in facts.measurements if one.is_quality and one.setting is None and one.cut in cuts]
     results = _eval_results(quality, cuts, facts.datasets, pipeline_tag)
     base = parent or facts.base_model
@@ -260,7 +258,7 @@ def _eval_results(quality: Sequence[Measurement], cuts: Mapping, datasets: Seque
 
 def limits_of(model: ElasticPreTrainedModel, sizes: Sequence[str], facts: CardFacts) -> list[str]:
     """What a card has to warn of, each a sentence or more."""
-    cuts = {model.resolve(size_named(size)) for size in sizes}
+    cuts = {model.resolve(size) for size in sizes}
     measured = [one for one in facts.measurements if one.cut in cuts]
     limits = ["What limits the base model, its languages and its biases included, limits every size of it."]
     if not any(one.is_quality for one in measured):

@@ -23,7 +23,7 @@ from ..export.subnet import export_subnet
 from ..search import Frontier
 from ..utils.tokenizer import save_tokenizer
 from . import client
-from .card_parts import FULL_NAMES, Place, from_evaluation, from_frontier, from_metrics, parity_records
+from .card_parts import Place, from_evaluation, from_frontier, from_metrics, parity_records
 from .cards import CARD, CardFacts, elastic_card, is_kept, size_card
 from .client import MAIN, Upload
 from .config import CardConfig, PushConfig, check_repo_id
@@ -154,7 +154,7 @@ def check_push(model: ElasticPreTrainedModel, config: PushConfig) -> None:
         _check_calibration(config.formats)
     taken = {"revisions": (MAIN,), "subfolders": FORMATS}.get(config.layout, ())
     for name in config.names:
-        if name in FULL_NAMES or not NAME.fullmatch(name) or name in taken:
+        if name in ("full", "largest") or not NAME.fullmatch(name) or name in taken:
             raise UserError(f"subnets: {name!r} cannot be pushed as one of {config.layout}; rename it in the config")
         model.resolve(name)
     for name, path in config.exports.items():

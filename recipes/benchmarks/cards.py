@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from sizes_runs import RECIPES, ROOT, Runs, recipe
 
-from hf_elastic.hub.card_parts import Measurement, size_named, size_table
+from hf_elastic.hub.card_parts import Measurement, size_table
 from hf_elastic.hub.cards import CardFacts, render
 from hf_elastic.utils.files import write_atomically
 
@@ -75,12 +75,12 @@ def measurements_of(runs: Runs, model, names: list[str]) -> list[Measurement]:
     found = []
     for kind, setting in KINDS.items():
         for name in names:
-            size = size_named(name) or "largest"
+            size = "largest" if name == "full" else name
             results = [one["sizes"][size] for one in runs.results(kind if setting is None else f"{kind}/{size}")]
             metrics = list(results[0]) if results else []
             for metric in metrics if setting is None else metrics[:1]:
                 values = [result[metric] for result in results]
-                cut = model.resolve(size_named(name))
+                cut = model.resolve(name)
                 found.append(Measurement(cut, metric, float(np.mean(values)), spread_text(values), None, setting))
     return found
 
