@@ -1,4 +1,4 @@
-"""The stdlib-docstrings data set: what a row may be, that splits share nothing, and that the task can be learnt."""
+"""The standard library as data: what a row may be, that splits share nothing, and that the task can be learnt."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from hf_elastic.data.docstrings import (
+    LARGE_SHARES,
     MASK,
+    MIN_TEXTS,
     SPLIT_SHARES,
     Docstring,
     assign_files,
     build_docstrings,
+    build_texts,
     collect_docstrings,
     large_packages,
     mask_packages,
@@ -45,6 +48,17 @@ def test_splits_and_columns(dataset):
     total = sum(sizes.values())
     assert total >= 100 * len(names) * 0.95  # masking may merge a few texts
     assert all(abs(sizes[split] / total - share) < 0.1 for split, share in SPLIT_SHARES.items())
+
+
+def test_the_larger_one_has_rows_enough_to_tell_sizes_apart(dataset):
+    larger = build_texts()
+    sizes = {split: len(rows) for split, rows in larger.items()}
+    assert sizes["test"] > 4 * len(dataset["test"])
+    names = larger["train"].features["label"].names
+    assert sum(sizes.values()) >= MIN_TEXTS * len(names) * 0.95
+    assert all(abs(sizes[split] / sum(sizes.values()) - share) < 0.1 for split, share in LARGE_SHARES.items())
+    texts = [text for rows in larger.values() for text in rows["text"]]
+    assert len(texts) == len(set(texts)) and all(text == " ".join(text.split()) for text in texts)
 
 
 def test_texts_are_normalised_masked_and_unique(dataset):
@@ -90,6 +104,15 @@ def test_collect_reads_modules_classes_and_functions_but_no_tests(tmp_path):
     (tmp_path / "single.py").write_text('"""A module outside of any package."""')
     found = collect_docstrings(tmp_path, min_length=10)
     assert found == [Docstring("pkg", "pkg/a.py", "Module text that is long."), Docstring("pkg", "pkg/a.py", "Class text long.")]
+
+
+def test_comments_and_code_of_functions_are_further_texts(tmp_path):
+    write_package(tmp_path, "pkg", {})
+    code = 'def f(x):\n    """Short"""\n    if x:  # why\n        return "#no comment"\n    # last'
+    source = f"#!first\n# block\n\n# second  block\n{code}"
+    (tmp_path / "pkg" / "a.py").write_text(source)
+    texts = [row.text for row in collect_docstrings(tmp_path, 1, with_code=True)]
+    assert texts == ["Short", "first block", "second block", "why", "last", "if x: return '#no comment'"]
 
 
 def test_source_encoding_is_honoured(tmp_path):
