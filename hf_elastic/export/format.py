@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ class Export:
     written: dict[str, Path] = field(default_factory=dict)
 
 
-class Format:
+class Format(ABC):
     """How a size is written, run and judged. A format imports the packages that it needs inside its methods.
 
     Attributes:
@@ -83,22 +84,22 @@ class Format:
     in_root: ClassVar[bool] = False
     is_timed: ClassVar[bool] = True
 
+    @abstractmethod
     def write(self, export: Export, folder: Path) -> None:
         """Write the files into a folder, which holds the config and the tokenizer already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, export: Export, folder: Path) -> Predict:
         """Open what was written, as a function from a batch to the main output, in the shape of `Export.reference`."""
-        raise NotImplementedError
 
     def run(self, export: Export, folder: Path) -> np.ndarray:
         """The main output of what was written on the inputs of the export."""
         return self.load(export, folder)(export.inputs.tensors)
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
+    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to check
         """Raise UserError for options that cannot be, before a model is loaded."""
 
-    def check(self, model: ElasticPreTrainedModel, options: Mapping[str, Any]) -> None:
+    def check(self, model: ElasticPreTrainedModel, options: Mapping[str, Any]) -> None:  # noqa: B027
         """Raise UserError for what cannot be exported of a model, before any work is done."""
 
     def tolerance(self, options: Mapping[str, Any]) -> Tolerance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ..task import Task
 
 
-class Algorithm:
+class Algorithm(ABC):
     """What chooses the sizes to evaluate; rows are those of `Encoding`, canonical.
 
     Args:
@@ -18,13 +19,15 @@ class Algorithm:
         seed: of everything random.
     """
 
+    @abstractmethod
     def __init__(self, task: Task, population_size: int, seed: int):
-        raise NotImplementedError
+        """Begin."""
 
+    @abstractmethod
     def ask(self, count: int) -> np.ndarray:
         """Up to `count` rows, `[<=count, G]`; some may have been asked or told before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tell(self, row: np.ndarray, values: Mapping[str, float], problems: float) -> None:
         """Take in a row, whether it was asked for or not.
 
@@ -33,4 +36,3 @@ class Algorithm:
             values: what is known of it by name; a value is missing only where there are problems.
             problems: how much is wrong with it, relative to the limits; 0 if nothing is.
         """
-        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -31,9 +32,9 @@ class OptunaAlgorithm(Algorithm):
         for row in task.encoding.diagonal(self.first_rows(population_size)):
             self._enqueue(row)
 
+    @abstractmethod
     def make_sampler(self, population_size: int, seed: int) -> optuna.samplers.BaseSampler:
         """The sampler; with several objectives it must handle them."""
-        raise NotImplementedError
 
     def first_rows(self, population_size: int) -> int:
         """How many rows of the diagonal are asked for first."""

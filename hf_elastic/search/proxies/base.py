@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 
 from .shapes import Shapes
 from .subject import Batch, Subject
 
 
-class Proxy:
+class Proxy(ABC):
     """A proxy that needs the weights; larger for the better model.
 
     Sums over weights are over the matrices of attention and of the feed-forward; embeddings and heads of tasks do not count.
@@ -21,12 +23,12 @@ class Proxy:
     needs: str
     source: str
 
+    @abstractmethod
     def compute(self, subject: Subject, batch: Batch | None) -> float:
         """The proxy of one size; the model that the subject was made of stays as it is."""
-        raise NotImplementedError
 
 
-class ClosedForm:
+class ClosedForm(ABC):
     """A proxy that needs the shapes only, for many sizes at once; larger for the better model.
 
     Attributes:
@@ -37,6 +39,6 @@ class ClosedForm:
     needs = "shapes"
     source = "ours"
 
+    @abstractmethod
     def compute(self, shapes: Shapes) -> np.ndarray:
         """The proxy of N sizes, `[N]`."""
-        raise NotImplementedError
