@@ -208,7 +208,9 @@ def evaluate(module: str, node: ast.expr) -> object:
 
 def _bases(module: str, node: ast.ClassDef) -> list[tuple[str, str]]:
     """Module and name of the bases of a class that are classes of ours or of transformers' options."""
-    return [(module, base.id) for base in node.bases if isinstance(base, ast.Name) and base.id in _names(module)]
+    found = {base.id: _names(module).get(base.id) for base in node.bases if isinstance(base, ast.Name)}
+    foreign = [name for name, one in found.items() if one is None or (isinstance(one, tuple) and one[0] == "abc")]
+    return [(module, name) for name in found if name not in foreign]
 
 
 @lru_cache
