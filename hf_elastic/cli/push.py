@@ -20,7 +20,12 @@ class PushArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    args, config = parse([PushArguments, PushConfig], argv, "push")
+    run(*parse([PushArguments, PushConfig], argv, "push"))
+    return 0
+
+
+def run(args: PushArguments, config: PushConfig) -> None:
+    """Push, and print what went where."""
     if config.recipe is not None:
         config = dataclasses.replace(config, recipe=read_recipe(config.recipe))
 
@@ -37,7 +42,6 @@ def main(argv: list[str]) -> int:
     if config.dry_run:
         files, size = sum(len(one.sizes) for one in pushed), sum(sum(one.sizes.values()) for one in pushed)
         print(f"{files} files, {size:,} bytes; nothing was uploaded")
-    return 0
 
 
 def read_recipe(path: str) -> dict:

@@ -58,9 +58,9 @@ def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreT
     """
     if isinstance(model, ElasticPreTrainedModel):
         raise UserError(f"{type(model).__name__} is not a stock model: extract a standard subnet of it first")
-    values = portable_config(model.config)
     with staged_file(Path(directory) / "config.json") as config:
-        model.save_pretrained(config.parent, state_dict=_state_dict(model))
+        model.save_pretrained(config.parent, state_dict=_state_dict(model))  # it also writes the class into the config
+        values = portable_config(model.config)
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
             save_tokenizer(tokenizer, config.parent)

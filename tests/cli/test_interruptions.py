@@ -34,9 +34,10 @@ def test_interrupted_training_resumes(elastic, data, tmp_path):
 
 def test_failed_export_leaves_nothing(elastic, tmp_path, capsys, monkeypatch):
     """An export over its tolerance fails as a whole; what was there before stays."""
-    from hf_elastic.export import parity
+    from hf_elastic.export import format as formats
+    from hf_elastic.export.parity import Tolerance
 
-    monkeypatch.setattr(parity, "FLOAT32", parity.Tolerance(max_relative_difference=-1.0))
+    monkeypatch.setattr(formats, "FLOAT32", Tolerance(max_relative_difference=-1.0))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
     arguments = ["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), "--overwrite", "true"]

@@ -103,13 +103,6 @@ def test_command_line(tmp_path, capsys):
     assert "unknown subnet 'huge'; known: full, largest, smallest, small" in capsys.readouterr().err
 
 
-def test_help_is_printed(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["measure", "--help"])
-    assert end.value.code == 0
-    assert "--relative_interval" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

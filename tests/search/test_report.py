@@ -62,7 +62,7 @@ parent.document.title = JSON.stringify(seen);
 
 def frontier():
     """In an order of their own: a size that beats another, a dominated one, two not measured and two that break a rule."""
-    rules = Rules(("accuracy", "latency_ms"), tuple(read_constraints(["parameters<=4e6"], custom=False)), is_standard=True)
+    rules = Rules(("accuracy", "latency_ms"), tuple(read_constraints(["parameters<=4e6"])), is_standard=True)
 
     def refused(layers, values, details=(), left_out=(), **candidate):
         reasons = [*rules.problems(Candidate(None, values, is_evaluated=True, **candidate)), *left_out]
