@@ -31,8 +31,8 @@ class Echo(Format):
     def write(self, export, folder):
         np.save(folder / "logits.npy", export.reference + float(export.options.get("precision", 0.0)))
 
-    def run(self, export, folder):
-        return np.load(folder / "logits.npy")
+    def load(self, export, folder):
+        return lambda inputs: np.load(folder / "logits.npy")
 
     def evidence(self, export, folder):
         return {"files": sorted(path.name for path in folder.iterdir()), "before": list(export.written)}
