@@ -8,10 +8,10 @@ from adapted import SMALL, TARGETS, adapted, classifier, close, differ, logits_o
 from peft import PeftModel, get_peft_model
 from tiny import batch, randomize
 from torch.utils.flop_counter import FlopCounterMode
+from zeroing import keep_only
 
 from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.core.adapters import plain_name
-from hf_elastic.core.shapes import keep_only
 
 
 @pytest.mark.parametrize(

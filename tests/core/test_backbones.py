@@ -8,10 +8,10 @@ import torch
 from tiny import CONFIGS, DECODERS, ENCODERS, backbones, batch, config_of, randomize, space_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from zeroing import keep_only
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticForSequenceClassification, ElasticModel
 from hf_elastic.core.importance import apply_order, importance_order
-from hf_elastic.core.shapes import keep_only
 
 # Twelve sizes tell whether a version of transformers is cut right; many more are for the arithmetic, which is our own.
 SIZES = [

@@ -9,11 +9,11 @@ import torch
 from tiny import CONFIGS, DECODERS, ENCODERS, batch, config_of, randomize
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from zeroing import keep_only
 
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, Space
 from hf_elastic.core.importance import apply_order, importance_order
 from hf_elastic.core.partition import partition_heads
-from hf_elastic.core.shapes import keep_only
 from hf_elastic.core.spec import SPECS
 from hf_elastic.measure.cost_model import features
 from hf_elastic.search.proxies.shapes import gpt2_shapes, shapes_of, transfo_xl_shapes

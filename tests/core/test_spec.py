@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import CONFIGS, config_of
 from transformers import AutoModel
+from zeroing import keep_only
 
 from hf_elastic import ElasticModel
 from hf_elastic.core.layout import Layout
@@ -19,7 +20,6 @@ from hf_elastic.core.shapes import (
     chosen_indices,
     cut,
     evaluate,
-    keep_only,
     parse,
     permute,
     plan_cut,
