@@ -19,6 +19,7 @@ TIMED_SHARE = 0.1  # of the budget, at most
 AFTERWARDS_STEPS, AFTERWARDS_SECONDS = 100, 25
 TRAIN_SHARE = 0.7  # of what is left for training and evaluation
 FEWEST_ROWS, FEWEST_SIZES, FEWEST_STEPS = 600, 6, 1
+FEW = 0.25  # of the steps that are wanted
 BATCH, TIMED_ROWS = 32, 96
 
 
@@ -110,6 +111,8 @@ def fit(args, step: float, row: float, shares: list[float], rows: dict[str, int]
     cut = [f"steps, {wanted:,} wanted"] * (steps < wanted) + [f"rows, {most:,} there"] * (min(evaluated.values()) < most)
     cut += [f"sizes, {len(shares)} there"] * (sizes < len(shares))
     words.append(f"cut: {'; '.join(cut) or 'nothing'}")
+    if steps < FEW * wanted:
+        words.append("so few steps teach little: take a machine that is less busy, or a larger --budget_seconds")
     return Plan(steps, sizes, evaluated, now + max(steps * step, TRAIN_SHARE * left) * 1.1, "\n".join(words))
 
 

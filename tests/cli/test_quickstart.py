@@ -45,7 +45,7 @@ def test_a_slower_machine_cuts_steps_and_rows_until_they_fit():
 def test_a_very_slow_machine_cuts_sizes_too():
     found = plan(step=7.0, row=0.5)
     assert (found.steps, found.sizes, found.rows["test"]) == (1, 6, FEWEST_ROWS)
-    assert "sizes, 8 there" in found.words
+    assert "sizes, 8 there" in found.words and "so few steps teach little" in found.words
 
 
 def test_n_trials_and_splits_are_bounds():
