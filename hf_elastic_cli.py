@@ -299,6 +299,14 @@ def fail(message: str) -> int:
     return 2
 
 
+def show(page: str) -> None:
+    """Print a page; a reader such as `head` may leave before its end."""
+    try:
+        print(page, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _is_our_debug(argv: list[str], position: int) -> bool:
     return argv[position] == "--debug" and argv[position + 1 : position + 2] not in ([value] for value in TRAINER_DEBUG)
 
@@ -312,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = [text for position, text in enumerate(argv) if not _is_our_debug(argv, position)]
     if not arguments or arguments[0] in HELP:
-        print(usage())
+        show(usage())
         return 0
     command, *rest = arguments
     if command == "--version":
@@ -321,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         return fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
     if HELP & set(rest):
-        print(help_of(command))
+        show(help_of(command))
         return 0
     if rest and not rest[0].startswith("-"):
         try:
