@@ -94,7 +94,7 @@ def print_result(model, data, chosen, folder: Path, rows: dict[str, int], seed: 
     table = Table()
     headers = ["size", "layers x ffn", "parameters", f"GFLOPs, 1 x {length} tokens", "latency (95% interval)", "faster"]
     for header in (*headers, f"% right, {split} (95% interval)"):
-        table.add_column(header, no_wrap=header == "size" or "interval" in header)
+        table.add_column(header, no_wrap=header in ("size", "layers x ffn", "parameters") or "interval" in header)
     hits = {}
     for name, (subnet, runner) in runners.items():
         spelled = model.subnet(subnet)
