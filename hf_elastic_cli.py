@@ -201,7 +201,7 @@ def evaluate(module: str, node: ast.expr) -> object:
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & _names(module).keys()
     try:
         scope = {name: value_of(module, name) for name in names}
-        return eval(compile(ast.Expression(node), module, "eval"), scope)
+        return eval(compile(ast.Expression(node), f"<{module}>", "eval"), scope)
     except Exception:  # whatever the expression raises
         return None
 
