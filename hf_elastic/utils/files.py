@@ -1,4 +1,4 @@
-"""Files and folders that are all there or not there, and options that may be one."""
+"""Files and folders that are all there or not there."""
 
 from __future__ import annotations
 
