@@ -9,11 +9,9 @@ imported it there is nothing to find.
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
-from collections.abc import Callable
-from operator import attrgetter
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -26,10 +24,6 @@ SUPPORTED = "plain LoRA on linear, Conv1D and embedding layers, and modules_to_s
 
 _INSERTED = re.compile(r"\.(?:base_layer|original_module|modules_to_save\.[^.]+)(?=\.|$)")
 _FACTOR = re.compile(r"(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B)\.[^.]+(?:\.(?P<key>weight|bias))?")
-
-# What peft changes in a wrapper while the tree stays: which adapters run, whether any does, and (for batches that mix
-# adapters) hooks that are there during one forward pass.
-SWITCHES = ("_active_adapter", "_disable_adapters", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
 def plain_name(name: str) -> str:
@@ -131,46 +125,9 @@ def check_merged(model: nn.Module) -> None:
     )
 
 
-class ModuleTree:
-    """A module tree as it was, to be compared with what it is.
-
-    Injecting, merging and unloading adapters replaces modules. Each module's dict of children is compared with a copy, which
-    takes about 50 nanoseconds a module, and asks nothing of whoever changes the tree.
-
-    Args:
-        model: the root.
-    """
-
-    def __init__(self, model: nn.Module):
-        modules = [m for m in model.modules() if m._modules or isinstance(m, nn.ModuleDict)]
-        self._children = [module._modules for module in modules]
-        self._known_children = [dict(children) for children in self._children]
-        self._wrappers = list(find_wrappers(model).values())
-        self._known_merged = [list(wrapper.merged_adapters) for wrapper in self._wrappers]
-        self.remember_switches()
-
-    @property
-    def has_changed(self) -> bool:
-        """Whether modules came or went, or weights were replaced by merging or unmerging an adapter."""
-        if self._children != self._known_children:
-            return True
-        return [wrapper.merged_adapters for wrapper in self._wrappers] != self._known_merged
-
-    @property
-    def is_switched(self) -> bool:
-        """Whether other adapters are active than before."""
-        return list(map(_switches, self._wrappers)) != self._known_switches
-
-    def remember_switches(self) -> None:
-        """Take the adapters that are active now for known."""
-        self._known_switches = [tuple(map(copy.copy, _switches(wrapper))) for wrapper in self._wrappers]
-
-    def unmerge_disabled(self) -> None:
-        """Unmerge the adapters of disabled layers, as the layers would in their own forward: a view's must not, it has only
-        a slice."""
-        for wrapper in self._wrappers:
-            if wrapper.disable_adapters and wrapper.merged_adapters:
-                wrapper.unmerge()
-
-
-_switches = attrgetter(*SWITCHES)
+def unmerge_disabled(wrappers: Iterable[nn.Module]) -> None:
+    """Unmerge the adapters of disabled layers, as the layers would in their own forward: a view's must not, it has only a
+    slice."""
+    for wrapper in wrappers:
+        if wrapper.disable_adapters and wrapper.merged_adapters:
+            wrapper.unmerge()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -13,10 +14,15 @@ from .errors import UserError
 from .portable import portable_config
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
-PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "architectures", "auto_map")
+PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "full", "architectures", "auto_map")
 # Sizes that every model has: all of the supernet, and the ends of its space (of which the largest is usually all of it, too).
 RESERVED_NAMES = ("full", "largest", "smallest")
-OWN = (*PARTS, "model_type", "transformers_version", "name_or_path")
+OWN = (*PARTS, "model_type", "transformers_version", "name_or_path", "_name_or_path", "_commit_hash")
+
+
+# What config classes say of themselves, such as how to shard their models.
+FACTS = {name for name, value in vars(PretrainedConfig).items() if not (name.startswith("_") or hasattr(value, "__get__"))}
+FACTS -= {"model_type", "has_no_defaults_at_init"}
 
 
 class ModelsFollow:
@@ -50,6 +56,7 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         subnet: which size `forward` runs: a name, a subnet, or None for the full model.
         layer_order: all layer indices, the one to keep longest first; None is their own order.
         frozen: the subnet that the weights are cut to, or None for a supernet.
+        full: of a frozen one: what `base_config`, which has the sizes of the weights, said of the full model.
 
     Raises:
         UserError: `base_config` has no known model type, a part is not of the type above, or a name of `subnets` is reserved.
@@ -67,9 +74,10 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         subnet: str | Mapping | None = None,
         layer_order: list[int] | None = None,
         frozen: Mapping | None = None,
+        full: Mapping | None = None,
         **kwargs,
     ):
-        super().__init__(**{key: kwargs.pop(key) for key in ("architectures", "attn_implementation") if key in kwargs})
+        super().__init__(**{key: kwargs.pop(key) for key in ("architectures",) if key in kwargs})
         self.auto_map = kwargs.pop("auto_map", None) or {}  # the Auto classes look names up in it
         self.spec = spec
         self.space = space
@@ -77,24 +85,27 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         self.subnet = subnet
         self.layer_order = layer_order
         self.frozen = frozen
+        self.full = full
         for key in ("model_type", "transformers_version", "_commit_hash", "name_or_path", "_name_or_path"):
             kwargs.pop(key, None)
         self.base_config = _as_config(base_config)
+        if "attn_implementation" in kwargs:
+            self._attn_implementation = kwargs.pop("attn_implementation")
         if isinstance(kwargs.get("dtype"), str):
             kwargs["dtype"] = getattr(torch, kwargs["dtype"])
         for key, value in kwargs.items():
             setattr(self, key, value)
 
     def __getattribute__(self, key: str):
-        if not key.startswith("_") and key not in OWN:
+        if key not in OWN and not key.startswith("__"):
             base = super().__getattribute__("__dict__").get("base_config")
-            if base is not None and (key in vars(base) or key in base.attribute_map):
+            if base is not None and (key in vars(base) or key in base.attribute_map or key in FACTS):
                 return getattr(base, key)
         return super().__getattribute__(key)
 
     def __getattr__(self, key: str):
         base = self.__dict__.get("base_config")
-        if key.startswith("_") or base is None:
+        if key.startswith("__") or base is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {key!r}")
         return getattr(base, key)
 
@@ -102,10 +113,17 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         if key == "subnets":
             check_names(value)
         base = self.__dict__.get("base_config")
-        if base is None or key in OWN or key.startswith("_"):
+        if base is None or key in OWN or key.startswith("__"):
             super().__setattr__(key, value)
         else:
             setattr(base, key, value)
+
+    def full_config(self) -> PretrainedConfig:
+        """The stock config of the full model."""
+        config = copy.deepcopy(self.base_config)
+        for key, value in (self.full or {}).items():
+            setattr(config, key, value)
+        return config
 
     def to_dict(self) -> dict:
         """All of it as JSON-able data."""

@@ -10,12 +10,13 @@ from torch import nn
 
 from .adapters import check_merged
 from .portable import IS_OLD
+from .twins import is_registry
 
 
 class DelegationMixin:
     """Embeddings, gradient checkpointing, saving and the like of an elastic model are its base's.
 
-    Comes before `PreTrainedModel` in the bases; needs `base`, `config`, `_rebuild` and `_reset_views`.
+    Comes before `PreTrainedModel` in the bases; needs `base`, `config`, `_selected` and `_active`.
     """
 
     # Called with the model, a folder, repo_id, revision and facts. The package sets it; remote code alone has none.
@@ -24,29 +25,36 @@ class DelegationMixin:
     def _init_weights(self, module: nn.Module) -> None:
         self.base._init_weights(module)
 
+    def initialize_weights(self) -> None:
+        """Initialise what a checkpoint lacks as the stock class does: some of its modules have rules of its own."""
+        self.base.initialize_weights()
+
     def get_input_embeddings(self) -> nn.Module:
-        """The base's input embeddings."""
-        return self.base.get_input_embeddings()
+        """The base's input embeddings; the selected size's where it has narrower ones."""
+        return self._embeddings("get_input_embeddings")
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the base's input embeddings."""
         self.base.set_input_embeddings(value)
-        self._reset_views()
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The base's output embeddings, if it has any."""
-        return self.base.get_output_embeddings()
+        """The base's output embeddings, if it has any; the selected size's where it has narrower ones."""
+        return self._embeddings("get_output_embeddings")
+
+    def _embeddings(self, getter: str) -> nn.Module | None:
+        full = getattr(self.base, getter)()
+        if full is None or self._selected is None or self.is_sharded:
+            return full
+        own = getattr(self._active(), getter)()
+        return full if own.weight.shape == full.weight.shape else own
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the base's output embeddings."""
         self.base.set_output_embeddings(value)
-        self._reset_views()
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         """Resize the base's token embeddings; all sizes follow."""
-        embeddings = self.base.resize_token_embeddings(*args, **kwargs)
-        self._rebuild()
-        return embeddings
+        return self.base.resize_token_embeddings(*args, **kwargs)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Tied parameter -> the one it is tied to, as the base says (transformers 5)."""
@@ -62,23 +70,31 @@ class DelegationMixin:
     def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
         """Recompute activations in the backward pass, in every size."""
         self.base.gradient_checkpointing_enable(*args, **kwargs)
-        self._reset_views()
 
     def gradient_checkpointing_disable(self) -> None:
         """Stop recomputing activations."""
         self.base.gradient_checkpointing_disable()
-        self._reset_views()
 
     def enable_input_require_grads(self) -> None:
-        """Make the embeddings' output require gradients, as adapters on a frozen model need."""
-        super().enable_input_require_grads()
-        self._reset_views()
+        """Make the embeddings' output require gradients, in every size."""
+        self.base.enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        self.base.disable_input_require_grads()
 
     def set_attn_implementation(self, *args, **kwargs) -> None:
         """Change the attention kernel of every size."""
         self.base.set_attn_implementation(*args, **kwargs)
-        self.config._attn_implementation_internal = self.base.config._attn_implementation
-        self._reset_views()
+
+    @property
+    def loss_function(self):
+        """The base's."""
+        return self.base.loss_function
+
+    @loss_function.setter
+    def loss_function(self, value) -> None:
+        self.base.loss_function = value
 
     def train(self, mode: bool = True) -> DelegationMixin:
         """Switch to training mode, the base (which is not a submodule) included."""
@@ -86,17 +102,6 @@ class DelegationMixin:
         if "base" in self.__dict__:
             self.base.training = mode
         return self
-
-    def load_state_dict(self, *args, **kwargs):
-        """Load weights; views of the old ones are dropped."""
-        result = super().load_state_dict(*args, **kwargs)
-        self._reset_views()
-        return result
-
-    def _apply(self, fn, *args, **kwargs):
-        result = super()._apply(fn, *args, **kwargs)
-        self._reset_views()
-        return result
 
     def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **kwargs):
         """Like any `save_pretrained`: the full weights under the stock names, and this package's code for
@@ -130,6 +135,31 @@ class DelegationMixin:
         self.write_card(working_dir, repo_id, revision)
         return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, revision=revision, **kwargs)
 
-    def __getstate__(self) -> dict:
-        # Views would be copied as independent weights; they are rebuilt when needed.
-        return {**self.__dict__, "_views": {}, "_trained": {}, "_frozen_view": None}
+    def __getattr__(self, name: str):
+        """What only the stock model has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("base")
+            if base is None or name.startswith("__"):
+                raise
+            return getattr(base, name)
+
+    def __setattr__(self, name: str, value) -> None:
+        """What only the stock model has is set there."""
+        base = self.__dict__.get("base")
+        if base is not None and name in vars(base) and name not in vars(self) and not hasattr(type(self), name):
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _replicate_for_data_parallel(self):
+        """A replica for `nn.DataParallel`, which then puts copies of modules and weights into its dicts."""
+        replica = super()._replicate_for_data_parallel()
+        base = self.base._replicate_for_data_parallel()
+        for key, value in vars(replica).items():
+            if is_registry(key, value):
+                base.__dict__[key] = value
+        replica.__dict__["base"] = base
+        replica._start()
+        return replica

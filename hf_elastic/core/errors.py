@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class MissingPackageError(UserError, ImportError):
     """A package that an optional part needs is not installed; the message names the extra that installs it."""
+
+
+class MismatchError(UserError, RuntimeError):
+    """Weights have other shapes than their config says; transformers raises a RuntimeError."""

@@ -114,4 +114,3 @@ def apply_order(model, order: Order) -> None:
         moves = {axis: indices for (axis, layer), indices in order.items() if layer is None or layer == entry.layer}
         parameter = parameters[entry.name]
         parameter.copy_(permute(parameter, entry.dims, layout.full, moves))
-    model._reset_views()

@@ -15,6 +15,7 @@ from .partition import check_divides, check_partition
 from .shapes import CutStep, Dim, Equation, SpecError, axes_in, evaluate, parse, parse_stored, plan_cut, size, solve, substitute
 from .space import DEPTH_AXES, Space, Subnet
 from .spec import CONTEXT, Spec
+from .twins import named_weights
 
 # Sequence-level heads apply their classifier once per sequence; headless models only their pooler.
 SEQUENCE_LEVEL = ("ForSequenceClassification", "ForMultipleChoice", "Model")
@@ -92,7 +93,8 @@ class Layout:
 
     def __init__(self, spec: Spec, model: nn.Module, layer_order: Sequence[int] | None = None):
         self.spec = spec
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._attributes: dict[str, list[tuple[str, str]]] = {}
+        parameters = named_weights(model)
         names = {
             axis: other
             for axis, (other, unless) in spec.aliases.items()
@@ -151,7 +153,7 @@ class Layout:
 
     def retie(self, model: nn.Module) -> None:
         """Look again which parameters are one: `from_pretrained` ties weights only after it has built and loaded a model."""
-        tied = _tied_names(dict(model.named_parameters(remove_duplicate=False)))
+        tied = _tied_names(named_weights(model))
         self.entries = tuple(replace(e, tied_to=tied.get(e.name)) if e.layer is None else e for e in self.entries)
 
     def _solve(self, config, parameters: Mapping) -> dict[str, int]:
@@ -290,21 +292,30 @@ class Layout:
             sizes["head"] = sizes[CONTEXT] // sizes["heads"]
         return sizes
 
-    def plan(self, cut: Cut) -> dict[str, tuple[str, tuple[CutStep, ...]]]:
+    def attributes_of(self, name: str) -> list[tuple[str, str]]:
+        """What a module of this path remembers of its sizes: attribute -> expression, of every pattern that fits."""
+        name = plain_name(name)
+        if name not in self._attributes:
+            fitting = [pairs for pattern, pairs in self.spec.attributes.items() if fnmatch.fnmatchcase(name, pattern)]
+            self._attributes[name] = [pair for pairs in fitting for pair in pairs.items()]
+        return self._attributes[name]
+
+    def plan(self, cut: Cut) -> dict[str, tuple[Entry, tuple[CutStep, ...]]]:
         """For each parameter of the cut model: which full parameter it comes from, and how it is cut."""
         positions = {layer: position for position, layer in enumerate(cut.layers)}
+        kept = {position: cut.sizes(position) for position in (None, *positions.values())}
         steps_of: dict[tuple, tuple[CutStep, ...]] = {}
-        plan = {}
+        plan: dict[str, tuple] = {}
         for entry in self.entries:
             if entry.layer is not None and entry.layer not in positions:
                 continue
             position = None if entry.layer is None else positions[entry.layer]
-            kept = cut.sizes(position)
-            key = (entry.dims, entry.rows, tuple(kept.items()))
+            sizes = None if position is None else cut.per_layer[position]
+            key = (entry.dims, entry.rows, sizes)
             if key not in steps_of:
-                steps_of[key] = plan_cut(entry.dims, self.full, kept, entry.rows)
+                steps_of[key] = plan_cut(entry.dims, self.full, kept[position], entry.rows)
             name = entry.name if position is None else f"{self.container}.{position}.{entry.rest}"
-            plan[name] = (entry.name, steps_of[key])
+            plan[name] = (entry, steps_of[key])
         return plan
 
     def unsayable(self, cut: Cut) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
-from .errors import UserError
+from .errors import MismatchError, UserError
 
 
 def check_path(name: str | os.PathLike | None) -> None:
@@ -53,7 +53,7 @@ def load_checkpoint(load: Callable[..., Any], name: str | os.PathLike | None, *a
     """Call a `from_pretrained`, and say in one line which file or tensor is to blame if the weights do not fit.
 
     Raises:
-        ValueError: a tensor has another shape than the config says.
+        MismatchError: a tensor has another shape than the config says.
         OSError: a weights file is truncated or not a safetensors file.
     """
     try:
@@ -64,7 +64,10 @@ def load_checkpoint(load: Callable[..., Any], name: str | os.PathLike | None, *a
         if "mismatch" not in str(error):
             raise
         found = "; ".join(_mismatches(load, name, str(error), *args, **kwargs))
-        raise UserError(f"the weights in {os.fspath(name)!r} do not fit its config: {found}") from error
+        raise MismatchError(
+            f"the weights in {os.fspath(name)!r} do not fit its config: {found} (mismatched sizes; with "
+            "ignore_mismatched_sizes=True these are made anew)"
+        ) from error
 
 
 def _mismatches(load: Callable[..., Any], name: str | os.PathLike | None, error: str, *args, **kwargs) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 # transformers 4.57 copies remote code one import deep: whatever the files below import is imported here as well.
-from .adapters import ModuleTree
+from .adapters import check_merged  # noqa: F401
 from .configuration_elastic import ElasticConfig
 from .counts import Counts  # noqa: F401
 from .delegation import DelegationMixin
@@ -36,9 +37,19 @@ from .loading import check_path, load_checkpoint, load_config
 from .partition import partition_heads
 from .shapes import SpecError  # noqa: F401
 from .sizes import SizesMixin
-from .skeleton import MEMORY_LAYOUTS, Skeleton, no_init_weights, set_memory_layout
+from .skeleton import MEMORY_LAYOUTS, Skeleton, cut_values, no_init_weights, set_memory_layout
 from .space import Space
 from .spec import Spec, spec_for
+from .twins import is_registry
+
+# What `PreTrainedModel` says of a model that is neither ours to say nor a method.
+STOCK_FACTS = {
+    name
+    for name, value in vars(PreTrainedModel).items()
+    if not (name.startswith("__") or callable(value) or isinstance(value, (property, classmethod, staticmethod)))
+}
+STOCK_FACTS -= {"config_class", "model_tags", "_auto_class"}
+STOCK_FACTS |= {"accepts_loss_kwargs", "_tp_plan", "_pp_plan", "_ep_plan"}
 
 
 class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
@@ -67,22 +78,37 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
     # Whether processes hold parts of the weights (FSDP), which are whole within `forward` only.
     is_sharded = False
 
+    def __new__(cls, config: ElasticConfig | None = None, *args, **kwargs):
+        """An instance says of itself what its stock class says: the arguments of `forward`, flags, which weights are tied."""
+        base_config = getattr(config, "base_config", None)
+        return super().__new__(cls if base_config is None else specialised(cls, cls.stock_class(base_config)))
+
+    def __reduce_ex__(self, protocol):
+        """The class is made anew where a copy is unpickled."""
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _new, (type(self).__mro__[1], type(self.base)), *state
+
     def __init__(self, config: ElasticConfig, base: PreTrainedModel | None = None):
-        requested = config._attn_implementation
+        if config.base_config is None:
+            raise UserError("the config is not that of an elastic model: make one of a stock checkpoint with from_base")
         super().__init__(config)
         if config.spec is None:
             config.spec = spec_for(config.base_config.model_type).to_dict()
+        full = config.base_config if config.frozen is None else config.full_config()
         if base is None:
-            if requested is not None:
-                config.base_config._attn_implementation = requested
-            base = self.stock_class(config.base_config)(config.base_config)
-        self._reset_views()
-        self._layout = Layout(Spec.from_dict(config.spec), base, config.layer_order)
-        self.frozen_cut = None
+            base = self.stock_class(full)(full)
+        layout = Layout(Spec.from_dict(config.spec), base, config.layer_order)
+        self.frozen_cut, self._configs = None, None
         if config.frozen is not None:
-            self.frozen_cut = self._layout.resolve(config.frozen)
-            base = _freeze(Skeleton(base, self._layout, self.frozen_cut))
+            self.frozen_cut = layout.resolve(config.frozen)
+            skeleton = Skeleton(base, layout, self.frozen_cut)
+            base, self._configs = _freeze(skeleton), skeleton.configs
+            config.base_config = self._configs.lead()
+            values = cut_values(full, layout, self.frozen_cut)
+            config.full = {field: getattr(full, field) for field in values if hasattr(full, field)}
+            config.full = {field: value for field, value in config.full.items() if value != values[field]}
         self._adopt(base)
+        self._layout = layout
         self.space = self._make_space()
         for name, subnet in config.subnets.items():
             try:
@@ -95,20 +121,14 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         self.set_memory_layout("prefix")
 
     def _adopt(self, base: PreTrainedModel) -> None:
-        """Hold the base's submodules as our own: the same dicts, so that a change through either is seen by both."""
+        """Hold the base's submodules and hooks as our own: the same dicts, so that a change through either is seen by both."""
         self.__dict__["base"] = base
-        self._tree = ModuleTree(base)
-        for key in ("_modules", "_parameters", "_buffers"):
-            self.__dict__[key] = base.__dict__[key]
-        self.base_model_prefix = base.base_model_prefix
-        self._tied_weights_keys = base._tied_weights_keys
-        self._no_split_modules = base._no_split_modules
-        inputs = inspect.signature(base.forward).parameters
-        self._accepted = set(inputs)
-        # Our forward takes any keyword and passes it on; Trainer has to know whether the stock one does (transformers 5)
-        # or not (some of 4.57), or it scales the loss wrongly under gradient accumulation.
-        self.accepts_loss_kwargs = any(given.kind == inspect.Parameter.VAR_KEYWORD for given in inputs.values())
-        self.config._attn_implementation_internal = base.config._attn_implementation
+        for key, value in vars(base).items():
+            if is_registry(key, value):
+                self.__dict__[key] = value
+        self._known_shape = self._shape()
+        self._start()
+        self._watch()
 
     def _make_space(self) -> Space:
         if self.config.frozen is not None or self.config.space is None:
@@ -212,14 +232,13 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         check_path(pretrained_model_name_or_path)
         result = load_checkpoint(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
-        model.layout.retie(model.base)
         model.set_memory_layout("prefix")
         return result
 
     def set_memory_layout(self, name: str) -> None:
         """Store the weights for fast views ("prefix", as after loading) or for fast training ("standard").
 
-        Values and shapes stay. Views made before keep the old storage: ask for new ones.
+        Values and shapes stay.
 
         Raises:
             ValueError: an unknown name.
@@ -231,61 +250,39 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         # FSDP gathers into storage of its own, which must stay the weights' storage.
         if self.frozen_cut is None and not self.is_sharded:
             set_memory_layout(self.base, self.layout, axes, name)
-        self._reset_views()
 
-    def _active(self) -> nn.Module:
-        """The module that runs now: the base, a view, or slices through which gradients flow."""
-        self._follow_tree()
-        if self._selected is None:
+    @torch.compiler.disable
+    def _active(self) -> PreTrainedModel:
+        """The module that runs now: the base, or slices of it, through which gradients flow where they are on."""
+        if (cut := self._selected) is None:
+            if self.frozen_cut is not None:
+                self._follow_tree()
             return self.base
-        if not (self.training or torch.is_grad_enabled() or self.is_sharded):
-            return self.view(self.config.subnet)
-        module = self.trained_skeleton(self._selected).fill(differentiable=True)
-        if module.training != self.training:
-            module.train(self.training)
-        return module
+        skeleton = self.trained_skeleton(cut)
+        if skeleton not in self._filled:
+            self._filled.append(skeleton)
+            # Recomputed activations need the slices until the backward pass.
+            while len(self._filled) > (4 if _recomputes(self.base) else 2):
+                self._filled.pop(0).release()
+        return self._prepare(skeleton, differentiable=torch.is_grad_enabled() or self.is_sharded)
 
     def trained_skeleton(self, cut: Cut) -> Skeleton:
-        """The skeleton that `forward` fills for a size below the full one while gradients are on."""
+        """The skeleton that `forward` fills for a size below the full one."""
         self._follow_tree()
-        if cut not in self._trained:
-            self._trained[cut] = Skeleton(self.base, self._layout, cut)
-        return self._trained[cut]
+        return self._running.get(cut, lambda: self._make_skeleton(cut, evaluating=False))
 
     def trained_module(self, cut: Cut) -> nn.Module:
-        """The stock module that `forward` runs for a size while gradients are on, to put hooks on; its weights come with
-        the forward."""
+        """The stock module that `forward` runs for a size, to put hooks on; its weights come with the forward."""
         return self.base if cut == self._full_cut() else self.trained_skeleton(cut).module
 
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        **kwargs,
-    ):
-        """The stock forward of the selected size; arguments and result are the stock model's.
+    def forward(self, *args, **kwargs):
+        """The stock forward of the selected size; arguments and result are the stock model's."""
+        return self._active().forward(*args, **kwargs)
 
-        The usual inputs are named, since Trainer drops columns that no argument is named after; those that this architecture
-        does not take are dropped here, as Trainer would have dropped them for the stock model.
-        """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "labels": labels,
-            "use_cache": use_cache,
-        }
-        given = {key: value for key, value in inputs.items() if value is not None and key in self._accepted}
-        return self._active()(**given, **kwargs)
+    @property
+    def base_model(self) -> nn.Module:
+        """The selected size without its head."""
+        return getattr(self._active(), self.base_model_prefix, self)
 
     def view(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
         """A subnet as a stock module that shares the weights; see `SizesMixin.view`.
@@ -298,9 +295,31 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         return super().view(subnet)
 
 
+@functools.cache
+def specialised(elastic_class: type, stock_class: type) -> type:
+    """An elastic class that has the class attributes, and the signature of `forward`, of a stock class."""
+
+    @functools.wraps(stock_class.forward)
+    def forward(self, *args, **kwargs):
+        return self._active().forward(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(stock_class.forward)
+    own = {"__module__": elastic_class.__module__, "__qualname__": elastic_class.__qualname__, "__doc__": elastic_class.__doc__}
+    facts = {name: getattr(stock_class, name) for name in STOCK_FACTS if hasattr(stock_class, name)}
+    return type(elastic_class.__name__, (elastic_class,), {**facts, **own, "forward": forward})
+
+
+def _new(elastic_class: type, stock_class: type) -> ElasticPreTrainedModel:
+    return object.__new__(specialised(elastic_class, stock_class))
+
+
+def _recomputes(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def _freeze(skeleton: Skeleton) -> PreTrainedModel:
     """Turn a skeleton into a model of its own: real parameters of the cut sizes, tied where they were."""
-    module = skeleton.fill(differentiable=False)
+    module = skeleton.prepare(skeleton.layout, differentiable=False)
     owned: dict[int, nn.Parameter] = {}
     for child in module.modules():
         for key, parameter in child._parameters.items():
@@ -353,34 +372,20 @@ class ElasticForCausalLM(ElasticPreTrainedModel, GenerationMixin):
     def generation_config(self, value: GenerationConfig) -> None:
         if "base" in self.__dict__:  # our own constructor sets one before there is a base, from a config without tokens
             self.base.generation_config = value
-            self._reset_views()
 
     def generate(self, *args, **kwargs):
         """The stock `generate` of the selected size, with a key-value cache of its own depth."""
         return self.view(self.config.subnet).generate(*args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """The stock one of the selected size: its paged cache is laid out after the sizes. `generate_batch` uses it."""
+        return self.view(self.config.subnet).init_continuous_batching(*args, **kwargs)
 
 
 class ElasticForQuestionAnswering(ElasticPreTrainedModel):
     """An elastic extractive question-answering model."""
 
     base_auto_class = AutoModelForQuestionAnswering
-
-    # Trainer takes every argument with "label" in its name for a label, so this head has a signature of its own.
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        start_positions=None,
-        end_positions=None,
-        **kwargs,
-    ):
-        """The stock forward of the selected size; arguments and result are the stock model's."""
-        if start_positions is not None and end_positions is not None:
-            kwargs.update(start_positions=start_positions, end_positions=end_positions)
-        return super().forward(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs)
 
 
 ELASTIC_CLASSES: tuple[type[ElasticPreTrainedModel], ...] = (

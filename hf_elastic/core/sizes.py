@@ -5,20 +5,56 @@ from __future__ import annotations
 import copy
 import itertools
 import reprlib
-import threading
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from weakref import WeakValueDictionary
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .adapters import ModuleTree, check_merged, idle_parameters
+from .adapters import check_merged, find_wrappers, idle_parameters, unmerge_disabled
 from .counts import Counts
 from .errors import UserError
 from .layout import Cut, Layout
-from .skeleton import Skeleton, copy_tree, first_difference, no_init_weights
+from .skeleton import BUILD_LOCK, Skeleton, first_difference, no_init_weights
 from .space import DEPTH_AXES, Subnet
+from .spec import Spec
+from .twins import Watch, named_weights
 
-# Views are built rarely and used often: one lock for all models keeps models copyable.
-_BUILD_LOCK = threading.RLock()
+# How many of each kind are kept for the next time that they are asked for.
+SKELETONS, VIEWS, CUTS = 16, 8, 4096
+
+
+class Recent:
+    """The things that were asked for last.
+
+    Args:
+        limit: how many are kept. A skeleton that somebody else holds is found, too.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._kept: OrderedDict = OrderedDict()
+        self._alive: WeakValueDictionary = WeakValueDictionary()
+
+    def __reduce__(self):
+        """A copy starts empty: views would be copied as independent weights."""
+        return Recent, (self._limit,)
+
+    def get(self, key: Hashable, make: Callable[[], object]):
+        """What is known by a key, made now if nothing is."""
+        try:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        except KeyError:  # or another thread has put it out meanwhile
+            pass
+        with BUILD_LOCK:
+            value = self._kept.get(key) or self._alive.get(key) or make()
+            self._kept[key] = value
+            if isinstance(value, Skeleton):
+                self._alive[key] = value
+            if len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+        return value
 
 
 class SizesMixin:
@@ -35,35 +71,53 @@ class SizesMixin:
         Raises:
             SpecError: an adapter cannot be cut; the message names its parameter.
         """
-        self._follow_tree()
+        self._follow_tree(weights=True)
+        if self._layout is None:
+            with BUILD_LOCK:
+                self._layout = self._layout or Layout(Spec.from_dict(self.config.spec), self.base, self.config.layer_order)
         return self._layout
 
-    def _follow_tree(self) -> None:
-        """Notice what has been done to the module tree: adapters added, merged, removed or switched."""
-        if not (self._tree.has_changed or self._tree.is_switched):
+    def _follow_tree(self, *, weights: bool = False) -> None:
+        """Notice what has been done to the module tree.
+
+        Args:
+            weights: also look for weights that were replaced, tied or resized; what uses some of them notices that by itself.
+        """
+        unmerge_disabled(self._wrappers)
+        if not (self._tree.has_changed or (weights and self._weights.has_changed)):
             return
-        with _BUILD_LOCK:
-            self._tree.unmerge_disabled()
-            if self._tree.has_changed:
-                self._rebuild()
-            elif self._tree.is_switched:
-                for skeleton in (*self._views.values(), *self._trained.values()):
-                    skeleton.follow_switches()
-                self._counts = self._frozen_view = None
-                self._tree.remember_switches()
+        with BUILD_LOCK:
+            shape = self._shape()
+            if shape != self._known_shape:
+                self._known_shape = shape
+                self._start()
+            self._differences = Recent(CUTS)
+            if self._configs is not None:
+                self._configs.follow()
+                self._layout.retie(self.base)
+            self._watch()  # last: until now other threads have to wait for the lock
 
-    def _rebuild(self) -> None:
-        """Read names and shapes off the module tree again. If that fails, so will the next call."""
-        tree = ModuleTree(self.base)
+    def _shape(self) -> list:
+        """All that a Layout reads off the model: modules, and shapes of weights and which are one."""
+        first: dict[int, str] = {}
+        weights = named_weights(self.base)
+        shapes = [(name, tuple(weight.shape), first.setdefault(id(weight), name)) for name, weight in weights.items()]
+        return [*shapes, *((name, type(module)) for name, module in self.base.named_modules())]
+
+    def _watch(self) -> None:
+        modules, values = list(self.base.modules()), vars(self.base.config)
+        # Processes that hold parts of the weights put whole ones in their place within each forward.
+        self._weights = Watch([], [] if self.is_sharded else [module._parameters for module in modules])
+        self._tree = Watch([(values, dict(values)), *((module._modules, dict(module._modules)) for module in modules)], [])
+
+    def _start(self) -> None:
+        """Know nothing of the base but that it is there; layout and sizes follow when they are asked for."""
         if self.frozen_cut is None:  # else the base is what is left of a larger model, and runs as it is
-            self._layout = Layout(self._layout.spec, self.base, self.config.layer_order)
-        self._reset_views()
-        self._tree = tree  # last: until now other threads have to wait for the lock
-
-    @property
-    def num_labels(self) -> int:
-        """Number of labels of a classifier."""
-        return self.config.num_labels
+            self._layout: Layout | None = None
+        self._wrappers = list(find_wrappers(self.base).values())
+        self._cuts, self._differences = Recent(CUTS), Recent(CUTS)
+        self._counts: tuple[set, Counts] | None = None
+        self.forget_views()
 
     def _full_cut(self) -> Cut:
         return self.frozen_cut or self.layout.resolve(None)
@@ -84,9 +138,7 @@ class SizesMixin:
         if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
             subnet = Subnet(subnet)
         self._follow_tree()
-        if subnet not in self._cuts:
-            self._cuts[subnet] = self._resolve(subnet)
-        return self._cuts[subnet]
+        return self._cuts.get(subnet, lambda: self._resolve(subnet))
 
     def _resolve(self, subnet: str | Subnet | None) -> Cut:
         if isinstance(subnet, str):
@@ -128,11 +180,21 @@ class SizesMixin:
         return f"{type(self.base).__name__} of {sizes}, selected: {selected}"
 
     def select(self, subnet: str | Mapping | None) -> None:
-        """Choose the size that `forward` and `generate` run; None is the full model."""
-        self._selected = None if subnet is None else self.resolve(subnet)
-        if self._selected == self._full_cut():
-            self._selected = None
+        """Choose the size that `forward` and `generate` run; None is the full model.
+
+        Raises:
+            UserError: as `resolve`.
+        """
+        self.resolve(subnet)
         self.config.subnet = subnet.to_dict() if isinstance(subnet, Subnet) else subnet
+
+    @property
+    def _selected(self) -> Cut | None:
+        """The size that `config.subnet` says, None for the full one."""
+        if self.config.subnet is None:
+            return None
+        cut = self.resolve(self.config.subnet)
+        return None if cut == self._full_cut() else cut
 
     @property
     def counts(self) -> Counts:
@@ -141,12 +203,12 @@ class SizesMixin:
         Raises:
             ValueError: a checkpoint that is frozen at a subnet has adapters that are not merged.
         """
-        self._follow_tree()
-        if self._counts is None:
-            if self.frozen_cut is not None:
-                check_merged(self.base)
-            self._counts = Counts(self._layout, idle_parameters(self.base))
-        return self._counts
+        if self.frozen_cut is not None:
+            check_merged(self.base)
+        layout, idle = self.layout, idle_parameters(self.base)
+        if self._counts is None or self._counts[0] != idle:
+            self._counts = (idle, Counts(layout, idle))
+        return self._counts[1]
 
     def num_parameters_of(self, subnet: str | Mapping | Sequence | None):
         """Parameters of a subnet (int), or of each of a list (array `[N]`); tied ones count once."""
@@ -176,11 +238,10 @@ class SizesMixin:
             ValueError: adapters are not merged yet.
         """
         cut = self.resolve(subnet)
-        if cut not in self._differences:
-            check_merged(self.base)
-            frozen = "the checkpoint is frozen at an elastic subnet"
-            self._differences[cut] = frozen if self.frozen_cut is not None else first_difference(self._skeleton(cut))
-        return self._differences[cut]
+        check_merged(self.base)
+        if self.frozen_cut is not None:
+            return "the checkpoint is frozen at an elastic subnet"
+        return self._differences.get(cut, lambda: (first_difference(self._view(cut)),))[0]
 
     def nearest_standard(self, subnet: str | Mapping | None) -> Subnet:
         """The standard subnet that differs least from `subnet`: its layers made alike first, then its heads and its hidden
@@ -197,42 +258,33 @@ class SizesMixin:
 
     def forget_views(self) -> None:
         """Let go of all views made so far; those of fused matrices hold copies of what was cut in heads."""
-        self._reset_views()
+        self._views, self._running = Recent(VIEWS), Recent(SKELETONS)
+        self._filled: list[Skeleton] = []
 
-    def _reset_views(self) -> None:
-        """Forget everything that was built from the weights or the module tree."""
-        self._views: dict[Cut, Skeleton] = {}
-        self._trained: dict[Cut, Skeleton] = {}
-        self._cuts: dict = {}
-        self._differences: dict[Cut, str | None] = {}
-        self._counts = None
-        self._frozen_view: PreTrainedModel | None = None
-
-    def _skeleton(self, cut: Cut) -> Skeleton:
-        skeleton = self._views.get(cut)
-        if skeleton is None or skeleton.is_stale:
-            with _BUILD_LOCK:
-                skeleton = self._views.get(cut)
-                if skeleton is None:
-                    skeleton = Skeleton(self.base, self.layout, cut)
-                    skeleton.module.eval()
-                elif not skeleton.is_stale:  # another thread was faster
-                    return skeleton
-                skeleton.fill(differentiable=False)
-                self._views[cut] = skeleton  # only now: other threads use what they find here without the lock
+    def _view(self, cut: Cut) -> Skeleton:
+        """The skeleton of a view, prepared."""
+        skeleton = self._views.get(cut, lambda: self._make_skeleton(cut, evaluating=True))
+        self._prepare(skeleton, differentiable=False)
         return skeleton
+
+    def _make_skeleton(self, cut: Cut, *, evaluating: bool) -> Skeleton:
+        refresh = self._prepare if evaluating else None
+        if self.frozen_cut is not None:  # the base is cut already
+            return Skeleton(self.base, None, None, evaluating=evaluating, refresh=refresh)
+        return Skeleton(self.base, self.layout, cut, evaluating=evaluating, refresh=refresh)
+
+    def _prepare(self, skeleton: Skeleton, *, differentiable: bool = False) -> PreTrainedModel:
+        self._follow_tree()
+        if not differentiable and skeleton.is_ready(self._layout if self.frozen_cut is None else None):
+            return skeleton.module
+        return skeleton.prepare(self.layout if self.frozen_cut is None else None, differentiable=differentiable)
 
     def view(self, subnet: str | Mapping | None = None) -> PreTrainedModel:
         """A subnet as a callable stock module, in evaluation mode, whose weights share the supernet's storage.
 
         Views of several sizes, or one view, may run in several threads at once. The same size gives the same object.
         """
-        cut = self.resolve(subnet)
-        if self.frozen_cut is not None:  # the base is cut already
-            if self._frozen_view is None:
-                self._frozen_view = copy_tree(self.base).eval()
-            return self._frozen_view
-        return self._skeleton(cut).module
+        return self._view(self.resolve(subnet)).module
 
     def standalone(self, subnet: str | Mapping | None = None) -> tuple[type[PreTrainedModel], PretrainedConfig]:
         """Class and config of a subnet on its own: what `extract` gives, without its weights.
@@ -270,3 +322,7 @@ class SizesMixin:
         if model.can_generate():
             model.generation_config = copy.deepcopy(self.generation_config)
         return model.eval()
+
+    def __getstate__(self) -> dict:
+        """What is copied and pickled: no skeletons."""
+        return {**self.__dict__, "_filled": []}

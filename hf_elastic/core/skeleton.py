@@ -1,21 +1,18 @@
-"""A subnet as a real stock module: a copy of the module tree whose parameters are slices of the supernet's.
+"""A subnet as a real stock module: twins of the kept modules whose parameters are slices of the supernet's.
 
-The tree is copied without its tensors, so every skeleton keeps the classes, the attention implementation and the hooks of
-the model that it came from, and costs kilobytes. Nothing here knows an architecture: sizes come from the Layout.
+Every twin keeps the class of the module that it follows, and costs kilobytes. Nothing here knows an architecture: sizes come
+from the Layout.
 """
 
 from __future__ import annotations
 
-import copy
-import fnmatch
 import itertools
-import types
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 try:
@@ -23,43 +20,86 @@ try:
 except ImportError:  # transformers 4.57
     from transformers.modeling_utils import no_init_weights
 
-from .adapters import SWITCHES, find_wrappers, plain_name
 from .errors import UserError
 from .layout import Cut, Layout
 from .portable import portable_config
-from .shapes import CutStep, evaluate
 from .shapes import cut as cut_tensor
+from .shapes import evaluate
+from .twins import Twin, Watch, offloading_hook, weight_of, weights_in
 
-# Set while training or by the user, never by a constructor: not part of what an architecture is.
-TRANSIENT = ("training", "gradient_checkpointing", "name_or_path")
+# Set while training or by what was run before, never by a constructor: not part of what an architecture is.
+TRANSIENT = ("training", "gradient_checkpointing", "name_or_path", "p", "max_seq_len_cached")
+# Where a layer has its place in the key-value cache.
+POSITIONS = ("layer_idx", "layer_id")
+# What torch's own layers remember of the shape of their weight.
+SHAPES = {
+    nn.Linear: ("out_features", "in_features"),
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
+    nn.LayerNorm: ("normalized_shape",),
+    Conv1D: ("nx", "nf"),
+}
+# Skeletons are built rarely and used often: one lock for all models keeps models copyable.
+BUILD_LOCK = threading.RLock()
+SAMPLES = 64
 
 
-@runtime_checkable
-class FollowsSizes(Protocol):
-    """A module of our own that has buffers which follow from the sizes that it remembers."""
+class Configs:
+    """Configs of a size that follow the full one: one for all modules, and one for each layer where layers differ.
 
-    def follow_sizes(self) -> None:
-        """Make the buffers again; replaces them, since another size may share them."""
+    Args:
+        full: whom to follow.
+        layout: decides the sizes, together with `cut`; None where nothing is cut.
+        cut: the size.
+    """
+
+    def __init__(self, full: PretrainedConfig, layout: Layout | None, cut: Cut | None):
+        self.full = full
+        self.known: dict = {}
+        self._layout, self._cut = layout, cut
+        self._made: dict[int | None, PretrainedConfig] = {}
+
+    def at(self, position: int | None = None) -> PretrainedConfig:
+        """The config of the kept layer at `position`, or of what is outside the layers."""
+        position = None if self._cut is None or self._cut.is_uniform else position
+        if position not in self._made:
+            self._made[position] = object.__new__(type(self.full))
+        return self._made[position]
+
+    def follow(self) -> None:
+        """Take over what has changed since the last time."""
+        now, known = dict(vars(self.full)), self.known
+        changed = {key: value for key, value in now.items() if known.get(key, self) is not value}
+        for position, config in self._made.items():
+            for key in known.keys() - now.keys():
+                vars(config).pop(key, None)
+            vars(config).update(changed)
+            if changed and self._layout is not None:
+                for field, value in cut_values(self.full, self._layout, self._cut, position).items():
+                    setattr(config, field, value)
+        self.known = now
+
+    def lead(self) -> PretrainedConfig:
+        """Let the config for all modules be followed by those of the layers from now on, and return it."""
+        self.full = self._made.pop(None)
+        self.known = dict(vars(self.full))
+        return self.full
 
 
-def copy_tree(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
-    """Copy a module tree, sharing every tensor and attribute; the dicts that hold them are new."""
-    memo = {} if memo is None else memo
-    if id(module) in memo:
-        return memo[id(module)]
-    twin = object.__new__(type(module))
-    memo[id(module)] = twin
-    for key, value in module.__dict__.items():
-        # Parameters, buffers, submodules and hooks are changed in place later on, which must not reach the original.
-        if key.startswith("_") and isinstance(value, dict):
-            value = copy.copy(value)
-        elif isinstance(value, types.MethodType) and value.__self__ is module:
-            # transformers 4.57 leaves each layer its own bound `forward` after recording hidden states.
-            value = types.MethodType(value.__func__, twin)
-        twin.__dict__[key] = value
-    for name, child in module._modules.items():
-        twin._modules[name] = child if child is None else copy_tree(child, memo)
-    return twin
+class FreshCall:
+    """A call of a view that somebody holds: what was done to the supernet since is taken over first."""
+
+    def __init__(self, skeleton: Skeleton):
+        self.skeleton = skeleton
+
+    def __call__(self, *args, **kwargs):
+        """As `nn.Module.__call__`."""
+        self.skeleton._refresh(self.skeleton)
+        module = self.skeleton.module
+        return type(module)._call_impl(module, *args, **kwargs)
+
+    def __reduce__(self):
+        """A copy of a view stands on its own."""
+        return getattr, (self.skeleton.module, "_call_impl")
 
 
 class Skeleton:
@@ -67,166 +107,217 @@ class Skeleton:
 
     Args:
         model: the full stock model.
-        layout: its layout.
+        layout: its layout; None where the model is cut already.
         cut: the subnet.
+        evaluating: whether the module is for evaluation, whatever the model is in.
+        refresh: called with this before the module is called; None where whoever calls it prepares it.
 
     Attributes:
-        module: an instance of `type(model)` with its own config, without weights until `fill`.
+        module: an instance of `type(model)` with its own config, without weights until `fill`. It stays the same object.
     """
 
-    def __init__(self, model: PreTrainedModel, layout: Layout, cut: Cut):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layout: Layout | None,
+        cut: Cut | None,
+        *,
+        evaluating: bool = False,
+        refresh: Callable[[Skeleton], object] | None = None,
+    ):
+        self.model = model
         self.layout = layout
         self.cut = cut
-        memo: dict[int, nn.Module] = {}
-        self.module = copy_tree(model, memo)
-        twins = self.module.get_submodule(layout.container)
-        twins._modules = {str(i): twins._modules[str(layer)] for i, layer in enumerate(cut.layers)}
-        self._number_layers(twins)
-        self._set_config(model.config, twins)
-        self._set_attributes()
-        self._targets = self._find_targets(model)
-        self._wrappers = self._pair_wrappers(model, memo)
-        self._copied: list[tuple[nn.Parameter, int]] = []
-        self._is_filled = False
+        self._evaluating = evaluating
+        self._refresh = refresh
+        self.module: nn.Module | None = None
+        self._build()
 
-    @staticmethod
-    def _number_layers(layers: nn.ModuleList) -> None:
-        """Number the kept layers from zero: the index is their place in the key-value cache."""
-        for position, layer in enumerate(layers):
-            for module in layer.modules():
-                for attribute in ("layer_idx", "layer_id"):
-                    if isinstance(vars(module).get(attribute), int):
-                        vars(module)[attribute] = position
-
-    def _set_config(self, full, layers: nn.ModuleList) -> None:
-        """Give the tree a config of the cut sizes; where layers differ, each gets its own."""
-        config = cut_config(full, self.layout, self.cut)
-        for module in self.module.modules():
-            # Buffers (rotary frequencies) follow the head size, which is never cut: their owner keeps the full config.
-            if vars(module).get("config") is full and not (module._buffers and not module._parameters):
-                vars(module)["config"] = config
-        if not self.cut.is_uniform:
-            for position, layer in enumerate(layers):
-                own = copy.copy(config)
-                for field, value in self.layout.config_values(self.cut, position).items():
-                    setattr(own, field, value)
-                for module in layer.modules():
-                    if vars(module).get("config") is config:
-                        vars(module)["config"] = own
-
-    def _set_attributes(self) -> None:
-        """Update what modules remember of their sizes, as the Spec declares it."""
-        for name, module in self.module.named_modules():
-            inside = self.layout.spec.layer_of(name)
-            sizes = self.layout.sizes(self.cut, inside[1] if inside else None)
-            for pattern, attributes in self.layout.spec.attributes.items():
-                if not fnmatch.fnmatchcase(plain_name(name), pattern):
-                    continue
-                for attribute, expression in attributes.items():
-                    if attribute in module._buffers:
-                        value = evaluate(expression, sizes)
-                        buffer = module._buffers[attribute]
-                        module._buffers[attribute] = torch.full_like(buffer, value)
-                    elif attribute in vars(module):
-                        vars(module)[attribute] = evaluate(expression, sizes)
-
-                if isinstance(module, FollowsSizes):
-                    module.follow_sizes()
-
-    def _find_targets(self, model: nn.Module) -> list[tuple]:
-        """For each parameter: the owner of its full-size source, the skeleton's module, their keys, and the cut."""
-        targets = []
-        for name, (source, steps) in self.layout.plan(self.cut).items():
-            source_path, _, source_key = source.rpartition(".")
-            path, _, key = name.rpartition(".")
-            targets.append((model.get_submodule(source_path), source_key, self.module.get_submodule(path), key, steps))
-        return targets
-
-    def _pair_wrappers(self, model: nn.Module, twins: dict[int, nn.Module]) -> list[tuple[nn.Module, nn.Module]]:
-        """Each wrapper of an adapter in the kept layers: the supernet's and its twin here."""
-        kept = set(self.module.modules())
-        pairs = [(wrapper, twins[id(wrapper)]) for wrapper in find_wrappers(model).values()]
-        return [(wrapper, twin) for wrapper, twin in pairs if twin in kept]
-
-    def follow_switches(self) -> None:
-        """Make the adapters active that are active in the supernet."""
-        for wrapper, twin in self._wrappers:
-            for key in SWITCHES:
-                twin.__dict__[key] = copy.copy(getattr(wrapper, key))
-
-    def fill(self, *, differentiable: bool) -> nn.Module:
-        """Slice the supernet's current parameters into the module.
+    def prepare(self, layout: Layout | None, *, differentiable: bool) -> nn.Module:
+        """The module, as the supernet is now.
 
         Args:
-            differentiable: True gives plain tensors through which gradients reach the supernet (call before every
-                training forward); False gives frozen Parameters that share the supernet's storage.
+            layout: of the supernet as it is now.
+            differentiable: True gives plain tensors through which gradients reach the supernet (call before every training
+                forward); False gives frozen Parameters that share the supernet's storage.
+
+        Raises:
+            UserError: a replaced `forward` would run the full size's weights.
         """
+        with BUILD_LOCK:
+            if layout is not self.layout or any(twin.is_outdated for twin in self._twins):
+                self.layout = layout
+                self._build()
+            elif self._watch.has_changed:
+                self._follow()
+            if differentiable:
+                self._fill(differentiable=True)
+            elif not self.is_ready(layout):  # else another thread was faster
+                with torch.inference_mode(False):  # what is made here is used elsewhere, too
+                    self._fill(differentiable=False)
+        return self.module
+
+    def is_ready(self, layout: Layout | None) -> bool:
+        """Whether frozen slices are in place and nothing has changed since."""
+        if layout is not self.layout or not self._is_frozen or self._watch.has_changed:
+            return False
+        try:
+            if [source.data_ptr() for source in self._sources] != self._pointers:
+                return False
+            return all(source._version == version and torch.equal(sample, seen) for source, version, sample, seen in self._copied)
+        except RuntimeError:  # a tensor without storage or version: of a transform of functions, or of inference mode
+            return False
+
+    def _build(self) -> None:
+        """Make the twins."""
+        self._twins: list[Twin] = []
+        self._targets: list[tuple] = []
+        self.configs = Configs(self.model.config, self.layout, self.cut)
+        self._is_frozen = False
+        self._copied: list[tuple] = []
+        plan = None if self.layout is None else self.layout.plan(self.cut)
+        self.module = self._twin_of(self.model, "", None, plan, {})
+        self._follow()
+        for twin in self._twins:
+            if hasattr(type(twin.module), "follow_sizes"):  # of our own: makes buffers anew that follow from attributes
+                before = dict(twin.module._buffers)
+                twin.module.follow_sizes()
+                twin.own_buffers |= {name for name, buffer in twin.module._buffers.items() if buffer is not before.get(name)}
+
+    def _twin_of(self, original: nn.Module, name: str, position: int | None, plan: Mapping | None, found: dict) -> nn.Module:
+        """Make twins of a module and of what is in it, but for the layers that are not kept; note their weights."""
+        if id(original) in found:
+            return found[id(original)]
+        twin = Twin(original, self._own(original, name, position), self.module if original is self.model else None)
+        module = found[id(original)] = twin.module
+        self._twins.append(twin)
+        if self.layout is not None:
+            self._set_sizes(twin, name, position)
+        for key in weights_in(original):
+            path = f"{name}.{key}" if name else key
+            self._targets.append((original, key, module, () if plan is None else plan[path][1]))
+        is_container = self.layout is not None and name == self.layout.container
+        kept = enumerate(self.cut.layers) if is_container else ()
+        children = [(str(i), original._modules[str(layer)]) for i, layer in kept] if is_container else original._modules.items()
+        for key, child in children:
+            if key != "parametrizations":
+                inside = int(key) if is_container else position
+                path = f"{name}.{key}" if name else key
+                module._modules[key] = child if child is None else self._twin_of(child, path, inside, plan, found)
+        return module
+
+    def _own(self, original: nn.Module, name: str, position: int | None) -> dict:
+        """Attributes that the size decides."""
+        values = vars(original)
+        own = {} if position is None else {key: position for key in POSITIONS if isinstance(values.get(key), int)}
+        if original is self.model and self._refresh is not None:
+            own["_call_impl"] = FreshCall(self)
+        if original is self.model and self.cut is not None and not self.cut.is_uniform:
+            own["_get_static_cache_init_shape"] = _nothing
+        if self._evaluating:
+            own["training"] = False
+        # Buffers (rotary frequencies) follow the head size, which is never cut: their owner keeps the full config.
+        if values.get("config") is self.model.config and not (original._buffers and not original._parameters):
+            own["config"] = self.configs.at(position)
+        return own
+
+    def _set_sizes(self, twin: Twin, name: str, position: int | None) -> None:
+        """Set what a module remembers of its sizes, as the Spec declares it."""
+        for attribute, expression in self.layout.attributes_of(name):
+            value = evaluate(expression, self.layout.sizes(self.cut, position))
+            if (buffer := twin.original._buffers.get(attribute)) is not None:
+                twin.own_buffers.add(attribute)
+                twin.module.__dict__.setdefault("_buffers", {})[attribute] = torch.full_like(buffer, value)
+            elif attribute in vars(twin.original):
+                twin.own.add(attribute)
+                vars(twin.module)[attribute] = value
+
+    def _follow(self) -> None:
+        """Take over what has changed in the modules and in the config."""
+        self._is_frozen = False
+        for twin in self._twins:
+            twin.follow()
+        self.configs.follow()
+        watched = [twin.watched() for twin in self._twins]
+        pairs = [pair for each, _ in watched for pair in each]
+        self._watch = Watch([*pairs, (vars(self.model.config), self.configs.known)], [t for _, each in watched for t in each])
+
+    def _fill(self, *, differentiable: bool) -> None:
+        """Slice the supernet's current weights into the twins."""
         tied: dict[tuple, torch.Tensor] = {}
-        copied: list[tuple[nn.Parameter, int]] = []
-        for owner, source_key, module, key, steps in self._targets:
-            source = owner._parameters[source_key]
+        sources, copied = [], []
+        for owner, source_key, module, steps in self._targets:
+            source = weight_of(owner, source_key)
+            if source.is_meta and (hook := offloading_hook(owner)) is not None:
+                source = hook.weights_map[source_key].to(hook.execution_device)
             # The outermost size of a cut is enough to tell two uses of one tied tensor apart.
             identity = (id(source), tuple(id(s) if isinstance(s, torch.Tensor) else s for _, s in steps))
             if identity not in tied:
-                version = source._version
-                tied[identity] = _slice(source, steps, differentiable)
-                if not differentiable and any(isinstance(selection, torch.Tensor) for _, selection in steps):
-                    copied.append((source, version))
-            module._parameters[key] = tied[identity]
-        if not self._is_filled:
-            for _, _, module, _, _ in self._targets:
+                sources.append(source)  # also keeps its id from being another's
+                if differentiable:
+                    tied[identity] = cut_tensor(source, steps)
+                else:
+                    tied[identity] = nn.Parameter(cut_tensor(source.detach(), steps), requires_grad=False)
+                    if any(isinstance(selection, torch.Tensor) for _, selection in steps):
+                        copied.append((source, source._version, *_sample(source)))
+            before = module._parameters.get(source_key)
+            module._parameters[source_key] = tied[identity]
+            if source_key == "weight" and (before is None or before.shape != tied[identity].shape):
                 _sync_sizes(module)
-            self._is_filled = True
-        self._copied = copied  # last: until now another thread has to find it stale
-        return self.module
+        self._is_frozen = not differentiable
+        if not differentiable:
+            self._sources, self._copied = sources, copied
+            self._pointers = [source.data_ptr() for source in sources]
+
+    def release(self) -> None:
+        """Let go of the slices that are copies; the next `prepare` makes them again."""
+        for _, key, module, steps in self._targets:
+            if any(isinstance(selection, torch.Tensor) for _, selection in steps):
+                module._parameters.pop(key, None)
+        self._is_frozen = False
+        self._copied = []
 
     @property
     def whole_embeddings(self) -> list[tuple[nn.Embedding, nn.Parameter]]:
         """The embeddings whose weight is the supernet's own, uncut, with that weight."""
-        uncut = [(module, owner._parameters[source]) for owner, source, module, _, steps in self._targets if not steps]
+        uncut = [(module, weight_of(owner, key)) for owner, key, module, steps in self._targets if not steps]
         return [(module, weight) for module, weight in uncut if isinstance(module, nn.Embedding)]
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether a slice that had to be copied (the heads of a fused matrix) is older than its source."""
-        return any(source._version != version for source, version in self._copied)
+
+def _nothing() -> None:
+    """`generate` would lay out a static cache ahead, with as many heads in every layer; without that, each layer does."""
 
 
-def _slice(source: torch.Tensor, steps: tuple[CutStep, ...], differentiable: bool) -> torch.Tensor:
-    if differentiable:
-        return cut_tensor(source, steps)
-    return nn.Parameter(cut_tensor(source.detach(), steps), requires_grad=False)
+def _sample(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some elements of a tensor, and what they are now: writes through `.data` leave its version as it was."""
+    count = min(SAMPLES, source.numel())
+    sample = source.detach().as_strided((count,), (source.numel() // count,))
+    return sample, sample.clone()
 
 
 def _sync_sizes(module: nn.Module) -> None:
     """Make the sizes that torch's own layers remember agree with their weight."""
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return
-    shape = tuple(weight.shape)
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = shape
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = shape
-    elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = shape
-    elif isinstance(module, Conv1D):
-        module.nx, module.nf = shape
+    shape = tuple(module._parameters["weight"].shape)
+    for kind, names in SHAPES.items():
+        if isinstance(module, kind):
+            vars(module).update(zip(names, shape if len(names) > 1 else (shape,)))
 
 
-def cut_config(full, layout: Layout, cut: Cut):
-    """A copy of a stock config with the sizes of a cut; where layers differ, the values of the first one."""
-    config = copy.deepcopy(full)
+def cut_values(full, layout: Layout, cut: Cut, position: int | None = None) -> dict:
+    """Fields of a stock config whose values a cut decides, in the kept layer at `position`; by default those of the first one,
+    or of all layers where the config has a value for each."""
+    values = {"num_hidden_layers": len(cut.layers)}
     for field in layout.spec.per_layer_config:
-        values = vars(config).get(field)
-        if isinstance(values, (list, tuple)) and len(values) == layout.num_layers:
-            setattr(config, field, [values[layer] for layer in cut.layers])
-    config.num_hidden_layers = len(cut.layers)
-    rows = [layout.config_values(cut, position) for position in range(len(cut.layers))]
+        listed = vars(full).get(field)
+        if isinstance(listed, (list, tuple)) and len(listed) == layout.num_layers:
+            values[field] = [listed[layer] for layer in cut.layers]
+    if position is not None:
+        return {**values, **layout.config_values(cut, position)}
+    rows = [layout.config_values(cut, place) for place in range(len(cut.layers) if not cut.is_uniform else 1)]
     for field, value in rows[0].items():
-        values = [row[field] for row in rows]
-        setattr(config, field, values if field in layout.spec.layered_config and len(set(values)) > 1 else value)
-    return config
+        column = [row[field] for row in rows]
+        values[field] = column if field in layout.spec.layered_config and len(set(column)) > 1 else value
+    return values
 
 
 def stock_config(skeleton: Skeleton):
@@ -249,7 +340,7 @@ def first_difference(skeleton: Skeleton) -> str | None:
 
     The stock class itself is asked: built on the meta device from the stock config, it must have the same modules, the same
     parameter shapes and the same plain attributes (window sizes, attention types, ...) as the skeleton; and both supported
-    major versions of transformers must have words for its config.
+    major versions of transformers must have words for its config. An attribute that no stock module has makes no difference.
     """
     try:
         config = stock_config(skeleton)
@@ -258,24 +349,29 @@ def first_difference(skeleton: Skeleton) -> str | None:
             stock = type(skeleton.module)(config)
     except ValueError as error:
         return str(error)
-    nothing = ("the tree", "at its end")
+    nothing = (("the tree", "at its end"), {})
     pairs = itertools.zip_longest(_describe(skeleton.module), _describe(stock), fillvalue=nothing)
-    for (name, value), (stock_name, stock_value) in pairs:
-        if (name, value) != (stock_name, stock_value):
+    for ((name, kind), values), ((stock_name, stock_kind), stock_values) in pairs:
+        if (name, kind) != (stock_name, stock_kind):
             where = "" if name == stock_name else f"{stock_name} "
-            return f"{name} is {value} where the stock model has {where}{stock_value}"
+            return f"{name} is {kind} where the stock model has {where}{stock_kind}"
+        for key, expected in stock_values.items():
+            if values.get(key) != expected:
+                return f"{name}.{key} is {values.get(key)} where the stock model has {expected}"
     return None
 
 
-def _describe(model: nn.Module) -> Iterator[tuple]:
-    """Module tree, shapes and plain attributes, in a fixed order."""
+def _describe(model: nn.Module) -> Iterator[tuple[tuple, dict]]:
+    """For each module its path and class, and its shapes and plain attributes, in a fixed order."""
+    plain = (bool, int, float, str, tuple, type(None))
     for name, module in model.named_modules():
-        yield name or "model", type(module).__name__
-        for key, parameter in module._parameters.items():
-            yield f"{name}.{key}", None if parameter is None else tuple(parameter.shape)
-        for key, value in sorted(vars(module).items()):
-            if not key.startswith("_") and key not in TRANSIENT and isinstance(value, (bool, int, float, str, tuple, type(None))):
-                yield f"{name}.{key}", value
+        shapes = {key: None if parameter is None else tuple(parameter.shape) for key, parameter in module._parameters.items()}
+        values = {
+            key: value
+            for key, value in sorted(vars(module).items())
+            if not key.startswith("_") and key not in TRANSIENT and isinstance(value, plain)
+        }
+        yield (name or "model", type(module).__name__), {**shapes, **values}
 
 
 MEMORY_LAYOUTS = ("prefix", "standard")

@@ -77,7 +77,7 @@ def add_lora(model: ElasticPreTrainedModel, options: Mapping | None = None) -> P
         options["target_modules"] = default_targets(model)
     matched = _matched(model, options["target_modules"])
     options.setdefault("fan_in_fan_out", all(isinstance(model.base.get_submodule(name), Conv1D) for name in matched))
-    options.setdefault("task_type", TASK_TYPES.get(type(model)))
+    options.setdefault("task_type", next((task for kind, task in TASK_TYPES.items() if isinstance(model, kind)), None))
     if isinstance(model, NEW_HEADS):
         options.setdefault("modules_to_save", _head(model))
     try:

@@ -158,7 +158,7 @@ def views(console: Console) -> None:
     fresh = []
     for _ in range(12):
         subnet = model.space.sample(generator)
-        model._reset_views()
+        model.forget_views()
         start = time.perf_counter()
         model.view(subnet)
         fresh.append(time.perf_counter() - start)

@@ -83,7 +83,7 @@ def test_a_training_step_of_a_size_equals_that_of_the_extracted_model(model_type
     plan = model.layout.plan(model.resolve(SMALL))
     compared = 0
     for name, parameter in view.named_parameters():
-        source, steps = plan[name]
+        source, steps = plan[name][0].name, plan[name][1]
         gradient = model.get_parameter(source).grad
         if gradient is not None:
             for position, selection in steps:

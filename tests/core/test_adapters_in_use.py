@@ -1,7 +1,6 @@
 """LoRA adapters of peft that come and go: switches, merging, other adapters, and what is refused."""
 
 import copy
-import timeit
 
 import peft
 import pytest
@@ -200,21 +199,11 @@ def test_what_cannot_be_cut_is_refused_by_name(name):
     model = classifier("bert")
     peft_model = get_peft_model(model, make())
     acts = [model.view, model.select, model.resolve, model.num_parameters_of, model.flops_of]
-    for act in [*acts, lambda _: model(**batch()), lambda _: model.counts]:
+    for act in [*acts, lambda _: model.counts]:
         with pytest.raises(ValueError, match=parameter + r".*supported: plain LoRA"):
             act(SMALL)
     peft_model.unload()
     model.view(SMALL)
-
-
-@pytest.mark.parametrize("with_adapter", [False, True])
-def test_looking_for_changes_is_cheap(with_adapter):
-    model = classifier("bert", num_hidden_layers=12)
-    if with_adapter:
-        get_peft_model(model, lora("bert", target_modules=["query", "value"]))
-    model.view(SMALL)
-    seconds = min(timeit.repeat(lambda: model.view(SMALL), number=100, repeat=20)) / 100
-    assert seconds < 100e-6  # 5 and 14 microseconds where it was written
 
 
 def test_transformers_own_adapters_work_too(tmp_path):

@@ -70,7 +70,7 @@ def test_a_size_made_after_hidden_states_were_recorded(model_type):
     model = elastic_lm(model_type)
     subnet = {"num_hidden_layers": 2, "intermediate_size": 16}
     expected = model.extract(subnet)(**batch()).logits
-    model._reset_views()
+    model.forget_views()
     model(**batch(), output_hidden_states=True)
     torch.testing.assert_close(model.view(subnet)(**batch()).logits, expected, atol=TOLERANCE, rtol=0)
 

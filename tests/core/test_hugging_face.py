@@ -73,7 +73,7 @@ def test_from_base_passes_keywords_on(tmp_path):
 )
 def test_from_config(auto_class, elastic_class):
     model = auto_class.from_config(ElasticConfig(base_config=config_of("gpt2"), space=SPACE, subnets=SUBNETS))
-    assert type(model) is elastic_class
+    assert isinstance(model, elastic_class)
     assert model.base.config.n_embd == 32
     inputs = batch()
     for subnet in (None, "small"):

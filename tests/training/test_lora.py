@@ -182,7 +182,7 @@ def adapter(tmp_path_factory):
 def test_an_adapter_folder_is_a_model_for_the_commands(adapter, tmp_path, capsys):
     folder, expected = adapter
     model = load_elastic(str(folder))
-    assert type(model) is ElasticForSequenceClassification
+    assert isinstance(model, ElasticForSequenceClassification)
     torch.testing.assert_close(model.view(SMALL)(**batch()).logits, expected, atol=1e-5, rtol=0)
     subnet = {"num_hidden_layers": 2}
     options = ["--subnet", json.dumps(subnet), "--output_dir", str(tmp_path / "out")]

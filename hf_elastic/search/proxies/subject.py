@@ -14,7 +14,7 @@ from ...core.errors import UserError
 from ...core.layout import Cut, Layout
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...core.shapes import Dim
-from ...core.skeleton import copy_tree
+from ...core.skeleton import Skeleton
 from ...core.spec import spec_for
 from .shapes import ATTENTION, FFN, parts_of
 
@@ -62,7 +62,7 @@ class Subject:
         else:
             self.layout = Layout(spec_for(model.config.model_type), model)
             self.cut, stock = self.layout.resolve(None), model
-        self.module = copy_tree(stock).eval()
+        self.module = Skeleton(stock, None, None, evaluating=True).prepare(None, differentiable=False)
         self.matrices = _find_matrices(self.layout, self.cut, self.module)
 
     def sizes(self, position: int) -> dict[str, int]:
@@ -93,15 +93,13 @@ class Subject:
 
 def _find_matrices(layout: Layout, cut: Cut, module: nn.Module) -> list[Matrix]:
     parts = parts_of(layout)
-    entries = {entry.name: entry for entry in layout.entries}
     found = []
-    for name, (source, _) in layout.plan(cut).items():
-        entry = entries[source]
-        if parts.get(source) not in (ATTENTION, FFN) or len(entry.dims) != 2:
+    for name, (entry, _) in layout.plan(cut).items():
+        if parts.get(entry.name) not in (ATTENTION, FFN) or len(entry.dims) != 2:
             continue
         path = name.removesuffix(".weight")
         inward, outward = entry.dims if isinstance(module.get_submodule(path), Conv1D) else reversed(entry.dims)
-        found.append(Matrix(path, parts[source], cut.layers.index(entry.layer), inward, outward))
+        found.append(Matrix(path, parts[entry.name], cut.layers.index(entry.layer), inward, outward))
     return found
 
 

@@ -1,0 +1,238 @@
+"""Modules that run for others: a twin does what its original does now, but for what a size changes.
+
+A size needs a module tree of its own, since its weights are slices and its attributes other numbers. Everything else (flags,
+hooks, buffers, kernels, dropout rates, a replaced `forward`) stays the original's: before a size runs, what has changed in
+the originals since the last time is copied over. Finding out that nothing has takes half a microsecond a module, and
+asks nothing of whoever changes a module, so there is no list of changes that have to be announced.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import itertools
+import types
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from .errors import UserError
+
+# What a twin fills and builds by itself.
+FILLED = ("_parameters", "_modules")
+TENSORS = ("_parameters", "_buffers")
+# How an instance is called if not as its class is: bound to the original, or compiled with its weights.
+CALLS = ("_compiled_call_impl", "_call_impl")
+PLAIN = (dict, OrderedDict)
+NOTHING: dict = {}
+_MISSING = object()
+
+
+def is_registry(key: str, value: object) -> bool:
+    """Whether an attribute is one of the dicts in which a module keeps its parts: hooks, buffers and the like."""
+    return key.startswith("_") and isinstance(value, dict)
+
+
+class Twin:
+    """A module that follows another one.
+
+    Args:
+        original: whom to follow.
+        own: attributes that a size decides, with their values; they are never copied.
+        module: an object to turn into the twin; default: a new one.
+
+    Attributes:
+        original: as given.
+        module: the twin, an instance of the original's class (without parametrizations), without parameters and children.
+        own: names of the attributes that a size decides; more may be added before the first `follow`.
+        own_buffers: names of buffers that a size decides.
+    """
+
+    def __init__(self, original: nn.Module, own: Mapping, module: nn.Module | None = None):
+        self.original = original
+        self.own = {*FILLED, *CALLS, *own}
+        self.own_buffers: set[str] = set()
+        self._known: dict = {}
+        self._known_registries: dict[str, dict] = {}
+        self._computed = computed_weights(original)
+        self._raw = tuple(f"{name}_" for name in self._computed)
+        self.own |= self._computed.keys()
+        self._offloading = offloading_hook(original)
+        if self._offloading is not None:  # it would bring back the original's weights
+            self.own |= {"forward", "_old_forward", "_hf_hook"}
+        kind = type(original)
+        if "parametrizations" in original._modules:
+            kind = kind.__mro__[1]  # torch derives a class whose properties compute the weights
+        self.module = object.__new__(kind) if module is None else module
+        self.module.__class__ = kind
+        absent = {name: None for name, parameter in original._parameters.items() if parameter is None}
+        self.module.__dict__ = {"_parameters": absent, "_modules": {}, "_compiled_call_impl": None, **own}
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the original has other children, or gets its weights in another way, than when the twin was made."""
+        original = self.original
+        if not _same(self._known_registries["_modules"], original._modules):
+            return True
+        return not _same(self._computed, computed_weights(original)) or offloading_hook(original) is not self._offloading
+
+    def follow(self) -> None:
+        """Take over what has changed in the original since the last time.
+
+        Raises:
+            UserError: somebody has replaced the original's `forward` by one that runs the original's weights.
+        """
+        twin, known, now, own = self.module.__dict__, self._known, self.original.__dict__, self.own
+        for key, value in now.items():
+            if key[0] == "_" and isinstance(value, dict):
+                before = self._known_registries.get(key)
+                if not (value or before) and type(value) in PLAIN:
+                    if before is None and key not in FILLED:
+                        twin[key] = type(value)()
+                    self._known_registries[key] = NOTHING
+                elif not _same(before, value):
+                    if key not in FILLED:
+                        self._follow_registry(key, value, twin)
+                    self._known_registries[key] = dict(value)
+            elif known.get(key, _MISSING) is not value and key not in own:
+                twin[key] = self._rebound(key, value) if callable(value) else value
+        for key in known.keys() - now.keys() - own:
+            twin.pop(key, None)
+        self._known = dict(now)
+
+    def _follow_registry(self, key: str, value: dict, twin: dict) -> None:
+        before = self._known_registries.get(key, {})
+        # Somebody may have put hooks on the twin alone.
+        own = {name: item for name, item in twin.get(key, {}).items() if name not in before or self._owns(key, name, item)}
+        kept = {name: item for name, item in value.items() if not self._owns(key, name, item)}
+        registry = copy.copy(value)  # of the same kind
+        registry.clear()
+        registry.update({**kept, **own})
+        twin[key] = registry
+
+    def _owns(self, key: str, name: object, item: object) -> bool:
+        if key == "_buffers":
+            return name in self.own_buffers or (bool(self._raw) and name.startswith(self._raw))
+        return any(item is computer for computer in self._computed.values())
+
+    def watched(self) -> tuple[list[tuple[dict, dict]], list[dict]]:
+        """Pairs of a dict of the original and what was in it at the last `follow`; and its dicts of tensors."""
+        pairs, tensors = [(self.original.__dict__, self._known)], []
+        for key, known in self._known_registries.items():
+            if key in TENSORS:
+                tensors.append(self.original.__dict__[key])
+            elif "state_dict" not in key:  # not for a forward pass
+                pairs.append((self.original.__dict__[key], known))
+        return pairs, tensors
+
+    def _rebound(self, key: str, value: object) -> object:
+        """What is bound to the original, bound to the twin: accelerate and others replace `forward` on the instance."""
+        if isinstance(value, types.MethodType) and value.__self__ is self.original:
+            return types.MethodType(value.__func__, self.module)
+        if isinstance(value, functools.partial) and any(arg is self.original for arg in value.args):
+            args = [self.module if arg is self.original else arg for arg in value.args]
+            return functools.update_wrapper(functools.partial(value.func, *args, **value.keywords), type(self.module).forward)
+        if key == "forward" and self._reaches(value):
+            raise UserError(
+                f"forward of a {type(self.original).__name__} was replaced by {getattr(value, '__qualname__', value)}, which "
+                "runs the full size's weights: bind a function to the module instead (types.MethodType), or run the full size"
+            )
+        return value
+
+    def _reaches(self, value: object) -> bool:
+        """Whether a function holds the original, or something bound to it."""
+        held = [getattr(value, "__wrapped__", None), *(getattr(value, "__defaults__", None) or ())]
+        if isinstance(value, types.FunctionType):
+            held += inspect.getclosurevars(value).nonlocals.values()
+        return any(one is self.original or getattr(one, "__self__", None) is self.original for one in held)
+
+
+def _same(known: Mapping | None, now: Mapping) -> bool:
+    return known is not None and len(known) == len(now) and all(known.get(k, _MISSING) is value for k, value in now.items())
+
+
+def computed_weights(module: nn.Module) -> dict[str, object]:
+    """Weights that are no parameters but follow from some: name -> who computes it (a mask, a norm or a parametrization)."""
+    computed = dict(module._modules["parametrizations"].items()) if "parametrizations" in module._modules else {}
+    for hook in module._forward_pre_hooks.values():
+        name = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)  # of pruning; of weight and spectral norm
+        if isinstance(name, str) and type(hook).__module__.startswith("torch.nn.utils."):
+            computed[name] = hook
+    return computed
+
+
+def offloading_hook(module: nn.Module) -> object | None:
+    """The hook of accelerate that keeps a module's weights on the CPU or on disk, and brings them back for its forward."""
+    hook = vars(module).get("_hf_hook")
+    return next((one for one in getattr(hook, "hooks", [hook]) if getattr(one, "offload", False)), None)
+
+
+def weight_of(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter, or what takes its place: computed now where it is computed, or as `nn.DataParallel` leaves it in replicas."""
+    parameter = module._parameters.get(name)
+    if parameter is not None:
+        return parameter
+    hook = computed_weights(module).get(name)
+    if hook is not None and not isinstance(hook, nn.Module):
+        hook(module, ())
+    return getattr(module, name)
+
+
+def weights_in(module: nn.Module) -> list[str]:
+    """Names of the weights of a module itself: a masked, normed or parametrized one in place of what it is computed from."""
+    names = [name for name, parameter in module._parameters.items() if parameter is not None]
+    if not (computed := computed_weights(module)):
+        return names
+    return [*(name for name in names if not name.startswith(tuple(f"{one}_" for one in computed))), *computed]
+
+
+def named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights under the names that they have in the stock model, tied ones under each of theirs.
+
+    As `named_parameters(remove_duplicate=False)`, but a weight that is masked, normed or parametrized comes in place of the
+    parameters that it is computed from.
+    """
+    weights = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if "parametrizations" not in path.split("."):
+            for name in weights_in(module):
+                weights[f"{path}.{name}" if path else name] = weight_of(module, name)
+    return weights
+
+
+class Watch:
+    """Whether anything has been replaced, added or taken away in some dicts.
+
+    Args:
+        pairs: a dict, and what was in it.
+        tensors: dicts of tensors, as they are now.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[dict, dict]], tensors: Iterable[dict]):
+        pairs, tensors = list(pairs), list(tensors)
+        self._empty = [live for live, known in pairs if not known] + [live for live in tensors if not live]
+        self._live = [live for live, known in pairs if known]
+        self._known = [known for _, known in pairs if known]
+        self._tensors = [live for live in tensors if live]
+        self._kept = [dict(live) for live in self._tensors]  # so that nothing else gets their ids
+        self._ids = self._identities()
+
+    def __reduce__(self):
+        """A copy of a model has dicts of its own: what is known of these is nothing."""
+        return Watch, ([({}, {}), ({"copied": True}, {"copied": False})], [])
+
+    def _identities(self) -> list[int]:
+        # Comparing tensors with each other would compute, and over processes wait.
+        return list(map(id, itertools.chain.from_iterable(map(dict.values, self._tensors))))
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there is anything new."""
+        try:
+            # Values are compared only where they are not the same object.
+            return any(self._empty) or self._live != self._known or self._identities() != self._ids
+        except (RuntimeError, ValueError, TypeError):  # an array in place of another has no truth value
+            return True
