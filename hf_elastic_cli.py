@@ -337,6 +337,9 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             return fail(str(error))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if command == "quickstart" and sys.platform == "linux":
+        # Read when torch is loaded. Threads that wait spin by default: on a busy machine, a step then took four times as long.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hf_elastic.cli.main import run
 
     return run(command, rest, debug=len(arguments) < len(argv))
