@@ -14,6 +14,7 @@ from ..core.space import Subnet
 from ..search import Frontier
 from ..search.objectives import COUNTS, OBJECTIVES
 from ..search.picture import value_text
+from ..utils.files import reading
 
 COSTS = (*COUNTS, *(objective.name for objective in OBJECTIVES.values() if objective.unit))
 # What Trainer adds to the metrics of an evaluation; it is of the machine, not of the model.
@@ -109,17 +110,13 @@ def from_evaluation(model: ElasticPreTrainedModel, path: str | Path) -> list[Mea
         UserError: there is no such file, it holds no evaluation, or a size of another model.
     """
     found = []
-    try:
+    with reading(path, "results", "holds no evaluation of this model"):
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         for name, size in data["sizes"].items():
             cut = model.resolve(size["subnet"] if isinstance(size["subnet"], Mapping) else name)
             for task, score in size["scores"].items():
                 text = f"{score['value']:.4g}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.2g}")
                 found.append(Measurement(cut, data["tasks"][task]["metric"], score["value"], text, task))
-    except OSError as error:
-        raise UserError(f"cannot read the results {path}: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} holds no evaluation: {type(error).__name__}: {error}") from error
     return found
 
 
