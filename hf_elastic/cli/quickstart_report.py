@@ -93,8 +93,8 @@ def print_result(model, data, chosen, folder: Path, rows: dict[str, int], seed: 
             latencies.update(measure_latency(calls, repeats=60, min_rounds=20, budget_seconds=MOST_SECONDS, seed=seed))
     table = Table()
     headers = ["size", "layers x ffn", "parameters", f"GFLOPs, 1 x {length} tokens", "latency (95% interval)", "faster"]
-    for header in (*headers, f"% right, {split} (95% interval)"):
-        table.add_column(header, no_wrap=header in ("size", "layers x ffn", "parameters") or "interval" in header)
+    for header in (*headers, "% right (interval)"):
+        table.add_column(header, no_wrap=not header.startswith("GFLOPs"))
     hits = {}
     for name, (subnet, runner) in runners.items():
         spelled = model.subnet(subnet)
