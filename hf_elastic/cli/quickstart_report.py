@@ -44,7 +44,8 @@ def classify_elsewhere(export: Path, data, console) -> None:
     if result.returncode:
         raise UserError(f"the exported checkpoint does not load alone: {result.stderr.strip().splitlines()[-1]}")
     model_class, label, score = result.stdout.strip().splitlines()[-1].split("|")
-    console.print(f'loaded as {model_class}; "{" | ".join(texts)[:100]}" -> {label} ({score})', highlight=False)
+    line = f'loaded as {model_class}; "{" | ".join(texts)[:100]}" -> {label} ({score})'
+    console.print(line, highlight=False, markup=False)  # code has brackets
 
 
 def print_result(model, data, chosen, folder: Path, rows: dict[str, int], seed: int, console) -> None:

@@ -103,7 +103,7 @@ def test_quickstart(tmp_path):
     """The real model on few rows: every step runs."""
     (tmp_path / "data").mkdir()
     for split, count in (("train", 64), ("validation", 40), ("test", 40)):
-        pairs = [(i % 2, f"get the value {i}", f"return the value {i + 1 - i % 2}") for i in range(count)]
+        pairs = [(i % 2, f"get the value {i}", f"return the [value] {i + 1 - i % 2}") for i in range(count)]
         lines = "\n".join(f"{'own' if label else 'other'}\t{one}\t{two}" for label, one, two in pairs)
         (tmp_path / "data" / f"{split}.tsv").write_text(f"label\tsentence1\tsentence2\n{lines}\n")
     out = tmp_path / "quickstart"
@@ -120,6 +120,7 @@ def test_quickstart(tmp_path):
         assert json.loads((out / "export" / name / "parity.json").read_text())["passed"]
     for words in (
         "transformers.models.bert.modeling_bert.BertForSequenceClassification",
+        "| return the [value] ",
         "timed here:",
         "sizes, 15 there",
         "full - smallest:",
