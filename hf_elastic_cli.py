@@ -32,55 +32,37 @@ class Command:
 
     Attributes:
         summary: for the usage.
-        options: `module:class` of each dataclass that it parses.
-        defaults: `module:name` of a mapping of defaults that differ from those of the dataclasses.
+        config: `module:class` in hf_elastic of the options that it shares with Python; those of its own are in its file, and
+            there may be `DEFAULTS` that differ from those of the dataclasses.
         resume: what to do after an interruption.
         note: for the help page.
     """
 
     summary: str
-    options: tuple[str, ...]
-    defaults: str = ""
+    config: str = ""
     resume: str = ""
     note: str = ""
 
 
 COMMANDS = {
-    "quickstart": Command(
-        "convert, train, search and export a real model, offline, in minutes", ("hf_elastic.cli.quickstart:QuickstartArguments",)
-    ),
-    "convert": Command(
-        "make a checkpoint elastic", ("hf_elastic.cli.convert:ConvertArguments", "hf_elastic.cli.convert:ConvertConfig")
-    ),
+    "quickstart": Command("convert, train, search and export a real model, offline, in minutes"),
+    "convert": Command("make a checkpoint elastic", "cli.convert:ConvertConfig"),
     "train": Command(
         "train the sizes of an elastic model together",
-        ("hf_elastic.cli.train:TrainArguments", "hf_elastic.training.arguments:ElasticTrainingArguments"),
-        defaults="hf_elastic.cli.train:DEFAULTS",
+        "training.arguments:ElasticTrainingArguments",
         resume="The same command with --resume_from_checkpoint true goes on from the last checkpoint.",
     ),
-    "measure": Command(
-        "measure latency and peak memory of sizes on this machine",
-        ("hf_elastic.cli.measure:MeasureArguments", "hf_elastic.measure.config:MeasureConfig"),
-    ),
-    "search": Command(
-        "find the best sizes on this machine",
-        ("hf_elastic.cli.search:SearchArguments", "hf_elastic.search.config:SearchConfig"),
-        resume=RESUME,
-    ),
+    "measure": Command("measure latency and peak memory of sizes on this machine", "measure.config:MeasureConfig"),
+    "search": Command("find the best sizes on this machine", "search.config:SearchConfig", RESUME),
     "evaluate": Command(
-        "score sizes on zero-shot tasks, next to parameters and latency",
-        ("hf_elastic.cli.evaluate:EvaluateArguments", "hf_elastic.evaluation.config:EvaluationConfig"),
-        resume=RESUME,
+        "score sizes on zero-shot tasks, next to parameters and latency", "evaluation.config:EvaluationConfig", RESUME
     ),
-    "export": Command(
-        "write a size as a standard checkpoint, ONNX or another format",
-        ("hf_elastic.cli.export:ExportArguments", "hf_elastic.export.config:ExportConfig"),
-    ),
+    "export": Command("write a size as a standard checkpoint, ONNX or another format", "export.config:ExportConfig"),
     "push": Command(
         "upload an elastic checkpoint and sizes of it to the Hugging Face Hub",
-        ("hf_elastic.cli.push:PushArguments", "hf_elastic.hub.config:PushConfig"),
-        resume=RESUME,
-        note="Each gets a model card. The token is that of HF_TOKEN or of `hf auth login`. What has arrived is not sent again.",
+        "hub.config:PushConfig",
+        RESUME,
+        "Each gets a model card. The token is that of HF_TOKEN or of `hf auth login`. What has arrived is not sent again.",
     ),
 }
 
@@ -241,7 +223,14 @@ def _options(module: str, node: ast.ClassDef) -> Iterator[Option]:
 
 def groups(command: str) -> list[Group]:
     """The options of a command, dataclass by dataclass."""
-    return [group for place in COMMANDS[command].options for group in groups_of(*place.split(":")) if group.options]
+    places = [f"cli.{command}:{command.capitalize()}Arguments", *filter(None, [COMMANDS[command].config])]
+    return [group for place in places for group in groups_of(*f"hf_elastic.{place}".split(":")) if group.options]
+
+
+def defaults_of(command: str) -> dict[str, object]:
+    """Defaults of a command that differ from those of its dataclasses."""
+    module = f"hf_elastic.cli.{command}"
+    return value_of(module, "DEFAULTS") if "DEFAULTS" in _names(module) else {}
 
 
 def usage() -> str:
@@ -254,10 +243,9 @@ def usage() -> str:
 def help_of(command: str) -> str:
     """The help page of a command: required options first in their group."""
     width = min(shutil.get_terminal_size().columns, 120)
-    summary, defaults = COMMANDS[command].summary, COMMANDS[command].defaults
-    text = f"{summary[0].upper()}{summary[1:]}. A recipe has the same keys; the command line wins. {COMMANDS[command].note}"
+    about, changed = COMMANDS[command], defaults_of(command)
+    text = f"{about.summary[0].upper()}{about.summary[1:]}. A recipe has the same keys; the command line wins. {about.note}"
     lines = [f"usage: hf-elastic {command} [recipe.yaml] [--key value ...]", "", *textwrap.wrap(text, width)]
-    changed = value_of(*defaults.split(":")) if defaults else {}
     for group in groups(command):
         lines += ["", group.title]
         for option in sorted(group.options.values(), key=lambda option: option.default is not None):
@@ -337,6 +325,9 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             return fail(str(error))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if command == "quickstart" and sys.platform == "linux":
+        # Read when torch is loaded. Threads that wait spin by default: on a busy machine, a step then took four times as long.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hf_elastic.cli.main import run
 
     return run(command, rest, debug=len(arguments) < len(argv))

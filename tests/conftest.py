@@ -37,10 +37,11 @@ def _frozen_garbage():
 
 @pytest.fixture(autouse=True)
 def _environment():
-    """TrainingArguments tell accelerate of bf16 (transformers 4.57), FSDP and compilers through the environment, for good."""
+    """TrainingArguments tell accelerate of bf16 (transformers 4.57), FSDP and compilers through the environment, for good; so
+    does the quickstart how threads wait."""
     before = dict(os.environ)
     yield
-    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "OMP_WAIT"))]:
         if name not in before:
             del os.environ[name]
 

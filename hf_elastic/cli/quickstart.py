@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +16,6 @@ from .common import parse
 
 # Sizes that a stock BERT can have, so that every one of them can leave as a standard checkpoint.
 SHARES = {"num_hidden_layers": (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1), "intermediate_size": (1 / 4, 1 / 2, 1)}
-# Threads that wait for others sleep. torch's spin by default: on a machine that is busy, a step then took four times as long.
-SLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
-RESTART = "import sys; from hf_elastic.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @dataclass
@@ -57,20 +52,10 @@ class QuickstartArguments:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command, in a process whose waiting threads sleep."""
+    """Run the command."""
     (args,) = parse([QuickstartArguments], argv, "quickstart")
-    _let_waiting_threads_sleep(argv)
     run(args)
     return 0
-
-
-def _let_waiting_threads_sleep(argv: list[str]) -> None:
-    """Start this command again with `SLEEP`, which is read when torch is loaded; not where it is called from Python."""
-    import torch
-
-    is_settled = "OMP_WAIT_POLICY" in os.environ or torch.get_num_threads() == 1
-    if not is_settled and sys.platform == "linux" and sys.argv[1:] == ["quickstart", *argv]:
-        os.execve(sys.executable, [sys.executable, "-c", RESTART, "quickstart", *argv], {**os.environ, **SLEEP})
 
 
 def run(args: QuickstartArguments) -> None:

@@ -106,7 +106,7 @@ def collect_docstrings(root: Path, min_length: int = 32, *, with_code: bool = Fa
         Docstring(path.relative_to(root).parts[0], path.relative_to(root).as_posix(), text)
         for path in files
         if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)
-        for text in (*_docstrings_in(path), *(_code_in(path) if with_code else ()))
+        for text in _texts_in(path, with_code)
         if len(text) >= min_length
     ]
 
@@ -161,17 +161,27 @@ def assign_files(docstrings: Iterable[Docstring], seed: int, shares: Mapping[str
     return splits
 
 
-def _docstrings_in(path: Path) -> Iterable[str]:
-    """Yield the docstrings of one source file with white space normalised; empty ones come as empty strings."""
-    # Bytes, not text: ast then honours the file's own encoding declaration.
-    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
+def _texts_in(path: Path, with_code: bool) -> Iterator[str]:
+    """Yield the docstrings of one source file, each on one line, empty ones as empty strings.
+
+    With `with_code` its blocks of comments follow, and the code of its functions without docstrings.
+    """
+    source = path.read_bytes()  # not text: ast then honours the file's own encoding declaration
+    nodes = list(ast.walk(ast.parse(source, filename=str(path))))
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield " ".join((ast.get_docstring(node, clean=False) or "").split())
+    if not with_code:
+        return
+    yield from _comments_in(source)
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[ast.get_docstring(node, clean=False) is not None :]
+            yield " ".join(" ".join(map(ast.unparse, body)).split())
 
 
-def _code_in(path: Path) -> Iterator[str]:
-    """Yield the blocks of comments of one source file, and the code of its functions without docstrings, each on one line."""
-    source = path.read_bytes()
+def _comments_in(source: bytes) -> Iterator[str]:
+    """Yield each block of comments on one line."""
     block: list[str] = []
     last = 0
     for token in tokenize.tokenize(io.BytesIO(source).readline):
@@ -182,10 +192,6 @@ def _code_in(path: Path) -> Iterator[str]:
             block += token.string.lstrip("#!: ").split()
             last = token.start[0]
     yield " ".join(block)
-    for node in ast.walk(ast.parse(source, filename=str(path))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body[ast.get_docstring(node, clean=False) is not None :]
-            yield " ".join(" ".join(map(ast.unparse, body)).split())
 
 
 def _to_dataset(rows: list[Docstring], splits: dict[str, str], split: str, features: Features, seed: int) -> Dataset:

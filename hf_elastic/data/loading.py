@@ -21,14 +21,12 @@ from .docstrings import build_docstrings, build_texts
 
 logger = logging.getLogger(__name__)
 
-STDLIB_DOCSTRINGS = "stdlib-docstrings"
-STDLIB_TEXTS = "stdlib-texts"
+BUILT = {"stdlib-docstrings": build_docstrings, "stdlib-texts": build_texts}
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "validation_matched": "validation"}
 SPLITS = ("train", "validation", "test")
 ACCEPTED = (
-    f"accepted are {STDLIB_DOCSTRINGS!r}, {STDLIB_TEXTS!r}, "
-    f"a folder written by DatasetDict.save_to_disk, a folder with a train file (and "
+    f"accepted are {', '.join(map(repr, BUILT))}, a folder written by DatasetDict.save_to_disk, a folder with a train file (and "
     f"validation, valid, val, dev or test files) or one file ending in {', '.join(READERS)} (.gz too), or a Hub data set id"
 )
 HEADERLESS_COLUMNS = ["label", "sentence1", "sentence2"]
@@ -37,17 +35,15 @@ VALIDATION_SHARE = 0.1
 PAIRS = "sentence1+sentence2 premise+hypothesis question+sentence question1+question2 question+passage question+context"
 TEXT_PAIRS = tuple(tuple(pair.split("+")) for pair in PAIRS.split())
 TEXT_SINGLES = (("text",), ("sentence",), ("sentence1",), ("content",), ("question",))
-LABEL_NAMES = (("label",), ("labels",))
 
 
 def load_text_dataset(name: str, *, config: str | None = None, seed: int = 0) -> DatasetDict:
     """Load a text data set with the splits `train` and `validation`, and `test` where there is one.
 
     Args:
-        name: `"stdlib-docstrings"`, `"stdlib-texts"`,
-            a local folder or file, or a Hub id; see `ACCEPTED`. Tab-separated files are read the
-            GLUE way, without quoting; one whose first line starts with an integer has no header line and gets the columns
-            `label`, `sentence1` and, with a third column, `sentence2`. Text files give one row per line, in `text`.
+        name: `"stdlib-docstrings"`, `"stdlib-texts"`, a local folder or file, or a Hub id; see `ACCEPTED`. Tab-separated files
+            are read the GLUE way, without quoting; one whose first line starts with an integer has no header line and gets the
+            columns `label`, `sentence1` and, with a third column, `sentence2`. Text files give one row per line, in `text`.
         config: configuration of a Hub data set, such as `sst2` of `glue`.
         seed: which tenth of `train` becomes `validation` where the data has no such split.
 
@@ -57,13 +53,11 @@ def load_text_dataset(name: str, *, config: str | None = None, seed: int = 0) ->
             for data which is not on the Hub.
     """
     path = Path(name).expanduser()
-    local = name in (STDLIB_DOCSTRINGS, STDLIB_TEXTS) or path.exists()
+    local = name in BUILT or path.exists()
     if local and config is not None:
         raise UserError(f"config={config!r}: {name} is not on the Hub, only Hub data sets have configurations")
-    if name == STDLIB_DOCSTRINGS:
-        return build_docstrings(seed)
-    if name == STDLIB_TEXTS:
-        return build_texts(seed)
+    if name in BUILT:
+        return BUILT[name](seed)
     if local:
         dataset = _read_folder(path) if path.is_dir() else DatasetDict({"train": _read_file(path)})
     else:
@@ -96,7 +90,7 @@ def columns_of(
         for column in text_columns:
             if rows.features[column] not in (Value("string"), Value("large_string")):
                 raise UserError(f"split {split!r}: text column {column!r} must hold strings, found {rows.features[column]}")
-    labels = LABEL_NAMES if label is None else ((label,),)
+    labels = (("label",), ("labels",)) if label is None else ((label,),)
     return text_columns, _first_present(dataset, "label", labels)[0] if labelled else None
 
 

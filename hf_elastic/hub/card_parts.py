@@ -14,6 +14,7 @@ from ..core.space import Subnet
 from ..search import Frontier
 from ..search.objectives import COUNTS, OBJECTIVES
 from ..search.picture import value_text
+from ..utils.files import reading
 
 COSTS = (*COUNTS, *(objective.name for objective in OBJECTIVES.values() if objective.unit))
 # What Trainer adds to the metrics of an evaluation; it is of the machine, not of the model.
@@ -109,17 +110,13 @@ def from_evaluation(model: ElasticPreTrainedModel, path: str | Path) -> list[Mea
         UserError: there is no such file, it holds no evaluation, or a size of another model.
     """
     found = []
-    try:
+    with reading(path, "results", "holds no evaluation of this model"):
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         for name, size in data["sizes"].items():
             cut = model.resolve(size["subnet"] if isinstance(size["subnet"], Mapping) else name)
             for task, score in size["scores"].items():
                 text = f"{score['value']:.4g}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.2g}")
                 found.append(Measurement(cut, data["tasks"][task]["metric"], score["value"], text, task))
-    except OSError as error:
-        raise UserError(f"cannot read the results {path}: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} holds no evaluation: {type(error).__name__}: {error}") from error
     return found
 
 
@@ -166,22 +163,19 @@ def size_table(
         sequence_length: of the counted FLOPs (tokens).
         links: name -> where that size is by itself, in Markdown.
     """
-
-    def counts(size: str | None) -> tuple[int, int]:
-        return model.num_parameters_of(size), model.flops_of(size, sequence_length=sequence_length)
-
-    found, rows = columns(measurements), []
-    for name in names:
-        rows.append(
-            [
-                f"`{name}`",
-                kept_text(model.subnet(name)),
-                *map(counted, counts(name), counts(None)),
-                model.portability_of(name),
-                (links or {}).get(name, ""),
-                *(cell(measurements, model.resolve(name), column) for column in found),
-            ]
-        )
+    found = columns(measurements)
+    rows = [
+        [
+            f"`{name}`",
+            kept_text(model.subnet(name)),
+            counted(model.num_parameters_of(name), model.num_parameters_of(None)),
+            counted(*(model.flops_of(size, sequence_length=sequence_length) for size in (name, None))),
+            model.portability_of(name),
+            (links or {}).get(name, ""),
+            *(cell(measurements, model.resolve(name), column) for column in found),
+        ]
+        for name in names
+    ]
     return markdown_table(["size", "what it keeps", "parameters", "FLOPs", "kind", "by itself", *found], rows)
 
 
@@ -212,32 +206,26 @@ def parity_table(records: Mapping[str, Mapping]) -> str | None:
 def machine_text(frontier: Frontier) -> str | None:
     """The machine and the settings that a frontier was measured with; None where the file does not say."""
     facts = [*frontier.facts.get("machine", {}).items(), *frontier.facts.get("settings", {}).items()]
-    if not facts:
-        return None
     texts = [(key.replace("_", " "), value if isinstance(value, str) else json.dumps(value)) for key, value in facts if value]
-    return "\n".join(["Latency is a median, in brackets its 95% interval.", "", *(f"- {key}: {text}" for key, text in texts)])
+    lines = ["Latency is a median, in brackets its 95% interval.", "", *(f"- {key}: {text}" for key, text in texts)]
+    return "\n".join(lines) if facts else None
 
 
 def kept_text(subnet: Subnet) -> str:
     """A subnet in words: "3 layers, 12 num_attention_heads, 768 intermediate_size"; of sizes per layer the range."""
     texts = []
     for axis, value in subnet.items():
-        if axis == "layers":
-            texts.append(f"{len(value)} layers")
-        elif isinstance(value, tuple):
-            low, high = min(value), max(value)
-            texts.append(f"{axis} {low}" if low == high else f"{axis} {low} to {high}")
-        else:
-            texts.append(f"{axis} {value}")
+        low, high = (min(value), max(value)) if isinstance(value, tuple) else (value, value)
+        kept = f"{axis} {low}" if low == high else f"{axis} {low} to {high}"
+        texts.append(f"{len(value)} layers" if axis == "layers" else kept)
     return ", ".join(texts)
 
 
 def counted(value: int, full: int) -> str:
     """A count with its unit, and as a share of the full size."""
-    number = next(
-        (f"{value / 10**power:.3g} {unit}" for power, unit in ((9, "G"), (6, "M"), (3, "k")) if value >= 10**power), value
-    )
-    return f"{number}" if value == full else f"{number} ({value / full:.0%})"
+    units = ((9, " G"), (6, " M"), (3, " k"), (0, ""))
+    number = next(f"{value / 10**power:.3g}{unit}" for power, unit in units if value >= 10**power or not power)
+    return number if value == full else f"{number} ({value / full:.0%})"
 
 
 # --- how to load --------------------------------------------------------------------------------------------------------------

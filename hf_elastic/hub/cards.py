@@ -40,11 +40,7 @@ STOCK_CARDS = (
     "This model card has been generated automatically",
 )
 # Task -> what the Hub calls it, where it calls it something else.
-PIPELINE_TAGS = {
-    "sequence-classification": "text-classification",
-    "causal-lm": "text-generation",
-    "masked-lm": "fill-mask",
-}
+PIPELINE_TAGS = {"sequence-classification": "text-classification", "causal-lm": "text-generation", "masked-lm": "fill-mask"}
 # Of a recipe: where things were on the machine that trained, which is nobody's business and no use.
 LOCAL_OPTIONS = ("model", "output_dir", "data_dir", "teacher", "overwrite", "dry_run", "resume_from_checkpoint", "logging_dir")
 SECRET = re.compile("token|password|secret", re.IGNORECASE)
@@ -119,7 +115,7 @@ def size_card(
         model: the supernet that it was cut out of.
         size: its name.
         place: where it is to be loaded from.
-        facts: as for the supernet.
+        facts: as for `elastic_card`.
         records: from `parity_records`.
         parent: repository of the supernet.
     """
@@ -218,42 +214,36 @@ def metadata(
     quality = [one for one in facts.measurements if one.is_quality and one.setting is None and one.cut in cuts]
     results = _eval_results(quality, cuts, facts.datasets, pipeline_tag)
     base = parent or facts.base_model
-    optional = {
-        "base_model": base,
-        "base_model_relation": base and "finetune",
-        "license": facts.license,
-        "language": list(facts.language) or None,
-        "datasets": list(facts.datasets) or None,
-        "metrics": sorted({one.metric for one in quality if one.metric != "loss"}) or None,
-        "eval_results": results or None,
-        "model_name": name if results else None,
-    }
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         tags=[*dict.fromkeys(["elastic", "hf_elastic", model.config.base_config.model_type, *facts.tags])],
-        **{key: value for key, value in optional.items() if value is not None},
+        base_model=base,
+        base_model_relation=base and "finetune",
+        license=facts.license,
+        language=list(facts.language) or None,
+        datasets=list(facts.datasets) or None,
+        metrics=sorted({one.metric for one in quality if one.metric != "loss"}) or None,
+        eval_results=results or None,
+        model_name=name if results else None,
     )
 
 
 def _eval_results(quality: Sequence[Measurement], cuts: Mapping, datasets: Sequence[str], pipeline_tag: str) -> list[EvalResult]:
     """Results for the `model-index`: those of which it is known on which data they were measured."""
-    latest = {(one.cut, one.metric, one.dataset): one for one in quality}
-    found = []
-    for one in latest.values():
-        dataset = one.dataset or (datasets[0] if len(datasets) == 1 else None)
-        if dataset is not None:
-            found.append(
-                EvalResult(
-                    task_type=pipeline_tag,
-                    dataset_type=dataset,
-                    dataset_name=dataset,
-                    metric_type=one.metric,
-                    metric_name=f"{one.metric}, {cuts[one.cut]}",
-                    metric_value=one.value,
-                )
-            )
-    return found
+    only = datasets[0] if len(datasets) == 1 else None
+    latest = {(one.cut, one.metric, one.dataset): one for one in quality if one.dataset or only}
+    return [
+        EvalResult(
+            task_type=pipeline_tag,
+            dataset_type=one.dataset or only,
+            dataset_name=one.dataset or only,
+            metric_type=one.metric,
+            metric_name=f"{one.metric}, {cuts[one.cut]}",
+            metric_value=one.value,
+        )
+        for one in latest.values()
+    ]
 
 
 def limits_of(model: ElasticPreTrainedModel, sizes: Sequence[str], facts: CardFacts) -> list[str]:
@@ -306,16 +296,10 @@ def write_model_card(
     # Of a card that transformers has just written, these are the tags that were asked for.
     there = ModelCard.load(folder / CARD).data.tags if (folder / CARD).exists() else None
     tags = [*facts.pop("tags", ()), *(there or ())]
-    given = CardFacts(
-        **{"base_model": base_model_of(model), "measurements": from_metrics(model, metrics or {}), "tags": tags, **facts}
-    )
+    base = model.config.base_config.name_or_path or ""  # known and from the Hub, or else not in the card
+    base = base if HUB_ID.fullmatch(base) and not os.path.exists(base) else None
+    given = CardFacts(**{"base_model": base, "measurements": from_metrics(model, metrics or {}), "tags": tags, **facts})
     place = Place(repo_id, revision)
-    is_supernet = model.frozen_cut is None
-    card = elastic_card(model, place, given) if is_supernet else size_card(model, "full", place, given, parity_records(folder))
+    is_size = model.frozen_cut is not None
+    card = size_card(model, "full", place, given, parity_records(folder)) if is_size else elastic_card(model, place, given)
     (folder / CARD).write_text(str(card), encoding="utf-8")
-
-
-def base_model_of(model: ElasticPreTrainedModel) -> str | None:
-    """Hub id of the checkpoint that was made elastic, if it came from the Hub and is still known."""
-    name = model.config.base_config.name_or_path
-    return name if HUB_ID.fullmatch(name or "") and not os.path.exists(name) else None

@@ -16,7 +16,7 @@ import torch
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Space, Subnet
-from ..utils.files import write_atomically
+from ..utils.files import reading, write_atomically
 from ..utils.progress import Bar
 from .config import MeasureConfig
 from .digests import architecture_digest
@@ -93,15 +93,9 @@ class DeviceProfile:
         Raises:
             ValueError: the file is missing or no profile; or one of a runtime that is unknown here.
         """
-        try:
+        with reading(path, "profile", "is not a device profile"):
             data = json.loads(Path(path).read_bytes())
             return cls(data["machine"], Workload(**data["target"]), data["model"], [_measured(one) for one in data["measured"]])
-        except OSError as error:
-            raise UserError(f"cannot read the profile {path}: {error.strerror}") from error
-        except KeyError as error:
-            raise UserError(f"{path} is not a device profile: it lacks the key {error}") from error
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is not a device profile: {error}") from error
 
 
 def measure_profile(

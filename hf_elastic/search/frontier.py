@@ -12,7 +12,7 @@ import numpy
 from rich.table import Table
 
 from ..core.errors import UserError
-from ..utils.files import write_atomically
+from ..utils.files import reading, write_atomically
 from .objectives import Objective
 from .pareto import signed_costs, sliced_volume
 from .picture import draw
@@ -103,16 +103,10 @@ class Frontier(TradeOff):
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Frontier":
         """Read what `save` wrote; raises ValueError, naming the file, if it is missing or not such a file."""
-        try:
+        with reading(path, "frontier", "is not a saved frontier"):
             data = json.loads(Path(path).read_bytes())
             objectives = [Objective(**item) for item in data["objectives"]]
             return cls(objectives, [Point(**item) for item in data["points"]], data["facts"])
-        except OSError as error:
-            raise UserError(f"cannot read the frontier {path}: {error.strerror}") from error
-        except KeyError as error:
-            raise UserError(f"{path} is not a saved frontier: it lacks the key {error}") from error
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is not a saved frontier: {error}") from error
 
     def plot(self, path: str | os.PathLike, x: str | None = None, y: str | None = None) -> None:
         """Draw every evaluated point and the frontier, and write the picture.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 
+import torch
 from transformers import TrainingArguments
 
 from ..core.errors import UserError
@@ -97,6 +98,8 @@ class ElasticTrainingArguments(TrainingArguments):
     def __post_init__(self):
         with as_user_error(ValueError):
             super().__post_init__()
+        if not torch.accelerator.is_available():  # memory is pinned for one; without, it is a warning at every pass over data
+            self.dataloader_pin_memory = False
         _check_known("sampling", self.sampling, SAMPLING)
         check_integers(1, split_random_rows=self.split_random_rows, relation_heads=self.relation_heads)
         check_integers(0, num_random_subnets=self.num_random_subnets, gradient_cosine_steps=self.gradient_cosine_steps)

@@ -32,6 +32,28 @@ def write_atomically(path: str | Path, text: str) -> None:
         staged.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def reading(path: str | os.PathLike, name: str, is_not: str) -> Iterator[None]:
+    """Whatever is wrong with a JSON file of ours is one error.
+
+    Args:
+        path: the file.
+        name: what is read.
+        is_not: what to say of a file with another content.
+
+    Raises:
+        UserError: `OSError`, `KeyError`, `TypeError`, `AttributeError` or `ValueError` was raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read the {name} {path}: {error.strerror}") from error
+    except KeyError as error:
+        raise UserError(f"{path} {is_not}: it lacks the key {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} {is_not}: {error}") from error
+
+
 def check_output(path: str | Path, *, overwrite: bool) -> Path:
     """The folder to write to.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from proxies_fit import FITTED_ON, fit_constants, fitted_within
 from proxies_tables import Table as Recorded
-from proxies_tables import TableError, read_tables
+from proxies_tables import read_tables
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
@@ -77,13 +77,13 @@ def show(console: Console, table: Recorded) -> None:
 
 
 def main() -> int:
-    """Read the tables, score the proxies, print; 2 on bad input."""
+    """Read the tables, score the proxies, print; 2 where a table is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with nas/lts_archai and nas/training_free_nas")
     arguments = parser.parse_args()
     try:
         tables = read_tables(arguments.data_dir)
-    except TableError as error:
+    except FileNotFoundError as error:
         print(f"proxies.py: {error}", file=sys.stderr)
         return 2
     console = Console(width=120)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from search_tables import LATENCIES, PERPLEXITY, TABLES, Answers, TableError
+from search_tables import LATENCIES, PERPLEXITY, TABLES, Answers
 
 from hf_elastic.search.algorithms.surrogate import START
 from hf_elastic.search.algorithms.table import ALGORITHMS
@@ -237,7 +237,7 @@ def main() -> int:
                         file.parent.mkdir(parents=True, exist_ok=True)
                         write_atomically(file, json.dumps(record, indent=2) + "\n")
                 show(console, json.loads(file.read_text()) if file else record)
-    except TableError as error:
+    except FileNotFoundError as error:
         print(f"search.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -139,8 +139,6 @@ BAD = {
         "'beauty' is unknown; known:",
     ),
     "bad LoRA target": (["train", *TRAIN, "--lora", '{"target_modules": ["q_prj"]}'], "q_prj"),
-    "bad LoRA option": (["train", *TRAIN, "--lora", '{"rank": 4}'], "lora: 'rank' is not an option of peft.LoraConfig"),
-    "unknown size to train": (["train", *TRAIN, "--train_subnets", "tiny"], "known: full, largest, smallest, small"),
     "no such data in the folder": (
         ["train", "--model", "{elastic}", "--output_dir", "{out}", "--dataset", "glue/sst2", "--data_dir", "{data}"],
         "data_dir: no glue/sst2 in",

@@ -4,9 +4,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
-
-import forked
 
 from hf_elastic.cli.main import main
 
@@ -15,7 +14,9 @@ def test_interrupted_training_resumes(elastic, data, tmp_path):
     """Ctrl-C in the middle leaves whole checkpoints, from which the same command goes on."""
     options = ["--model", elastic, "--dataset", data, "--output_dir", tmp_path / "run", "--max_length", 8, "--use_cpu", "true"]
     options += ["--save_steps", 2, "--learning_rate", "1e-3", "--eval_strategy", "no"]
-    process = forked.start([*forked.HF_ELASTIC, "train", *options, "--max_steps", 100000])
+    command = [sys.executable, "-m", "hf_elastic.cli.main", "train", *map(str, options), "--max_steps"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "100000", "--disable_tqdm", "true"], **pipes, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "run").glob("checkpoint-*/sampler.json")) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -27,7 +28,7 @@ def test_interrupted_training_resumes(elastic, data, tmp_path):
     assert process.returncode == 130, error
     assert "--resume_from_checkpoint true" in error and "Traceback" not in error
     steps = [int(path.name.partition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*")]
-    again = forked.run([*forked.HF_ELASTIC, "train", *options, "--max_steps", max(steps) + 2, "--resume_from_checkpoint", "true"])
+    again = subprocess.run([*command, str(max(steps) + 2), "--resume_from_checkpoint", "true"], **pipes)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "model.safetensors").exists()
 

@@ -93,7 +93,8 @@ def test_bad_options(options, message, capsys):
 
 
 def run(*arguments, cwd, **environment):
-    command = [sys.executable, "-m", "hf_elastic.cli.main", "quickstart", *map(str, arguments)]
+    script = "import sys, hf_elastic_cli; sys.exit(hf_elastic_cli.main())"  # that of `hf-elastic`
+    command = [sys.executable, "-c", script, "quickstart", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **environment})
 
 
@@ -102,12 +103,12 @@ def test_quickstart(tmp_path):
     """The real model on few rows: every step runs."""
     (tmp_path / "data").mkdir()
     for split, count in (("train", 64), ("validation", 40), ("test", 40)):
-        pairs = [(i % 2, f"get the value {i}", f"return the value {i + 1 - i % 2}") for i in range(count)]
+        pairs = [(i % 2, f"get the value {i}", f"return the [value] {i + 1 - i % 2}") for i in range(count)]
         lines = "\n".join(f"{'own' if label else 'other'}\t{one}\t{two}" for label, one, two in pairs)
         (tmp_path / "data" / f"{split}.tsv").write_text(f"label\tsentence1\tsentence2\n{lines}\n")
     out = tmp_path / "quickstart"
     options = ["--dataset", "data", "--output_dir", out]
-    result = run(*options, "--n_trials", 4, "--budget_seconds", 30, cwd=tmp_path, OMP_WAIT_POLICY="PASSIVE")
+    result = run(*options, "--n_trials", 4, "--budget_seconds", 30, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for name in ("elastic/config.json", "search/frontier.png", "search/report.html", "export/parity.json"):
         assert (out / name).exists(), name
@@ -119,6 +120,7 @@ def test_quickstart(tmp_path):
         assert json.loads((out / "export" / name / "parity.json").read_text())["passed"]
     for words in (
         "transformers.models.bert.modeling_bert.BertForSequenceClassification",
+        "| return the [value] ",
         "timed here:",
         "sizes, 15 there",
         "full - smallest:",
@@ -133,14 +135,11 @@ def test_quickstart(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no libgomp")
 def test_waiting_threads_sleep(tmp_path):
-    """Started from a shell, the command runs with the setting; a folder that is not empty then ends it."""
+    """libgomp prints what it has read when torch loads it; a folder that is not empty then ends the command."""
     (tmp_path / "quickstart").mkdir()
     (tmp_path / "quickstart" / "mine").touch()
-    (tmp_path / "sitecustomize.py").write_text("import os\nprint('policy', os.environ.get('OMP_WAIT_POLICY'), flush=True)\n")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    result = run(cwd=tmp_path, PYTHONPATH=path, OMP_NUM_THREADS="2")
-    assert result.stdout.split() == ["policy", "None", "policy", "PASSIVE"], result.stderr
-    assert "--overwrite" in result.stderr
+    result = run(cwd=tmp_path, OMP_DISPLAY_ENV="true")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in result.stderr and "--overwrite" in result.stderr, result.stderr
 
 
 def test_defaults_fit_six_minutes():

@@ -12,7 +12,7 @@ import pytest
 import hf_elastic
 from hf_elastic.cli.main import main as main_of_the_package
 from hf_elastic.core.errors import UserError
-from hf_elastic_cli import COMMANDS, MISSING, groups, help_of, main, value_of
+from hf_elastic_cli import COMMANDS, MISSING, defaults_of, groups, help_of, main
 
 AT_ONCE = {
     "help": (["--help"], 0, "hf-elastic COMMAND"),
@@ -71,7 +71,7 @@ def test_options_read_off_the_source_are_the_real_ones(parsed):
     read = {name: option for group in groups(command) for name, option in group.options.items()}
     real = {field.name: field for one in types for field in dataclasses.fields(one) if field.init}
     assert read.keys() == real.keys()
-    assert fixed == (value_of(*COMMANDS[command].defaults.split(":")) if COMMANDS[command].defaults else {})
+    assert fixed == defaults_of(command)
     for name, field in real.items():
         if not read[name].module.startswith("hf_elastic"):
             continue  # one default of TrainingArguments follows from what is installed

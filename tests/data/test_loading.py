@@ -104,7 +104,8 @@ def test_split_with_withheld_labels_is_left_out(tmp_path, caplog):
 
 
 def test_stdlib_docstrings_by_name(monkeypatch):
-    monkeypatch.setattr(loading, "build_docstrings", lambda seed: of(train={"text": ["a"]}, validation={"text": [str(seed)]}))
+    made = lambda seed: of(train={"text": ["a"]}, validation={"text": [str(seed)]})  # noqa: E731
+    monkeypatch.setitem(loading.BUILT, "stdlib-docstrings", made)
     assert load_text_dataset("stdlib-docstrings", seed=7)["validation"]["text"][:] == ["7"]
 
 

@@ -123,13 +123,6 @@ def test_likelihoods_of_views(elastic, data):
     assert extracted.loglikelihood(task.instances) == found["small"]
 
 
-def test_json_subnets(elastic, data, tmp_path):
-    name = json.dumps(PER_LAYER)
-    options = ["--tasks", "copa", "--latency", "false", "--subnets", "small", name]
-    sizes = run(elastic, data, tmp_path / "view.json", *options)["sizes"]
-    assert list(sizes) == ["small", name] and sizes[name]["subnet"]["intermediate_size"] == [16, 48, 48, 16]
-
-
 @pytest.mark.slow
 def test_frozen_exports(elastic, data, tmp_path):
     options = ["--tasks", "copa,triviaqa", "--latency", "false"]

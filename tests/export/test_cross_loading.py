@@ -6,6 +6,7 @@ Set HF_ELASTIC_OTHER_PYTHON to the interpreter of an environment with the other 
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,65 +22,14 @@ NEW = 32
 SUBNET = {"num_hidden_layers": 1, "intermediate_size": 16}
 needs_other = pytest.mark.other_lane
 
-# ORTModelFor* on 4.57; ExportedModel, which has no loop for decoders, on 5.x.
-SCRIPT = """
-import json, sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_elastic":
-            raise ImportError("hf_elastic is not installed here")
-
-sys.meta_path.insert(0, Refuse())
-import torch, transformers
-
-folder, new = sys.argv[1], int(sys.argv[2])
-inputs = {name: torch.tensor(values) for name, values in json.load(open(sys.argv[3])).items()}
-old = transformers.__version__.startswith("4.")
-
-def classify():
-    if old:
-        from optimum.onnxruntime import ORTModelForSequenceClassification
-
-        return ORTModelForSequenceClassification.from_pretrained(folder)(**inputs).logits
-    from transformers.exporters import ExportedModel
-
-    output = ExportedModel.from_pretrained(folder)(**inputs)
-    assert type(output).__name__ == "SequenceClassifierOutput", type(output)
-    return output.logits
-
-def generate():
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    if old:
-        from optimum.onnxruntime import ORTModelForCausalLM
-
-        model = ORTModelForCausalLM.from_pretrained(folder)
-        assert model.can_use_cache
-        return model.generate(**inputs, max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)[:, ids.shape[1]:]
-    from transformers.exporters import ExportedModel
-
-    model, tokens = ExportedModel.from_pretrained(folder), []
-    heads, size, layers = model.config.num_key_value_heads, model.config.head_dim, model.config.num_hidden_layers
-    empty = torch.zeros(len(ids), heads, 0, size)
-    cache = {str(layer): {"key": empty, "value": empty} for layer in range(layers)}
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    for _ in range(new):
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
-        cache, ids = output["present"], output["logits"][:, -1].argmax(-1, keepdim=True)
-        tokens.append(ids)
-        mask, positions = torch.cat([mask, torch.ones_like(ids)], 1), positions[:, -1:] + 1
-    return torch.cat(tokens, 1)
-
-result = generate() if new else classify()
-print("RESULT", json.dumps({"version": transformers.__version__, "values": result.tolist()}))
-"""
+READING = Path(__file__).with_name("reading.py")
 
 
 def in_the_other(folder, inputs: dict, new: int, tmp_path) -> np.ndarray:
     """What the other environment makes of a folder: logits, or `new` generated tokens."""
-    (tmp_path / "inputs.json").write_text(json.dumps({name: tensor.tolist() for name, tensor in inputs.items()}))
+    given = json.dumps({name: tensor.tolist() for name, tensor in inputs.items()})
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", OTHER)}
-    command = [os.environ[OTHER], "-c", SCRIPT, str(folder), str(new), str(tmp_path / "inputs.json")]
+    command = [os.environ[OTHER], str(READING), str(folder), str(new), given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.partition("RESULT")[2])

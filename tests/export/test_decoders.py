@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from reading import generate
 from tiny import DECODERS, GROUPED, batch, config_of, randomize, space_of
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -70,37 +71,7 @@ def test_the_library_of_this_major_generates_the_same(exported, name):
     """ORTModelForCausalLM (4.57) and ExportedModel (5.x), which knows no loop, on the very same files."""
     model, folder, _ = exported(name)
     inputs = batch(9, 3, seed=3, left=True)
-    generate = with_exported_model if ON_TRANSFORMERS_5 else with_optimum
-    assert np.array_equal(generate(folder / "onnx", inputs), greedy(model, name, inputs))
-
-
-def with_optimum(folder, inputs: dict) -> np.ndarray:
-    from optimum.onnxruntime import ORTModelForCausalLM
-
-    model = ORTModelForCausalLM.from_pretrained(folder)
-    assert model.can_use_cache
-    tokens = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    return tokens[:, inputs["input_ids"].shape[1] :].numpy()
-
-
-def with_exported_model(folder, inputs: dict) -> np.ndarray:
-    from transformers.exporters import ExportedModel
-
-    model = ExportedModel.from_pretrained(folder)
-    runner = model.runners["model"]
-    shapes = {node.name: node.shape for node in runner.session.get_outputs() if node.name.startswith("present.")}
-    cache: dict = {}
-    for name, (_, heads, _, size) in shapes.items():
-        _, layer, part = name.split(".")
-        cache.setdefault(layer, {})[part] = torch.zeros(len(inputs["input_ids"]), heads, 0, size)
-    ids, mask, tokens = inputs["input_ids"], inputs["attention_mask"], []
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    for _ in range(NEW):
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
-        cache, ids = output["present"], output["logits"][:, -1].argmax(-1, keepdim=True)
-        tokens.append(ids)
-        mask, positions = torch.cat([mask, torch.ones_like(ids)], 1), positions[:, -1:] + 1
-    return torch.cat(tokens, 1).numpy()
+    assert np.array_equal(generate(folder / "onnx", inputs, NEW), greedy(model, name, inputs))
 
 
 def test_names_and_axes(exported):

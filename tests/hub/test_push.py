@@ -1,24 +1,17 @@
 """`hf-elastic push`: layouts, cards, dry runs, and one line for what cannot be done."""
 
 import json
-from pathlib import Path
 
 import pytest
-import yaml
 from hf_elastic_files import frontier_of
 from hub_server import Fault
 from huggingface_hub import ModelCard, constants
 
 from hf_elastic import export_subnet
-from hf_elastic.cli.common import parse
 from hf_elastic.cli.main import main
-from hf_elastic.cli.push import PushArguments
 from hf_elastic.core.errors import UserError
 from hf_elastic.hub.cards import MARKER
-from hf_elastic.hub.config import PushConfig
 from hf_elastic.hub.push import push_folder, push_model
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def push(checkpoint, *options) -> int:
@@ -287,12 +280,3 @@ def test_a_frozen_model_has_no_sizes(hub, model, tmp_path):
     frozen.save_pretrained(tmp_path / "odd")
     [again] = push_folder(tmp_path / "odd", "user/odd")
     assert again == pushed
-
-
-@pytest.mark.one_lane
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("push.yaml")), ids=lambda path: path.parent.name)
-def test_recipes(path):
-    (args, config), options = parse([PushArguments, PushConfig], [str(path)], "push", ""), yaml.safe_load(path.read_text())
-    read = {**vars(args), **vars(config)}
-    assert {key: read[key] for key in options if key != "exports"} == {key: options[key] for key in options if key != "exports"}
-    assert config.exports == {name: Path(folder) for name, folder in options.get("exports", {}).items()}

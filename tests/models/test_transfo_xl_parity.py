@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from transfo_xl_tiny import VOCAB, config_of, model_of, tokens
+from transfo_xl_tiny import VOCAB, model_of, tokens
 
 from hf_elastic.models.transfo_xl import TransformerXLForCausalLM
 
@@ -42,17 +42,9 @@ def both(changes: dict):
     fields = {**ours.config.to_dict(), "d_head": ours.config.layer_sizes()[0].d_head}
     theirs = TransfoXLLMHeadModel(TransfoXLConfig(**fields)).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    return ours, theirs
-
-
-@every_kind
-def test_state_dicts_load_strictly_both_ways(changes):
-    ours, theirs = both(changes)
-    fresh = TransformerXLForCausalLM(config_of(**changes))
-    fresh.load_state_dict(theirs.state_dict(), strict=True)
-    for name, tensor in fresh.state_dict().items():
-        assert torch.equal(tensor, ours.state_dict()[name]), name
+    ours.load_state_dict(theirs.state_dict(), strict=True)
     assert ours.num_parameters() == theirs.num_parameters()
+    return ours, theirs
 
 
 @every_kind

@@ -7,7 +7,6 @@ import pytest
 from test_rows import DESCENT
 from test_trainer import arguments, assert_same, classifier, descend, train, weights
 
-DROPOUT = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
 ONLY = {"largest": {"largest": 1.0, "half": 0.0}, "half": {"largest": 0.0, "half": 1.0}}
 
 
@@ -17,7 +16,7 @@ ONLY = {"largest": {"largest": 1.0, "half": 0.0}, "half": {"largest": 0.0, "half
 )
 def test_one_size_counts(size, subnet_dropout, drops, steps, tmp_path):
     """Both sizes run, but the weights move with one alone: as without dropout, or not."""
-    model = classifier(**DROPOUT)
+    model = classifier(dropout=0.5)
     twin = copy.deepcopy(model)
     options = {"train_subnets": ["half"], "size_weights": ONLY[size], "distillation": {}, "task_weight": 1.0, **DESCENT}
     trainer = train(model, arguments(tmp_path, subnet_dropout=subnet_dropout, max_steps=steps, **options))

@@ -4,10 +4,9 @@ import random
 
 import pytest
 import torch
-from test_trainer import SPACE, arguments, assert_same, classifier, rows, train, weights
-from tiny import config_of, randomize
+from test_trainer import arguments, assert_same, classifier, language_rows, train, weights
+from worker import SPACE, make_model
 
-from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification
 from hf_elastic.training import gradients
 from hf_elastic.training import trainer as trainer_module
 from hf_elastic.training.gradients import SizeGradients, pcgrad
@@ -27,19 +26,10 @@ def trained(kind, tmp_path, monkeypatch, in_place):
     torch.manual_seed(0)
     options = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 4, "gradient_accumulation_steps": 2}
     if kind == "gpt2":
-        config = config_of("gpt2", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
-        base = randomize(ElasticForCausalLM.stock_class(config)(config))
-        dataset = rows().remove_columns("labels")
-        dataset = dataset.add_column("labels", dataset["input_ids"][:])
-        model = ElasticForCausalLM.from_base(base, space=SPACE)
+        model, dataset = make_model("causal"), language_rows(32, 8)
     else:
-        dataset = None
-        space = {**SPACE, "hidden_size": [32, 64]} if kind == "hidden" else SPACE
-        config = config_of("bert", num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        base = randomize(ElasticForSequenceClassification.stock_class(config)(config))
-        if kind == "hidden":
-            space = {**SPACE, "hidden_size": [config.hidden_size // 2, config.hidden_size], "num_attention_heads": [2]}
-        model = ElasticForSequenceClassification.from_base(base, space=space)
+        cut = {"hidden_size": [16, 32], "num_attention_heads": [2]} if kind == "hidden" else {}
+        model, dataset = classifier(space={**SPACE, **cut}), None
     train(model, arguments(tmp_path, **options), dataset)
     assert all(p.grad is None or p.grad.layout == torch.strided for p in model.parameters())
     return weights(model), told

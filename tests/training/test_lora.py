@@ -21,6 +21,7 @@ from hf_elastic import (
 )
 from hf_elastic.cli.data import load_elastic, load_tokenizer
 from hf_elastic.cli.main import main
+from hf_elastic.core.errors import UserError
 from hf_elastic.training.lora import add_lora, load_adapter
 
 SMALL = {"num_hidden_layers": 2, "intermediate_size": 16, "num_attention_heads": 2}
@@ -113,7 +114,7 @@ def test_bad_options_are_refused_and_leave_the_model_alone(name):
     options, message = BAD[name]
     model = elastic()
     before = model(**batch()).logits
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         add_lora(model, options)
     torch.testing.assert_close(model(**batch()).logits, before)
     assert model.portability_of({"num_hidden_layers": 2}) == "standard"

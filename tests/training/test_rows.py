@@ -6,10 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from test_losses import TASKS, task
-from test_trainer import SPACE, arguments, assert_same, classifier, descend, language_rows, train, weights
-from tiny import config_of, randomize
+from test_trainer import arguments, assert_same, classifier, descend, language_rows, train, weights
+from worker import make_model
 
-from hf_elastic import ElasticForMaskedLM
 from hf_elastic.training.losses import DISTILLATION
 from hf_elastic.training.rows import Part
 
@@ -27,7 +26,7 @@ NAMED = {
 @pytest.mark.parametrize("size_weights", ["uniform", {"heads": 3.0}])
 def test_a_step_by_hand(size_weights, parts, tmp_path):
     """Of three parts, rows 0, 3, ... go to the first random size, 1, 4, ... to the second; of two, the third gets the first's."""
-    model = classifier(NAMED)
+    model = classifier(subnets=NAMED)
     twin = copy.deepcopy(model)
     options = {"train_subnets": list(NAMED), "num_random_subnets": 3, "per_device_train_batch_size": 8}
     trainer = train(model, arguments(tmp_path, size_weights=size_weights, **options, **{**DEALT, "split_random_rows": parts}))
@@ -56,9 +55,7 @@ def test_accumulation_changes_nothing(tmp_path):
     states = []
     for size, accumulate in ((8, 1), (4, 2)):
         torch.manual_seed(0)
-        config = config_of("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        model = ElasticForMaskedLM.from_base(randomize(ElasticForMaskedLM.stock_class(config)(config)), space=SPACE)
-        dataset = language_rows()
+        model, dataset = make_model("masked"), language_rows()
         labels = [[-100] * (index * 3 % 13) + row[index * 3 % 13 :] for index, row in enumerate(dataset["labels"][:])]
         dataset = dataset.remove_columns("labels").add_column("labels", labels)
         options = {**DEALT, "max_steps": 3, "num_random_subnets": 2}
@@ -73,7 +70,7 @@ def test_accumulation_changes_nothing(tmp_path):
 
 def test_fewer_rows_than_sizes(tmp_path):
     """With one row per step each of three sizes gets it in one step of three; what no size has learned is not logged."""
-    model = classifier(NAMED)
+    model = classifier(subnets=NAMED)
     options = {**DEALT, "split_random_rows": 3, "max_steps": 6, "num_random_subnets": 3, "per_device_train_batch_size": 1}
     trainer = train(model, arguments(tmp_path, train_subnets=list(NAMED), **options))
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -4,41 +4,20 @@ import copy
 
 import pytest
 import torch
-from datasets import Dataset
-from tiny import VOCAB, config_of, randomize
+from tiny import config_of
 from transformers import Trainer, TrainingArguments
+from worker import make_model, make_rows
 
-from hf_elastic import (
-    ElasticForCausalLM,
-    ElasticForMaskedLM,
-    ElasticForSequenceClassification,
-    ElasticTrainer,
-    ElasticTrainingArguments,
-)
+from hf_elastic import ElasticForSequenceClassification, ElasticTrainer, ElasticTrainingArguments
 from hf_elastic.core.errors import UserError
 
-SPACE = {"num_hidden_layers": [1, 2, 4], "num_attention_heads": [2, 4], "intermediate_size": [16, 48]}
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+def classifier(dropout=0.0, **changes):
+    return make_model("classifier", dropout, **changes)
 
 
-def classifier(subnets=None, **changes):
-    config = config_of("bert", num_labels=3, **{**NO_DROPOUT, **changes})
-    base = randomize(ElasticForSequenceClassification.stock_class(config)(config))
-    subnets = subnets or {"half": {"num_hidden_layers": 2, "intermediate_size": 16}}
-    return ElasticForSequenceClassification.from_base(base, space=SPACE, subnets=subnets)
-
-
-def rows(count=32, length=8, labels=3):
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, VOCAB, (count, length), generator=generator)
-    return Dataset.from_dict(
-        {
-            "input_ids": ids.tolist(),
-            "attention_mask": torch.ones_like(ids).tolist(),
-            "labels": (ids.sum(1) % labels).tolist(),
-            "text": ["dropped"] * count,
-        }
-    )
+def rows(count=32, length=8):
+    return make_rows("classifier", count, length).add_column("text", ["dropped"] * count)
 
 
 def language_rows(count=16, length=12):
@@ -91,8 +70,7 @@ def test_single_size_equals_plain_trainer(tmp_path):
 
     Plain descent, because Adam turns the rounding noise of gradients that should be zero (key biases) into whole steps.
     """
-    config = config_of("bert", num_labels=3, **NO_DROPOUT)
-    base = randomize(ElasticForSequenceClassification.stock_class(config)(config))
+    base = classifier(importance="none").extract(None)
     plain = copy.deepcopy(base)
     model = ElasticForSequenceClassification.from_base(base, importance="none")
     arguments_of_both = arguments(tmp_path, optim="sgd", learning_rate=0.1)
@@ -157,11 +135,7 @@ def test_accumulation_changes_nothing(kind, tmp_path):
         if kind == "classification":
             model, dataset = classifier(), rows()
         else:
-            name, elastic = ("gpt2", ElasticForCausalLM) if kind == "causal" else ("bert", ElasticForMaskedLM)
-            quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "causal" else NO_DROPOUT
-            config = config_of(name, **quiet)
-            model = elastic.from_base(randomize(elastic.stock_class(config)(config)), space=SPACE)
-            dataset = language_rows()
+            model, dataset = make_model(kind), language_rows()
             labels = dataset["labels"][:]
             labels = [[-100] * (index % 5) + row[index % 5 :] for index, row in enumerate(labels)]
             dataset = dataset.remove_columns("labels").add_column("labels", labels)
@@ -180,10 +154,9 @@ def test_accumulation_changes_nothing(kind, tmp_path):
 
 
 def test_resume_equals_uninterrupted(tmp_path):
-    with_dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-    whole = classifier(**with_dropout)
+    whole = classifier(dropout=0.1)
     train(whole, arguments(tmp_path / "whole", max_steps=8, save_strategy="steps", save_steps=4))
-    resumed = classifier(**with_dropout)
+    resumed = classifier(dropout=0.1)
     train(
         resumed,
         arguments(tmp_path / "again", max_steps=8, save_strategy="no"),
@@ -260,9 +233,7 @@ def test_compiled_training_is_the_same(tmp_path):
 def test_label_smoothing_shifts_a_causal_model(tmp_path):
     from transformers.trainer_pt_utils import LabelSmoother
 
-    config = config_of("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    model = ElasticForCausalLM.from_base(randomize(ElasticForCausalLM.stock_class(config)(config)), space=SPACE)
-    args = arguments(tmp_path, label_smoothing_factor=0.2)
+    model, args = make_model("causal"), arguments(tmp_path, label_smoothing_factor=0.2)
     trainer = ElasticTrainer(model=model, args=args, train_dataset=language_rows())
     batch = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad():
@@ -289,6 +260,10 @@ def test_label_smoothing_shifts_a_causal_model(tmp_path):
 def test_bad_arguments(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         arguments(tmp_path, **changes)
+
+
+def test_no_memory_is_pinned_without_an_accelerator(tmp_path):
+    assert arguments(tmp_path).dataloader_pin_memory == torch.accelerator.is_available()
 
 
 @pytest.mark.parametrize("text", ['{"logits": 5e-1}', "{logits: 0.5}"])

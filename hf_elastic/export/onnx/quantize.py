@@ -163,8 +163,6 @@ def quantize_statically(
 ) -> None:
     """Like `quantize_dynamically`, with the ranges of activations fixed to those that calibration data take (QDQ format).
 
-    Only inputs of products are quantized, not their outputs: those feed sums and norms, which stay float32.
-
     Args:
         prepared: what `prepare_graph` wrote.
         target: the file to write.
@@ -172,26 +170,53 @@ def quantize_statically(
         cpu_instructions, excluded: as there.
     """
     settings = INSTRUCTIONS[resolve_instructions(cpu_instructions)]
-    operators = list(WEIGHT_INPUTS)
     with staged_graph(target) as staged, quiet():
-        quantize_static(
+        insert_pairs(
             prepared,
             staged,
-            Feeds(feeds),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=operators,
-            per_channel=True,
+            feeds,
+            list(WEIGHT_INPUTS),
+            sorted({*excluded, *_without_weight(prepared)}),
+            {**HIDDEN_TYPE, "WeightSymmetric": settings.signed},
             reduce_range=settings.reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8 if settings.signed else QuantType.QUInt8,
-            nodes_to_exclude=sorted({*excluded, *_without_weight(prepared)}),
-            extra_options={
-                **HIDDEN_TYPE,
-                "MatMulConstBOnly": True,
-                "WeightSymmetric": settings.signed,
-                "OpTypesToExcludeOutputQuantization": operators,
-            },
         )
+
+
+def insert_pairs(
+    source: Path,
+    target: Path,
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    operators: list[str],
+    excluded: list[str],
+    extra: Mapping[str, object],
+    **options,
+) -> None:
+    """Static quantization with one scale per output channel of a weight: pairs of QuantizeLinear and DequantizeLinear (QDQ).
+
+    Only inputs of products are quantized, not their outputs: those feed sums and norms, which stay float32.
+
+    Args:
+        source: a float32 file.
+        target: the file to write.
+        feeds: what to calibrate on: inputs of the graph by name.
+        operators: types of the nodes to quantize, where their second input is constant.
+        excluded: names of nodes that stay float32.
+        extra: more of onnxruntime's `extra_options`.
+        **options: of `quantize_static`.
+    """
+    quantize_static(
+        source,
+        target,
+        Feeds(feeds),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=operators,
+        per_channel=True,
+        nodes_to_exclude=excluded,
+        extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": operators, **extra},
+        **options,
+    )
 
 
 def quantize_weights(prepared: Path, target: Path, compute: str = "float", excluded: Collection[str] = ()) -> None:

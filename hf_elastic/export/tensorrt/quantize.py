@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ...graphs.onnx import quiet
-from ..onnx.quantize import Feeds
+from ..onnx.quantize import insert_pairs
 from .graph import angle_nodes
 
 PRODUCTS = ["MatMul", "Gemm"]
@@ -38,23 +38,15 @@ def quantize(path: Path, batches: Iterable[dict[str, np.ndarray]]) -> None:
         onnx.save(model, folded)
         graph = model.graph
         angles = angle_nodes(graph)
-        quantize_static(
+        insert_pairs(
             folded,
             target,
-            Feeds(batches),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=PRODUCTS,
-            per_channel=True,
+            batches,
+            PRODUCTS,
+            [node.name for node in graph.node if node.op_type in PRODUCTS and node.output[0] in angles],
+            # TensorRT dequantizes no int32, which biases would be.
+            {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "DedicatedQDQPair": True},
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[node.name for node in graph.node if node.op_type in PRODUCTS and node.output[0] in angles],
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "MatMulConstBOnly": True,
-                "QuantizeBias": False,  # TensorRT dequantizes no int32
-                "DedicatedQDQPair": True,
-                "OpTypesToExcludeOutputQuantization": PRODUCTS,
-            },
         )
         target.replace(path)

@@ -36,9 +36,7 @@ class TransformerXLPreTrainedModel(PreTrainedModel):
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Tied parameter -> the one it is tied to. transformers 5 asks; its own answer is nothing without tied tables."""
-        if all_submodels:
-            return super().get_expanded_tied_weights_keys(all_submodels=True)
-        return dict(self._tied_weights_keys)
+        return super().get_expanded_tied_weights_keys(True) if all_submodels else dict(self._tied_weights_keys)
 
     def _tie_weights(self) -> None:
         """What transformers 4.57 calls to tie."""
@@ -74,11 +72,7 @@ class TransformerXLPreTrainedModel(PreTrainedModel):
             nn.init.normal_(weight, 0.0, self.config.init_std)
 
     def resize_token_embeddings(self, *args, **kwargs):
-        """Not possible: the clusters partition the vocabulary.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raise ValueError: the clusters partition the vocabulary."""
         raise UserError("the vocabulary of a Transformer-XL cannot be resized; build one with another vocab_size and cutoffs")
 
 
@@ -131,8 +125,7 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give either input_ids or inputs_embeds")
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self.config.use_cache if use_cache is None else use_cache
         hidden = self.drop(self.word_emb(input_ids) if inputs_embeds is None else inputs_embeds)
         memories = self._memories(mems, batch=hidden.shape[0])
@@ -168,11 +161,8 @@ class TransformerXLModel(TransformerXLPreTrainedModel):
         """The last `mem_len` inputs of each layer, old and new, detached."""
         if self.config.mem_len == 0:
             return None
-        remembered = []
-        for new, old in zip(inputs, memories, strict=True):
-            both = new.detach() if old is None else torch.cat([old.detach(), new.detach()], dim=1)
-            remembered.append(both[:, -self.config.mem_len :].transpose(0, 1))
-        return remembered
+        both = [new if old is None else torch.cat([old, new], dim=1) for new, old in zip(inputs, memories, strict=True)]
+        return [hidden[:, -self.config.mem_len :].transpose(0, 1).detach() for hidden in both]
 
     def _positions(self, hidden: torch.Tensor, remembered: int) -> torch.Tensor:
         distances = torch.arange(remembered + hidden.shape[1] - 1, -1, -1, device=hidden.device)
@@ -212,15 +202,12 @@ class TransformerXLForCausalLM(TransformerXLPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _ties_to_embedding(self) -> dict[str, str]:
-        embedding = self.transformer.word_emb
-        ties = {}
-        if self.config.tie_word_embeddings:
-            for index in range(len(embedding.emb_layers)):
-                ties[f"crit.out_layers.{index}.weight"] = f"transformer.word_emb.emb_layers.{index}.weight"
+        embedding, source = self.transformer.word_emb, "transformer.word_emb"
+        tables = range(len(embedding.emb_layers) if self.config.tie_word_embeddings else 0)
+        ties = {f"crit.out_layers.{index}.weight": f"{source}.emb_layers.{index}.weight" for index in tables}
         for index in range(len(self.crit.out_projs)):
-            if self.config.tie_projs[index]:
-                source = index if len(embedding.emb_projs) > 1 else 0  # one table, one projection
-                ties[f"crit.out_projs.{index}"] = f"transformer.word_emb.emb_projs.{source}"
+            if self.config.tie_projs[index]:  # one table has one projection
+                ties[f"crit.out_projs.{index}"] = f"{source}.emb_projs.{index if len(embedding.emb_projs) > 1 else 0}"
         return ties
 
     @can_return_tuple
