@@ -14,8 +14,8 @@ from ..utils.options import check_integers
 from ..utils.tokenizer import save_tokenizer
 from .common import parse
 
-# Sizes that a stock BERT can have, so that every one of them can leave as a standard checkpoint.
-SHARES = {"num_hidden_layers": (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1), "intermediate_size": (1 / 4, 1 / 2, 1)}
+# Sizes that a stock model can have, so that every one of them can leave as a standard checkpoint.
+SHARES = {"num_hidden_layers": (1 / 6, 1 / 3, 1 / 2, 1), "hidden_size": (2 / 3, 5 / 6, 1)}
 
 
 @dataclass
@@ -135,14 +135,15 @@ def convert(args: QuickstartArguments, console):
 
 
 def space_for(config) -> dict:
-    """Shares of the full depth and feed-forward width that are whole numbers for this model."""
+    """Shares of the full depth and width that this model can have; heads keep their size, so narrow sizes have fewer."""
     from ..core.spec import spec_for
 
-    spec = spec_for(config.model_type)
-    width = next(name for name, product in spec.config.items() if product == spec.axes()["intermediate_size"])
-    full = {"num_hidden_layers": config.num_hidden_layers, "intermediate_size": getattr(config, width)}
-    full["intermediate_size"] = full["intermediate_size"] or 4 * config.hidden_size  # GPT-2 leaves it open
-    return {axis: sorted({max(1, round(full[axis] * share)) for share in shares}) for axis, shares in SHARES.items()}
+    hidden, head = config.hidden_size, config.hidden_size // config.num_attention_heads
+    widths = {max(1, round(hidden * share / head)) * head for share in SHARES["hidden_size"]}
+    depths = {max(1, round(config.num_hidden_layers * share)) for share in SHARES["num_hidden_layers"]}
+    space = {"num_hidden_layers": sorted(depths), "hidden_size": sorted(widths)}
+    # Where query heads share key-value heads, their number does not follow the width.
+    return space if spec_for(config.model_type).heads == "kv group" else {**space, "head_size": head}
 
 
 def order_for(layers: int) -> list[int]:

@@ -126,8 +126,8 @@ def _product(expression: str, factors: str, sizes: Mapping[str, int]) -> int:
     found = [_factor(expression, token) for token in factors.split()]
     if missing := [factor for factor in found if isinstance(factor, str) and factor not in sizes]:
         raise SpecError(
-            f"no weight says how large the axis {missing[0]} is: layers were replaced, quantized perhaps, and cannot be cut; only "
-            "the full size runs"
+            f"no weight says how large the axis {missing[0]} is: layers were replaced, quantized perhaps, and cannot be cut; "
+            "only the full size runs"
         )
     return prod(sizes[f] if isinstance(f, str) else f for f in found)
 

@@ -21,7 +21,7 @@ from .spec import Spec
 from .twins import Watch, named_weights
 
 # How many of each kind are kept for the next time that they are asked for.
-SKELETONS, VIEWS, CUTS = 16, 8, 4096
+SKELETONS, VIEWS, CUTS = 8, 8, 4096
 
 
 class Recent:
