@@ -28,8 +28,8 @@ def is_in_sample(case: str, test: str) -> bool:
     return zlib.crc32(f"{case} {test}".encode()) % SHARE == 0
 
 
-def differences(case: str, ours: type, stock: type, record_property) -> list[str]:
-    """What the elastic class does not pass and its twin does, unless that is meant."""
+def compare(case: str, ours: type, stock: type, record_property) -> None:
+    """Fail with all that the elastic class does not pass and its twin does, unless that is meant."""
     found = []
     for test in filter(lambda name: is_in_sample(case, name), methods(ours)):
         outcome = run(ours, test)
@@ -43,18 +43,17 @@ def differences(case: str, ours: type, stock: type, record_property) -> list[str
             record_property("expected", entry.test)
         if not meant:
             found.append(f"{test}: {outcome.kind}, the stock model {twin.kind}\n{outcome.text}")
-    return found
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)
 
 
 @pytest.mark.parametrize(("family", "state", "head"), CASES, ids=[f"{f}-{s}-{h.__name__}" for f, s, h in CASES])
 def test_models(family, state, head, record_property):
     pair = [case_class(family, state, head, stock=stock) for stock in (False, True)]
-    found = differences(f"{family}-{state}-{head.__name__}", *pair, record_property)
-    assert not found, "\n".join(found)
+    compare(f"{family}-{state}-{head.__name__}", *pair, record_property)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_configs(family, record_property):
     pair = [config_class(family, stock=stock) for stock in (False, True)]
-    found = differences(f"{family}-config", *pair, record_property)
-    assert not found, "\n".join(found)
+    compare(f"{family}-config", *pair, record_property)

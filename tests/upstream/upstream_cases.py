@@ -43,7 +43,7 @@ STATES = {
     "full": State(),
     "small": State(layers=3, selected=SMALL),
     "frozen": State(layers=3, frozen=MIXED),
-    "hidden": State(selected={"hidden_size": 16}),
+    "hidden": State(selected={"hidden_size": 24}),
     "auto": State(layers=3, selected=SMALL, through_auto=True),
 }
 LISTS = {
@@ -145,7 +145,7 @@ def case_class(
         model_class = through_auto(elastic_class.base_auto_class, model_class)
     mixins = [common.ModelTesterMixin]
     if elastic_class.__name__ == CAUSAL:
-        mixins.append(common.GenerationTesterMixin)
+        mixins += [common.GenerationTesterMixin, common.training.TrainingTesterMixin]
     members = {
         "model_tester": Tester(family, state, stock=stock),
         "all_model_classes": (model_class,),
@@ -160,11 +160,12 @@ def case_class(
 def config_class(family: str, *, stock: bool) -> type[unittest.TestCase]:
     """The common tests of configs, for the elastic config of a family or for the stock one."""
     tester = upstream_source.load().configuration.ConfigTester
-    stock_config = config_of(family)
-    inputs = {"hidden_size": 37} if family != "gpt2" else {"n_embd": 37}
-    kind, given = type(stock_config), inputs
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    kind, given = type(config_of(family)), _fields(family, sizes)
     if not stock:
-        kind, given = ElasticConfig, {"base_config": {"model_type": family, **inputs}, "subnets": {"small": {"layers": [0]}}}
+        # Files have more of a base config than what differs from its defaults, and the tests want what they gave.
+        base = ElasticConfig(kind(**given)).to_diff_dict()["base_config"]
+        kind, given = ElasticConfig, {"base_config": base, "subnets": {"small": {"num_hidden_layers": 2}}}
 
     def as_test(name: str):
         return lambda self: getattr(tester(self, config_class=kind, **given), name)()

@@ -59,7 +59,7 @@ def fetch() -> None:
 
 
 def load() -> types.ModuleType:
-    """`test_modeling_common`, and `test_configuration_common` as its attribute `configuration`."""
+    """`test_modeling_common`, with `test_configuration_common` and `test_training_mixin` as `configuration` and `training`."""
     package = types.ModuleType(PACKAGE)
     package.__path__ = [str(folder())]
     sys.modules.setdefault(PACKAGE, package)
@@ -70,12 +70,8 @@ def load() -> types.ModuleType:
     # It looks for the source of transformers beside the tests.
     with mock.patch("transformers.utils.direct_transformers_import", lambda *_: transformers):
         common.configuration = importlib.import_module(f"{PACKAGE}.test_configuration_common")
+    common.training = importlib.import_module(f"{PACKAGE}.test_training_mixin")
     return common
-
-
-def has_generation_tests() -> bool:
-    """Whether the folder is of a checkout."""
-    return (folder() / "generation" / "test_utils.py").exists()
 
 
 def _stand_in(name: str, **contents) -> None:
