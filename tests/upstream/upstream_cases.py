@@ -2,6 +2,7 @@
 
 import functools
 import unittest
+import warnings
 from dataclasses import dataclass
 from unittest import mock
 
@@ -194,8 +195,9 @@ def run(case: type[unittest.TestCase], method: str) -> Outcome:
     result = unittest.TestResult()
     lists = {name: {**vars(modeling_auto)[name], "elastic": head} for head, name in LISTS.items()}
     common = upstream_source.load()
-    # The common tests look up by the name of a class which inputs it takes.
-    with mock.patch.multiple(common, **lists):
+    # The common tests look up by the name of a class which inputs it takes, and some wait for a deprecation.
+    with mock.patch.multiple(common, **lists), warnings.catch_warnings():
+        warnings.simplefilter("always")
         case(method).run(result)
     wrong = [*result.failures, *result.errors]
     if wrong:
