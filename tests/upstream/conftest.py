@@ -15,7 +15,8 @@ COLUMNS = {
 def pytest_terminal_summary(terminalreporter):
     """Counts per state: reports carry them here from the processes of xdist, too."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
-    outcomes = [value for report in reports for key, value in report.user_properties if key == "upstream"]
+    properties = [pair for report in reports for pair in report.user_properties]
+    outcomes = [value for key, value in properties if key == "upstream"]
     counts = Counter((case.split("-")[1], ours, twin) for case, ours, twin in outcomes)
     if not counts:
         return
@@ -26,3 +27,5 @@ def pytest_terminal_summary(terminalreporter):
             number = sum(count for key, count in counts.items() if key[0] == state and key[1 : 1 + len(kinds)] == kinds)
             row.append(f"{title}: {number}")
         terminalreporter.write_line("  ".join(row))
+    meant = [value for key, value in properties if key == "meant"]
+    terminalreporter.write_line(f"of these differences {len(meant)} are meant: {', '.join(meant) or 'none'}")

@@ -6,7 +6,8 @@ is missing is stood in for by what it needs of them; a full checkout of the repo
     python tests/upstream/upstream_source.py     # make fetch-upstream: fetch the tests of the installed release
 """
 
-import importlib
+import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def folder() -> Path:
 def why_missing() -> str | None:
     """Why the tests cannot run here, or None."""
     if int(transformers.__version__.partition(".")[0]) < 5:
-        return "transformers 4.57 has other common tests"
+        return "transformers 4.57 has common tests of another kind"
     if importlib.util.find_spec("parameterized") is None:
         return "the common tests import parameterized, which is not installed"
     if not (folder() / NEEDED).exists():
@@ -58,6 +59,7 @@ def fetch() -> None:
         (Path(temporary) / name / "tests").rename(target)
 
 
+@functools.cache
 def load() -> types.ModuleType:
     """`test_modeling_common`, with `test_configuration_common` and `test_training_mixin` as `configuration` and `training`."""
     package = types.ModuleType(PACKAGE)
