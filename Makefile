@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUTPUT ?= quickstart
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test test-slow test-all test-optimum coverage docs lint format clean
+.PHONY: quickstart test test-slow test-upstream fetch-upstream test-all test-optimum coverage docs lint format clean
 
 # Files go to processes as wholes, so that each makes the models of its module once.
 PYTEST = -m pytest -n 2 --dist loadfile -q
@@ -15,8 +15,16 @@ quickstart: .venv/installed
 test: .venv/installed
 	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: .venv/installed
+test-slow: .venv/installed fetch-upstream
 	.venv/bin/python $(PYTEST) -m slow $(ARGS)
+
+# All of transformers' own common tests on elastic models and their stock twins: a quarter of an hour; test-slow has one in eight.
+test-upstream: .venv/installed fetch-upstream
+	HF_ELASTIC_UPSTREAM=all .venv/bin/python -m pytest -n 2 -q tests/upstream $(ARGS)
+
+# Their source distribution has them; it goes to ~/.cache/hf_elastic. Without a network they are skipped.
+fetch-upstream: .venv/installed
+	.venv/bin/python tests/upstream/upstream_source.py
 
 # The other lane, and what each lane exports read in the other, both ways.
 test-optimum: .venv/installed .venv-optimum/installed
