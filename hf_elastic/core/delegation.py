@@ -96,6 +96,10 @@ class DelegationMixin:
     def loss_function(self, value) -> None:
         self.base.loss_function = value
 
+    def resize_position_embeddings(self, *args, **kwargs):
+        """The base's; all sizes follow."""
+        return self.base.resize_position_embeddings(*args, **kwargs)
+
     def train(self, mode: bool = True) -> DelegationMixin:
         """Switch to training mode, the base (which is not a submodule) included."""
         super().train(mode)
@@ -161,5 +165,5 @@ class DelegationMixin:
             if is_registry(key, value):
                 base.__dict__[key] = value
         replica.__dict__["base"] = base
-        replica._start()
+        replica.forget_views()  # they share the original's weights
         return replica

@@ -81,12 +81,16 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
     def __new__(cls, config: ElasticConfig | None = None, *args, **kwargs):
         """An instance says of itself what its stock class says: the arguments of `forward`, flags, which weights are tied."""
         base_config = getattr(config, "base_config", None)
-        return super().__new__(cls if base_config is None else specialised(cls, cls.stock_class(base_config)))
+        return super().__new__(cls if base_config is None else specialised(cls._elastic_class(), cls.stock_class(base_config)))
+
+    @classmethod
+    def _elastic_class(cls) -> type[ElasticPreTrainedModel]:
+        return next(each for each in cls.__mro__ if "_stock_facts" not in vars(each))
 
     def __reduce_ex__(self, protocol):
         """The class is made anew where a copy is unpickled."""
         _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (type(self).__mro__[1], type(self.base)), *state
+        return _new, (type(self)._elastic_class(), type(self.base)), *state
 
     def __init__(self, config: ElasticConfig, base: PreTrainedModel | None = None):
         if config.base_config is None:
@@ -103,7 +107,8 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             self.frozen_cut = layout.resolve(config.frozen)
             skeleton = Skeleton(base, layout, self.frozen_cut)
             base, self._configs = _freeze(skeleton), skeleton.configs
-            config.base_config = self._configs.lead()
+            del self._configs.twins[None]  # the others follow it, and it leads from now on
+            config.base_config = self._configs.main
             values = cut_values(full, layout, self.frozen_cut)
             config.full = {field: getattr(full, field) for field in values if hasattr(full, field)}
             config.full = {field: value for field, value in config.full.items() if value != values[field]}
@@ -306,7 +311,7 @@ def specialised(elastic_class: type, stock_class: type) -> type:
     forward.__signature__ = inspect.signature(stock_class.forward)
     own = {"__module__": elastic_class.__module__, "__qualname__": elastic_class.__qualname__, "__doc__": elastic_class.__doc__}
     facts = {name: getattr(stock_class, name) for name in STOCK_FACTS if hasattr(stock_class, name)}
-    return type(elastic_class.__name__, (elastic_class,), {**facts, **own, "forward": forward})
+    return type(elastic_class.__name__, (elastic_class,), {**facts, **own, "_stock_facts": facts, "forward": forward})
 
 
 def _new(elastic_class: type, stock_class: type) -> ElasticPreTrainedModel:

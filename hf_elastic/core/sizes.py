@@ -297,7 +297,7 @@ class SizesMixin:
             config = copy.deepcopy(self.config)
             config.frozen = self.subnet(subnet).to_dict()
             config.space, config.subnets, config.subnet = None, {}, None
-            return type(self), config
+            return self._elastic_class(), config
         view = self.view(subnet)
         stock_config = view.config.from_dict(view.config.to_dict())
         stock_config._attn_implementation = view.config._attn_implementation  # not part of the dict

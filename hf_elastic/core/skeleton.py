@@ -6,6 +6,7 @@ from the Layout.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -43,46 +44,60 @@ BUILD_LOCK = threading.RLock()
 SAMPLES = 64
 
 
-class Configs:
-    """Configs of a size that follow the full one: one for all modules, and one for each layer where layers differ.
+class ConfigTwin:
+    """A config that follows another one, but for what a size changes.
 
     Args:
-        full: whom to follow.
+        original: whom to follow.
+        sizes: gives the fields that the size decides, as the original is now.
+    """
+
+    def __init__(self, original: PretrainedConfig, sizes: Callable[[], dict]):
+        self.original, self._sizes = original, sizes
+        self.config = object.__new__(type(original))
+        self.known: dict = {}
+
+    def follow(self) -> None:
+        """Take over what has changed since the last time."""
+        now, known = dict(vars(self.original)), self.known
+        if changed := {key: value for key, value in now.items() if known.get(key, self) is not value}:
+            vars(self.config).update(changed)
+            for field, value in self._sizes().items():
+                setattr(self.config, field, value)
+        for key in known.keys() - now.keys():
+            vars(self.config).pop(key, None)
+        self.known = now
+
+
+class Configs:
+    """The configs of a size: one that follows the full model's, and where layers differ one for each, which follows that one.
+
+    Args:
+        full: the full model's.
         layout: decides the sizes, together with `cut`; None where nothing is cut.
         cut: the size.
     """
 
     def __init__(self, full: PretrainedConfig, layout: Layout | None, cut: Cut | None):
-        self.full = full
-        self.known: dict = {}
-        self._layout, self._cut = layout, cut
-        self._made: dict[int | None, PretrainedConfig] = {}
+        self._full, self._layout, self._cut = full, layout, cut
+        self.twins: dict[int | None, ConfigTwin] = {}
+        self.main = self.at().config
 
-    def at(self, position: int | None = None) -> PretrainedConfig:
-        """The config of the kept layer at `position`, or of what is outside the layers."""
+    def at(self, position: int | None = None) -> ConfigTwin:
+        """That of the kept layer at `position`, or of what is outside the layers."""
         position = None if self._cut is None or self._cut.is_uniform else position
-        if position not in self._made:
-            self._made[position] = object.__new__(type(self.full))
-        return self._made[position]
+        if position not in self.twins:
+            original = self._full if position is None else self.main
+            self.twins[position] = ConfigTwin(original, functools.partial(self._sizes, position))
+        return self.twins[position]
+
+    def _sizes(self, position: int | None) -> dict:
+        return {} if self._layout is None else cut_values(self._full, self._layout, self._cut, position)
 
     def follow(self) -> None:
         """Take over what has changed since the last time."""
-        now, known = dict(vars(self.full)), self.known
-        changed = {key: value for key, value in now.items() if known.get(key, self) is not value}
-        for position, config in self._made.items():
-            for key in known.keys() - now.keys():
-                vars(config).pop(key, None)
-            vars(config).update(changed)
-            if changed and self._layout is not None:
-                for field, value in cut_values(self.full, self._layout, self._cut, position).items():
-                    setattr(config, field, value)
-        self.known = now
-
-    def lead(self) -> PretrainedConfig:
-        """Let the config for all modules be followed by those of the layers from now on, and return it."""
-        self.full = self._made.pop(None)
-        self.known = dict(vars(self.full))
-        return self.full
+        for twin in self.twins.values():
+            twin.follow()
 
 
 class FreshCall:
@@ -218,7 +233,7 @@ class Skeleton:
             own["training"] = False
         # Buffers (rotary frequencies) follow the head size, which is never cut: their owner keeps the full config.
         if values.get("config") is self.model.config and not (original._buffers and not original._parameters):
-            own["config"] = self.configs.at(position)
+            own["config"] = self.configs.at(position).config
         return own
 
     def _set_sizes(self, twin: Twin, name: str, position: int | None) -> None:
@@ -240,7 +255,8 @@ class Skeleton:
         self.configs.follow()
         watched = [twin.watched() for twin in self._twins]
         pairs = [pair for each, _ in watched for pair in each]
-        self._watch = Watch([*pairs, (vars(self.model.config), self.configs.known)], [t for _, each in watched for t in each])
+        pairs += [(vars(twin.original), twin.known) for twin in self.configs.twins.values()]
+        self._watch = Watch(pairs, [tensors for _, each in watched for tensors in each])
 
     def _fill(self, *, differentiable: bool) -> None:
         """Slice the supernet's current weights into the twins."""

@@ -59,7 +59,7 @@ class Twin:
         self._known_registries: dict[str, dict] = {}
         self._computed = computed_weights(original)
         self._raw = tuple(f"{name}_" for name in self._computed)
-        self.own |= self._computed.keys()
+        self.own |= {*self._computed, *weights_in(original)}
         self._offloading = offloading_hook(original)
         if self._offloading is not None:  # it would bring back the original's weights
             self.own |= {"forward", "_old_forward", "_hf_hook"}
@@ -171,7 +171,7 @@ def offloading_hook(module: nn.Module) -> object | None:
 
 
 def weight_of(module: nn.Module, name: str) -> torch.Tensor:
-    """A parameter, or what takes its place: computed now where it is computed, or as `nn.DataParallel` leaves it in replicas."""
+    """A parameter, or what takes its place: computed now where it is computed."""
     parameter = module._parameters.get(name)
     if parameter is not None:
         return parameter
@@ -184,6 +184,8 @@ def weight_of(module: nn.Module, name: str) -> torch.Tensor:
 def weights_in(module: nn.Module) -> list[str]:
     """Names of the weights of a module itself: a masked, normed or parametrized one in place of what it is computed from."""
     names = [name for name, parameter in module._parameters.items() if parameter is not None]
+    if "_is_replica" in vars(module):  # `nn.DataParallel` makes its weights plain attributes
+        names = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
     if not (computed := computed_weights(module)):
         return names
     return [*(name for name in names if not name.startswith(tuple(f"{one}_" for one in computed))), *computed]
