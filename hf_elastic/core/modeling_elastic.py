@@ -133,6 +133,7 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
                 self.__dict__[key] = value
         self._known_shape = self._shape()
         self._start()
+        self.forget_views()
         self._watch()
 
     def _make_space(self) -> Space:

@@ -117,7 +117,6 @@ class SizesMixin:
         self._wrappers = list(find_wrappers(self.base).values())
         self._cuts, self._differences = Recent(CUTS), Recent(CUTS)
         self._counts: tuple[set, Counts] | None = None
-        self.forget_views()
 
     def _full_cut(self) -> Cut:
         return self.frozen_cut or self.layout.resolve(None)

@@ -23,7 +23,6 @@ def test_switches_reach_views_that_exist(model_type):
         if ".second" in name:
             parameter.data.normal_(std=0.3)
     close(logits_of(model, SMALL), first)
-    assert model.view(SMALL) is not view  # the tree changed
     view = model.view(SMALL)
     peft_model.set_adapter("second")
     second = logits_of(model, SMALL)
