@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from .adapters import check_merged
+from .errors import UserError
 from .portable import IS_OLD
 from .twins import is_registry
 
@@ -16,7 +17,7 @@ from .twins import is_registry
 class DelegationMixin:
     """Embeddings, gradient checkpointing, saving and the like of an elastic model are its base's.
 
-    Comes before `PreTrainedModel` in the bases; needs `base`, `config`, `_selected` and `_active`.
+    Comes before `PreTrainedModel` in the bases; needs `base`, `config` and `_active`.
     """
 
     # Called with the model, a folder, repo_id, revision and facts. The package sets it; remote code alone has none.
@@ -43,9 +44,12 @@ class DelegationMixin:
 
     def _embeddings(self, getter: str) -> nn.Module | None:
         full = getattr(self.base, getter)()
-        if full is None or self._selected is None or self.is_sharded:
+        if full is None or self.config.subnet is None or self.is_sharded:
             return full
-        own = getattr(self._active(), getter)()
+        try:
+            own = getattr(self._active(), getter)()
+        except UserError:  # somebody is about to replace them, and they do not fit now
+            return full
         return full if own.weight.shape == full.weight.shape else own
 
     def set_output_embeddings(self, value: nn.Module) -> None:

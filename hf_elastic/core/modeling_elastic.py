@@ -257,12 +257,17 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         if self.frozen_cut is None and not self.is_sharded:
             set_memory_layout(self.base, self.layout, axes, name)
 
-    @torch.compiler.disable
     def _active(self) -> PreTrainedModel:
         """The module that runs now: the base, or slices of it, through which gradients flow where they are on."""
-        if (cut := self._selected) is None:
-            if self.frozen_cut is not None:
+        if self.config.subnet is None:
+            if self._configs is not None and not torch.compiler.is_compiling():
                 self._follow_tree()
+            return self.base
+        return self._selected_module()
+
+    @torch.compiler.disable
+    def _selected_module(self) -> PreTrainedModel:
+        if (cut := self._selected) is None:
             return self.base
         skeleton = self.trained_skeleton(cut)
         if skeleton not in self._filled:
@@ -281,9 +286,9 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         """The stock module that `forward` runs for a size, to put hooks on; its weights come with the forward."""
         return self.base if cut == self._full_cut() else self.trained_skeleton(cut).module
 
-    def forward(self, *args, **kwargs):
-        """The stock forward of the selected size; arguments and result are the stock model's."""
-        return self._active().forward(*args, **kwargs)
+    def forward(self, input_ids=None, *args, **kwargs):
+        """The stock forward of the selected size; an instance's arguments and result are the stock model's."""
+        return self._active().forward(input_ids, *args, **kwargs)
 
     @property
     def base_model(self) -> nn.Module:
@@ -312,7 +317,9 @@ def specialised(elastic_class: type, stock_class: type) -> type:
     forward.__signature__ = inspect.signature(stock_class.forward)
     own = {"__module__": elastic_class.__module__, "__qualname__": elastic_class.__qualname__, "__doc__": elastic_class.__doc__}
     facts = {name: getattr(stock_class, name) for name in STOCK_FACTS if hasattr(stock_class, name)}
-    return type(elastic_class.__name__, (elastic_class,), {**facts, **own, "_stock_facts": facts, "forward": forward})
+    if elastic_class.forward is ElasticPreTrainedModel.forward:  # else somebody has written one
+        own["forward"] = forward
+    return type(elastic_class.__name__, (elastic_class,), {**facts, **own, "_stock_facts": facts})
 
 
 def _new(elastic_class: type, stock_class: type) -> ElasticPreTrainedModel:
@@ -381,7 +388,9 @@ class ElasticForCausalLM(ElasticPreTrainedModel, GenerationMixin):
 
     def generate(self, *args, **kwargs):
         """The stock `generate` of the selected size, with a key-value cache of its own depth."""
-        return self.view(self.config.subnet).generate(*args, **kwargs)
+        with torch.no_grad():
+            active = self._active()
+        return active.generate(*args, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
         """The stock one of the selected size: its paged cache is laid out after the sizes. `generate_batch` uses it."""

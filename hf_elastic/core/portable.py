@@ -7,12 +7,17 @@ carry both.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
+import torch
 import transformers
 from transformers import PretrainedConfig
 
 from .errors import UserError
+
+# What `forward` calls a key-value cache, by the versions of transformers; 5.24 takes the old name as well, and warns.
+CACHE_NAMES = ("cache", "past_key_values")
 
 IS_OLD = int(transformers.__version__.partition(".")[0]) < 5
 
@@ -110,3 +115,9 @@ def _interval(layer_types: list[str]) -> int:
             return interval
     kinds = ", ".join(kind.removesuffix("_attention") for kind in layer_types)
     raise UserError(f"transformers 4.57 needs full attention at a fixed interval from the first layer, not {kinds}")
+
+
+def cache_argument(model: torch.nn.Module) -> str | None:
+    """Name of the argument of a model's `forward` that takes a key-value cache; None if it has none."""
+    takes = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters  # compiled models have another signature
+    return next((name for name in CACHE_NAMES if name in takes), None)

@@ -108,7 +108,8 @@ class FreshCall:
 
     def __call__(self, *args, **kwargs):
         """As `nn.Module.__call__`."""
-        self.skeleton._refresh(self.skeleton)
+        if not torch.compiler.is_compiling():  # a compiled view takes it over when `view` is asked for it again
+            self.skeleton._refresh(self.skeleton)
         module = self.skeleton.module
         return type(module)._call_impl(module, *args, **kwargs)
 
@@ -193,12 +194,6 @@ class Skeleton:
         plan = None if self.layout is None else self.layout.plan(self.cut)
         self.module = self._twin_of(self.model, "", None, plan, {})
         self._follow()
-        for twin in self._twins:
-            if hasattr(type(twin.module), "follow_sizes"):  # of our own: makes buffers anew that follow from attributes
-                before = dict(twin.module._buffers)
-                twin.module.follow_sizes()
-                twin.own_buffers |= {name for name, buffer in twin.module._buffers.items() if buffer is not before.get(name)}
-
     def _twin_of(self, original: nn.Module, name: str, position: int | None, plan: Mapping | None, found: dict) -> nn.Module:
         """Make twins of a module and of what is in it, but for the layers that are not kept; note their weights."""
         if id(original) in found:
@@ -240,9 +235,8 @@ class Skeleton:
         """Set what a module remembers of its sizes, as the Spec declares it."""
         for attribute, expression in self.layout.attributes_of(name):
             value = evaluate(expression, self.layout.sizes(self.cut, position))
-            if (buffer := twin.original._buffers.get(attribute)) is not None:
-                twin.own_buffers.add(attribute)
-                twin.module.__dict__.setdefault("_buffers", {})[attribute] = torch.full_like(buffer, value)
+            if attribute in twin.original._buffers:
+                twin.own_buffers[attribute] = value
             elif attribute in vars(twin.original):
                 twin.own.add(attribute)
                 vars(twin.module)[attribute] = value
@@ -252,6 +246,8 @@ class Skeleton:
         self._is_frozen = False
         for twin in self._twins:
             twin.follow()
+            if hasattr(type(twin.module), "follow_sizes"):  # of our own: makes buffers anew that follow from attributes
+                twin.module.follow_sizes()
         self.configs.follow()
         watched = [twin.watched() for twin in self._twins]
         pairs = [pair for each, _ in watched for pair in each]

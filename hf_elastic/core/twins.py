@@ -48,13 +48,13 @@ class Twin:
         original: as given.
         module: the twin, an instance of the original's class (without parametrizations), without parameters and children.
         own: names of the attributes that a size decides; more may be added before the first `follow`.
-        own_buffers: names of buffers that a size decides.
+        own_buffers: buffers that a size decides, and what they are filled with.
     """
 
     def __init__(self, original: nn.Module, own: Mapping, module: nn.Module | None = None):
         self.original = original
         self.own = {*FILLED, *CALLS, *own}
-        self.own_buffers: set[str] = set()
+        self.own_buffers: dict[str, float] = {}
         self._known: dict = {}
         self._known_registries: dict[str, dict] = {}
         self._computed = computed_weights(original)
@@ -105,17 +105,19 @@ class Twin:
 
     def _follow_registry(self, key: str, value: dict, twin: dict) -> None:
         before = self._known_registries.get(key, {})
-        # Somebody may have put hooks on the twin alone.
-        own = {name: item for name, item in twin.get(key, {}).items() if name not in before or self._owns(key, name, item)}
-        kept = {name: item for name, item in value.items() if not self._owns(key, name, item)}
+        kept = {name: item for name, item in value.items() if not self._is_for_weights(key, name, item)}
+        if key == "_buffers":
+            kept |= {name: torch.full_like(value[name], fill) for name, fill in self.own_buffers.items()}
+        own = {name: item for name, item in twin.get(key, {}).items() if name not in before}  # hooks on the twin alone
         registry = copy.copy(value)  # of the same kind
         registry.clear()
         registry.update({**kept, **own})
         twin[key] = registry
 
-    def _owns(self, key: str, name: object, item: object) -> bool:
+    def _is_for_weights(self, key: str, name: object, item: object) -> bool:
+        """Whether a hook or buffer computes a weight of the original."""
         if key == "_buffers":
-            return name in self.own_buffers or (bool(self._raw) and name.startswith(self._raw))
+            return bool(self._raw) and name.startswith(self._raw)
         return any(item is computer for computer in self._computed.values())
 
     def watched(self) -> tuple[list[tuple[dict, dict]], list[dict]]:

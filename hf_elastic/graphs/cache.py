@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from ..core.portable import cache_argument
+
 PAST, PRESENT, PARTS = "past_key_values", "present", ("key", "value")
 BATCH, NEW, OLD = "batch_size", "sequence_length", "past_sequence_length"
 ALL = f"{OLD} + {NEW}"
@@ -45,7 +47,8 @@ class CachedDecoder(nn.Module):
         positions = {} if position_ids is None else {"position_ids": position_ids}
         # Whole layers only: a sliding layer drops tokens by a counter that a graph does not have. The mask does the sliding.
         cache = DynamicCache([(layer["key"], layer["value"]) for layer in past_key_values.values()])
-        output = self.model(input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions)
+        past = {cache_argument(self.model): cache}
+        output = self.model(input_ids, attention_mask=attention_mask, use_cache=True, **past, **positions)
         return {"logits": output.logits, PRESENT: as_dict(output.past_key_values)}
 
 
@@ -82,7 +85,7 @@ def sample_step(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> d
     mask = torch.ones_like(ids)
     old, new = ids[:, :SAMPLE_OLD], ids[:, SAMPLE_OLD:]
     cache = DynamicCache()
-    model(old, attention_mask=mask[:, :SAMPLE_OLD], past_key_values=cache, use_cache=True)
+    model(old, attention_mask=mask[:, :SAMPLE_OLD], use_cache=True, **{cache_argument(model): cache})
     step = {"input_ids": new, "attention_mask": mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
         step["position_ids"] = torch.arange(SAMPLE_OLD, ids.shape[1], device=ids.device).expand(SAMPLE_ROWS, -1).contiguous()

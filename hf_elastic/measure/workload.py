@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..core.errors import MissingPackageError, UserError
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticForMultipleChoice, ElasticPreTrainedModel
+from ..core.portable import cache_argument
 from ..core.space import Subnet
 from ..utils.options import check_integers
 from .latency import Latency, measure_latency
@@ -123,7 +123,7 @@ class Workload:
         """Raise ValueError unless the model has this phase."""
         if self.phase != "forward" and not isinstance(model, ElasticForCausalLM):
             raise UserError(f"phase: {self.phase!r} is for causal language models; {type(model).__name__} has: forward")
-        if self.phase != "forward" and "past_key_values" not in inspect.signature(model.base.forward).parameters:
+        if self.phase != "forward" and cache_argument(model.base) is None:
             model_type = model.config.base_config.model_type
             raise UserError(f"phase: {self.phase!r} needs a key-value cache, which {model_type} has not")
 
@@ -162,18 +162,20 @@ def _forward(run: Callable, inputs: Mapping) -> Callable[[], object]:
 
 
 def _prefill(run: Callable, inputs: Mapping) -> Callable[[], object]:
-    return lambda: run(**inputs, past_key_values=DynamicCache(), use_cache=True)
+    name = cache_argument(run)
+    return lambda: run(**inputs, **{name: DynamicCache()}, use_cache=True)
 
 
 def _token(run: Callable, inputs: Mapping) -> Callable[[], object]:
     """One token after the prompt; afterwards the cache is cropped to the prompt again, which copies nothing."""
     batch_size, length = inputs["input_ids"].shape
-    cache = run(**inputs, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    cache = run(**inputs, **{cache_argument(run): DynamicCache()}, use_cache=True).past_key_values
+    past = {cache_argument(run): cache}
     token = inputs["input_ids"][:, -1:]
     mask = torch.ones(batch_size, length + 1, dtype=torch.long, device=token.device)
 
     def call() -> object:
-        output = run(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
+        output = run(input_ids=token, attention_mask=mask, use_cache=True, **past)
         cache.crop(-1)
         return output
 

@@ -242,6 +242,23 @@ def compiled(model, twin):
     assert run(runner).hidden_states is not None
 
 
+def compiled_whole(model, twin):
+    """Without a break in the graph."""
+    expected = logits(twin)
+    runner = torch.compile(getattr(model, "view", lambda: model)(model.config.subnet), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(logits(runner), expected, atol=TOLERANCE, rtol=0)
+
+
+def exported(model, twin):
+    """`torch.export` of the model; afterwards it runs as before."""
+    before = logits(model)
+    with torch.no_grad():
+        program = torch.export.export(model, (), IDS, strict=False)
+        found = program.module()(**IDS).logits
+    torch.testing.assert_close(found, logits(twin), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(logits(model), before, atol=0, rtol=0)
+
+
 def data_parallel(model, twin):
     """Replicas as `nn.DataParallel` makes them; float64 stands for another device."""
     modules = list(model.modules())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ...core.modeling_elastic import ElasticForCausalLM
+from ...core.portable import cache_argument
 from ...runtimes.decoding import Decoded, decode_greedily, pad_left
 from ..format import Export
 from ..inputs import longest_sequence
@@ -22,8 +22,7 @@ GENERATED = 32
 
 def is_cached(export: Export) -> bool:
     """Whether the graph is one with a key-value cache: every causal language model's that has one (Transformer-XL has not)."""
-    takes = inspect.signature(export.view.forward).parameters
-    return isinstance(export.model, ElasticForCausalLM) and "past_key_values" in takes
+    return isinstance(export.model, ElasticForCausalLM) and cache_argument(export.view) is not None
 
 
 def generation_evidence(export: Export, graph: Path, *, enforce: bool = True) -> dict[str, Any]:
