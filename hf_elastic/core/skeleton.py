@@ -177,12 +177,9 @@ class Skeleton:
         """Whether frozen slices are in place and nothing has changed since."""
         if layout is not self.layout or not self._is_frozen or self._watch.has_changed:
             return False
-        try:
-            if [source.data_ptr() for source in self._sources] != self._pointers:
-                return False
-            return all(source._version == version and torch.equal(sample, seen) for source, version, sample, seen in self._copied)
-        except RuntimeError:  # a tensor without storage or version: of a transform of functions, or of inference mode
+        if _pointers(self._sources) != self._known_pointers:
             return False
+        return all(source._version == version and torch.equal(sample, seen) for source, version, sample, seen in self._copied)
 
     def _build(self) -> None:
         """Make the twins."""
@@ -270,16 +267,16 @@ class Skeleton:
                     tied[identity] = cut_tensor(source, steps)
                 else:
                     tied[identity] = nn.Parameter(cut_tensor(source.detach(), steps), requires_grad=False)
-                    if any(isinstance(selection, torch.Tensor) for _, selection in steps):
+                    if any(isinstance(selection, torch.Tensor) for _, selection in steps) and not source.is_inference():
                         copied.append((source, source._version, *_sample(source)))
             before = module._parameters.get(source_key)
             module._parameters[source_key] = tied[identity]
             if source_key == "weight" and (before is None or before.shape != tied[identity].shape):
                 _sync_sizes(module)
-        self._is_frozen = not differentiable
         if not differentiable:
             self._sources, self._copied = sources, copied
-            self._pointers = [source.data_ptr() for source in sources]
+            self._known_pointers = _pointers(sources)
+        self._is_frozen = not differentiable and self._known_pointers is not None
 
     def release(self) -> None:
         """Let go of the slices that are copies; the next `prepare` makes them again."""
@@ -298,6 +295,14 @@ class Skeleton:
 
 def _nothing() -> None:
     """`generate` would lay out a static cache ahead, with as many heads in every layer; without that, each layer does."""
+
+
+def _pointers(tensors: list[torch.Tensor]) -> list[int] | None:
+    """Where tensors are in memory; None where some have no storage, within transforms of functions and tracers."""
+    try:
+        return [tensor.data_ptr() for tensor in tensors]
+    except RuntimeError:
+        return None
 
 
 def _sample(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

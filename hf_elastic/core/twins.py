@@ -185,9 +185,9 @@ def weight_of(module: nn.Module, name: str) -> torch.Tensor:
 
 def weights_in(module: nn.Module) -> list[str]:
     """Names of the weights of a module itself: a masked, normed or parametrized one in place of what it is computed from."""
-    names = [name for name, parameter in module._parameters.items() if parameter is not None]
-    if "_is_replica" in vars(module):  # `nn.DataParallel` makes its weights plain attributes
-        names = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+    # `nn.DataParallel` makes the weights of replicas plain attributes, and notes them.
+    parameters = module.__dict__.get("_former_parameters") or module._parameters
+    names = [name for name, parameter in parameters.items() if parameter is not None]
     if not (computed := computed_weights(module)):
         return names
     return [*(name for name in names if not name.startswith(tuple(f"{one}_" for one in computed))), *computed]

@@ -51,7 +51,7 @@ def attention_implementation(model, twin):
     run(model)
     for one in (model, twin):
         one.set_attn_implementation("eager")
-    assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == twin.config._attn_implementation
     assert len(run(model, output_attentions=True).attentions) == len(run(twin, output_attentions=True).attentions)
     model.config._attn_implementation = "sdpa"
     assert_alike(model, twin)
@@ -80,15 +80,19 @@ def hooks(model, twin):
             assert len(calls) == 2
 
 
-def dropout_rates(model, twin):
-    model.train()
-    run(model)
+def drop_nothing(model):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name in ("attention_dropout", "dropout_prob"):
-            if hasattr(module, name):
+            if name in vars(module):
                 setattr(module, name, 0.0)
+
+
+def dropout_rates(model, twin):
+    model.train()
+    run(model)
+    drop_nothing(model)
     assert torch.equal(run(model).logits, run(model).logits)
 
 
@@ -209,9 +213,7 @@ def input_gradients(model, twin):
 def gradient_checkpointing(model, twin):
     gradients = []
     model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    drop_nothing(model)
     for recompute in (False, True):
         if recompute:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -253,8 +255,9 @@ def exported(model, twin):
     """`torch.export` of the model; afterwards it runs as before."""
     before = logits(model)
     with torch.no_grad():
-        program = torch.export.export(model, (), IDS, strict=False)
-        found = program.module()(**IDS).logits
+        inputs = {**IDS, "use_cache": False} if model.can_generate() else IDS
+        program = torch.export.export(model, (), inputs, strict=False)
+        found = program.module()(**inputs).logits
     torch.testing.assert_close(found, logits(twin), atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(logits(model), before, atol=0, rtol=0)
 
@@ -269,6 +272,7 @@ def data_parallel(model, twin):
             replica._modules[key] = None if child is None else replicas[place[child]]
         for key, parameter in module._parameters.items():
             setattr(replica, key, None if parameter is None else parameter.detach().double())
+            vars(replica).setdefault("_former_parameters", {})[key] = getattr(replica, key)
         for key, buffer in module._buffers.items():
             setattr(replica, key, buffer.double() if buffer.is_floating_point() else buffer)
     with torch.no_grad():
@@ -314,16 +318,17 @@ def base_model(model, twin):
 
 def neftune(model, twin):
     """As Trainer activates it: noise on the embeddings while training."""
-    from transformers.integrations.neftune import neftune_post_forward_hook
+    try:
+        from transformers.integrations.neftune import neftune_post_forward_hook
+    except ImportError:  # transformers 4.57
+        from transformers.trainer_utils import neftune_post_forward_hook
 
     run(model)
     embeddings = model.get_input_embeddings()
     embeddings.neftune_noise_alpha = 5.0
     handle = embeddings.register_forward_hook(neftune_post_forward_hook)
     model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    drop_nothing(model)
     assert not torch.equal(run(model).logits, run(model).logits)
     handle.remove()
     assert torch.equal(run(model).logits, run(model).logits)
