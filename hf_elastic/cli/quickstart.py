@@ -38,7 +38,7 @@ class QuickstartArguments:
             "are cut until they fit."
         },
     )
-    epochs: float = field(default=4.5, metadata={"help": "Most passes over the training data (count)."})
+    epochs: float = field(default=1.0, metadata={"help": "Most passes over the training data (count)."})
     train_batch_size: int = field(default=16, metadata={"help": "Examples per step (count)."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
     max_length: int = field(default=32, metadata={"help": "Longest input (tokens)."})

@@ -82,7 +82,7 @@ def print_result(model, data, chosen, folder: Path, rows: dict[str, int], seed: 
         with torch.inference_mode():
             latencies.update(measure_latency(calls, repeats=60, min_rounds=20, budget_seconds=MOST_SECONDS, seed=seed))
     table = Table()
-    headers = ["size", "layers x ffn", "parameters", f"GFLOPs, 1 x {length} tokens", "latency (95% interval)", "faster"]
+    headers = ["size", "layers x width", "parameters", f"GFLOPs, 1 x {length} tokens", "latency (95% interval)", "faster"]
     for header in (*headers, "% right (interval)"):
         table.add_column(header, no_wrap=not header.startswith("GFLOPs"))
     hits = {}
@@ -94,7 +94,7 @@ def print_result(model, data, chosen, folder: Path, rows: dict[str, int], seed: 
         low, high = accuracy_interval(share, len(hits[name]))
         table.add_row(
             name,
-            f"{len(model.resolve(subnet).layers)} x {spelled['intermediate_size']}",
+            f"{len(model.resolve(subnet).layers)} x {spelled['hidden_size']}",
             f"{model.num_parameters_of(subnet) / 1e6:.1f} M",
             f"{model.flops_of(subnet, 1, length) / 1e9:.2f}",
             str(latencies[name]),

@@ -129,7 +129,7 @@ class Skeleton:
         refresh: called with this before the module is called; None where whoever calls it prepares it.
 
     Attributes:
-        module: an instance of `type(model)` with its own config, without weights until `fill`. It stays the same object.
+        module: an instance of `type(model)` with its own config, without weights until `prepare`. It stays the same object.
     """
 
     def __init__(
@@ -161,11 +161,11 @@ class Skeleton:
             UserError: a replaced `forward` would run the full size's weights.
         """
         with BUILD_LOCK:
-            if layout is not self.layout or any(twin.is_outdated for twin in self._twins):
+            if layout is not self.layout or not self._is_built:
                 self.layout = layout
                 self._build()
             elif self._watch.has_changed:
-                self._follow()
+                self._build() if any(twin.is_outdated for twin in self._twins) else self._follow()
             if differentiable:
                 self._fill(differentiable=True)
             elif not self.is_ready(layout):  # else another thread was faster
@@ -183,6 +183,7 @@ class Skeleton:
 
     def _build(self) -> None:
         """Make the twins."""
+        self._is_built = False
         self._twins: list[Twin] = []
         self._targets: list[tuple] = []
         self.configs = Configs(self.model.config, self.layout, self.cut)
@@ -191,6 +192,8 @@ class Skeleton:
         plan = None if self.layout is None else self.layout.plan(self.cut)
         self.module = self._twin_of(self.model, "", None, plan, {})
         self._follow()
+        self._is_built = True
+
     def _twin_of(self, original: nn.Module, name: str, position: int | None, plan: Mapping | None, found: dict) -> nn.Module:
         """Make twins of a module and of what is in it, but for the layers that are not kept; note their weights."""
         if id(original) in found:
