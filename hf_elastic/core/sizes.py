@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .adapters import check_merged, find_wrappers, idle_parameters, unmerge_disabled
+from .configuration_elastic import RESERVED_NAMES
 from .counts import Counts
 from .errors import UserError
 from .layout import Cut, Layout
@@ -134,18 +135,23 @@ class SizesMixin:
             raise UserError(
                 f"{reprlib.repr(subnet)} is not a subnet: give a name, a mapping of axes to values, or None for the full model"
             )
+        if isinstance(subnet, str):
+            subnet = self._named(subnet)
         if isinstance(subnet, Mapping) and not isinstance(subnet, Subnet):
             subnet = Subnet(subnet)
         self._follow_tree()
         return self._cuts.get(subnet, lambda: self._resolve(subnet))
 
-    def _resolve(self, subnet: str | Subnet | None) -> Cut:
-        if isinstance(subnet, str):
-            ends = {"full": None, "largest": self.space.largest, "smallest": self.space.smallest}
-            known = {**ends, **self.config.subnets, **ends}
-            if subnet not in known:
-                raise UserError(f"unknown subnet {subnet!r}; known: {', '.join(known)}")
-            subnet = None if known[subnet] is None else Subnet(known[subnet])
+    def _named(self, name: str) -> Mapping | None:
+        if name == "full":
+            return None
+        if name in ("largest", "smallest"):
+            return getattr(self.space, name)
+        if name not in self.config.subnets:
+            raise UserError(f"unknown subnet {name!r}; known: {', '.join((*RESERVED_NAMES, *self.config.subnets))}")
+        return self.config.subnets[name]
+
+    def _resolve(self, subnet: Subnet | None) -> Cut:
         if self.frozen_cut is None:
             return self.layout.resolve(subnet)
         if subnet not in (None, self.space.largest) and self.layout.resolve(subnet) != self.frozen_cut:

@@ -110,6 +110,8 @@ def test_config_subnet_says_what_runs():
             plain = model(IDS, output_hidden_states=True).hidden_states
         with_gradients = model(IDS, output_hidden_states=True).hidden_states
         assert len(generated) == len(plain) == len(with_gradients) == layers + 1
+    model.config.subnets["small"] = {"num_hidden_layers": 3}
+    assert len(model.view("small").model.layers) == 3
     model.config.subnet = "smal"
     with pytest.raises(UserError, match="unknown subnet 'smal'"):
         model(IDS)
