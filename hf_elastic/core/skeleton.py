@@ -186,6 +186,7 @@ class Skeleton:
         self._is_built = False
         self._twins: list[Twin] = []
         self._targets: list[tuple] = []
+        self._values: dict[tuple, float] = {}
         self.configs = Configs(self.model.config, self.layout, self.cut)
         self._is_frozen = False
         self._copied: list[tuple] = []
@@ -234,12 +235,18 @@ class Skeleton:
     def _set_sizes(self, twin: Twin, name: str, position: int | None) -> None:
         """Set what a module remembers of its sizes, as the Spec declares it."""
         for attribute, expression in self.layout.attributes_of(name):
-            value = evaluate(expression, self.layout.sizes(self.cut, position))
+            value = self._value(expression, None if position is None else self.cut.per_layer[position], position)
             if attribute in twin.original._buffers:
                 twin.own_buffers[attribute] = value
             elif attribute in vars(twin.original):
                 twin.own.add(attribute)
                 vars(twin.module)[attribute] = value
+
+    def _value(self, expression: str, sizes: tuple | None, position: int | None) -> float:
+        key = (expression, sizes)  # layers that are alike are worked out once
+        if key not in self._values:
+            self._values[key] = evaluate(expression, self.layout.sizes(self.cut, position))
+        return self._values[key]
 
     def _follow(self) -> None:
         """Take over what has changed in the modules and in the config."""

@@ -27,6 +27,9 @@ TENSORS = ("_parameters", "_buffers")
 # How an instance is called if not as its class is: bound to the original, or compiled with its weights.
 CALLS = ("_compiled_call_impl", "_call_impl")
 PLAIN = (dict, OrderedDict)
+BOUND = (types.MethodType, types.FunctionType, functools.partial)
+# Registries that no forward pass reads.
+UNREAD = frozenset(f"_{name}_hooks" for name in ("state_dict", "state_dict_pre", "load_state_dict_pre", "load_state_dict_post"))
 NOTHING: dict = {}
 _MISSING = object()
 
@@ -66,10 +69,11 @@ class Twin:
         kind = type(original)
         if "parametrizations" in original._modules:
             kind = kind.__mro__[1]  # torch derives a class whose properties compute the weights
-        self.module = object.__new__(kind) if module is None else module
-        self.module.__class__ = kind
         absent = {name: None for name, parameter in original._parameters.items() if parameter is None}
-        self.module.__dict__ = {"_parameters": absent, "_modules": {}, "_compiled_call_impl": None, **own}
+        self.module = object.__new__(kind) if module is None else module
+        object.__setattr__(self.module, "__class__", kind)
+        attributes = {"_parameters": absent, "_modules": {}, "_compiled_call_impl": None, **own}
+        object.__setattr__(self.module, "__dict__", attributes)
 
     @property
     def is_outdated(self) -> bool:
@@ -85,26 +89,35 @@ class Twin:
         Raises:
             UserError: somebody has replaced the original's `forward` by one that runs the original's weights.
         """
-        twin, known, now, own = self.module.__dict__, self._known, self.original.__dict__, self.own
+        twin, known, now = self.module.__dict__, self._known, dict(self.original.__dict__)
+        registries = self._known_registries
+        if not known:  # most are empty, and are for all time
+            empty = [key for key, value in now.items() if key[0] == "_" and type(value) in PLAIN and not value]
+            registries.update(dict.fromkeys(empty, NOTHING))
+            twin.update({key: type(now[key])() for key in empty if key not in FILLED})
+        changed = {key: value for key, value in now.items() if known.get(key, _MISSING) is not value} if known else dict(now)
         for key, value in now.items():
             if key[0] == "_" and isinstance(value, dict):
-                before = self._known_registries.get(key)
-                if not (value or before) and type(value) in PLAIN:
-                    if before is None and key not in FILLED:
-                        twin[key] = type(value)()
-                    self._known_registries[key] = NOTHING
-                elif not _same(before, value):
-                    if key not in FILLED:
-                        self._follow_registry(key, value, twin)
-                    self._known_registries[key] = dict(value)
-            elif known.get(key, _MISSING) is not value and key not in own:
-                twin[key] = self._rebound(key, value) if callable(value) else value
-        for key in known.keys() - now.keys() - own:
+                changed.pop(key, None)
+                if value or registries.get(key) is not NOTHING:
+                    self._follow_registry(key, value, twin)
+            elif type(value) in BOUND and key in changed and key not in self.own:
+                changed[key] = self._rebound(key, value)
+        for key in self.own & changed.keys():
+            del changed[key]
+        twin.update(changed)
+        for key in known.keys() - now.keys() - self.own:
             twin.pop(key, None)
-        self._known = dict(now)
+        self._known = now
 
     def _follow_registry(self, key: str, value: dict, twin: dict) -> None:
-        before = self._known_registries.get(key, {})
+        before = self._known_registries.get(key)
+        if _same(before, value):
+            return
+        self._known_registries[key] = dict(value)
+        if key in FILLED:
+            return
+        before = before or NOTHING
         kept = {name: item for name, item in value.items() if not self._is_for_weights(key, name, item)}
         if key == "_buffers":
             kept |= {name: torch.full_like(value[name], fill) for name, fill in self.own_buffers.items()}
@@ -126,7 +139,7 @@ class Twin:
         for key, known in self._known_registries.items():
             if key in TENSORS:
                 tensors.append(self.original.__dict__[key])
-            elif "state_dict" not in key:  # not for a forward pass
+            elif key not in UNREAD:
                 pairs.append((self.original.__dict__[key], known))
         return pairs, tensors
 
