@@ -106,10 +106,10 @@ class SizesMixin:
         return [*shapes, *((name, type(module)) for name, module in self.base.named_modules())]
 
     def _watch(self) -> None:
-        modules, values = list(self.base.modules()), vars(self.base.config)
+        modules = list(self.base.modules())
         # Processes that hold parts of the weights put whole ones in their place within each forward.
-        self._weights = Watch([], [] if self.is_sharded else [module._parameters for module in modules])
-        self._tree = Watch([(values, dict(values)), *((module._modules, dict(module._modules)) for module in modules)], [])
+        self._weights = Watch(weights=() if self.is_sharded else modules)
+        self._tree = Watch(configs=[self.base.config], trees=modules)
 
     def _start(self) -> None:
         """Know nothing of the base but that it is there; layout and sizes follow when they are asked for."""

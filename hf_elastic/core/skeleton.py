@@ -256,10 +256,7 @@ class Skeleton:
             if hasattr(type(twin.module), "follow_sizes"):  # of our own: makes buffers anew that follow from attributes
                 twin.module.follow_sizes()
         self.configs.follow()
-        watched = [twin.watched() for twin in self._twins]
-        pairs = [pair for each, _ in watched for pair in each]
-        pairs += [(vars(twin.original), twin.known) for twin in self.configs.twins.values()]
-        self._watch = Watch(pairs, [tensors for _, each in watched for tensors in each])
+        self._watch = Watch([t.original for t in self._twins], [t.original for t in self.configs.twins.values()])
 
     def _fill(self, *, differentiable: bool) -> None:
         """Slice the supernet's current weights into the twins."""

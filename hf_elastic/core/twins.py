@@ -12,12 +12,14 @@ import copy
 import functools
 import inspect
 import itertools
+import operator
 import types
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .errors import UserError
 
@@ -28,8 +30,7 @@ TENSORS = ("_parameters", "_buffers")
 CALLS = ("_compiled_call_impl", "_call_impl")
 PLAIN = (dict, OrderedDict)
 BOUND = (types.MethodType, types.FunctionType, functools.partial)
-# Registries that no forward pass reads.
-UNREAD = frozenset(f"_{name}_hooks" for name in ("state_dict", "state_dict_pre", "load_state_dict_pre", "load_state_dict_post"))
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 NOTHING: dict = {}
 _MISSING = object()
 
@@ -133,16 +134,6 @@ class Twin:
             return bool(self._raw) and name.startswith(self._raw)
         return any(item is computer for computer in self._computed.values())
 
-    def watched(self) -> tuple[list[tuple[dict, dict]], list[dict]]:
-        """Pairs of a dict of the original and what was in it at the last `follow`; and its dicts of tensors."""
-        pairs, tensors = [(self.original.__dict__, self._known)], []
-        for key, known in self._known_registries.items():
-            if key in TENSORS:
-                tensors.append(self.original.__dict__[key])
-            elif key not in UNREAD:
-                pairs.append((self.original.__dict__[key], known))
-        return pairs, tensors
-
     def _rebound(self, key: str, value: object) -> object:
         """What is bound to the original, bound to the twin: accelerate and others replace `forward` on the instance."""
         if isinstance(value, types.MethodType) and value.__self__ is self.original:
@@ -221,25 +212,35 @@ def named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class Watch:
-    """Whether anything has been replaced, added or taken away in some dicts.
+    """Whether anything that a forward pass reads has been replaced, added or taken away since.
 
     Args:
-        pairs: a dict, and what was in it.
-        tensors: dicts of tensors, as they are now.
+        modules: whose attributes, hooks, buffers and parameters are watched.
+        configs: whose fields are.
+        trees: modules of which only the children are.
+        weights: modules of which only the parameters are.
     """
 
-    def __init__(self, pairs: Iterable[tuple[dict, dict]], tensors: Iterable[dict]):
-        pairs, tensors = list(pairs), list(tensors)
-        self._empty = [live for live, known in pairs if not known] + [live for live in tensors if not live]
-        self._live = [live for live, known in pairs if known]
-        self._known = [known for _, known in pairs if known]
-        self._tensors = [live for live in tensors if live]
-        self._kept = [dict(live) for live in self._tensors]  # so that nothing else gets their ids
+    def __init__(self, modules: Iterable[nn.Module] = (), configs: Iterable = (), trees: Iterable = (), weights: Iterable = ()):
+        modules = [module.__dict__ for module in modules]
+        self._attributes = [*modules, *map(vars, configs)]
+        registries = [(key, value) for each in modules for key, value in each.items() if is_registry(key, value)]
+        self._empty = [value for key, value in registries if not value and key in HOOKS]
+        self._hooks = RemovableHandle.next_id
+        self._registries = [value for key, value in registries if value and key not in TENSORS]
+        # Leaves stay leaves, but containers of adapters are empty at first.
+        self._registries += [module._modules for module in trees if module._modules or isinstance(module, nn.ModuleDict)]
+        self._tensors = [value for key, value in registries if value and key in TENSORS]
+        self._tensors += [module._parameters for module in weights if module._parameters]
+        self._known = [dict(each) for each in (*self._registries, *self._tensors)]  # also keeps ids from being another's
         self._ids = self._identities()
+        # Lookups of just what is compared cost half of comparing whole dicts, whose entries are mostly registries.
+        self._getters = [_getter(tuple(k for k, v in each.items() if not is_registry(k, v))) for each in self._attributes]
+        self._lengths = list(map(len, self._attributes))
+        self._values = self._current()
 
-    def __reduce__(self):
-        """A copy of a model has dicts of its own: what is known of these is nothing."""
-        return Watch, ([({}, {}), ({"copied": True}, {"copied": False})], [])
+    def _current(self) -> list[tuple]:
+        return [getter(each) for getter, each in zip(self._getters, self._attributes)]
 
     def _identities(self) -> list[int]:
         # Comparing tensors with each other would compute, and over processes wait.
@@ -248,8 +249,29 @@ class Watch:
     @property
     def has_changed(self) -> bool:
         """Whether there is anything new."""
+        if self._hooks != RemovableHandle.next_id:  # torch numbers all hooks: somebody put one on somewhere
+            if any(self._empty):
+                return True
+            self._hooks = RemovableHandle.next_id
         try:
             # Values are compared only where they are not the same object.
-            return any(self._empty) or self._live != self._known or self._identities() != self._ids
-        except (RuntimeError, ValueError, TypeError):  # an array in place of another has no truth value
+            if list(map(len, self._attributes)) != self._lengths or self._current() != self._values:
+                return True
+            return self._registries != self._known[: len(self._registries)] or self._identities() != self._ids
+        except (KeyError, RuntimeError, ValueError, TypeError):  # an array in place of another has no truth value
             return True
+
+    def __reduce__(self):
+        """A copy of a model has dicts of its own: what is known of these is nothing."""
+        return _watch_of_a_copy, ()
+
+
+def _watch_of_a_copy() -> Watch:
+    watch = Watch()
+    watch._lengths = [0]
+    return watch
+
+
+@functools.lru_cache(maxsize=1024)
+def _getter(keys: tuple[str, ...]) -> Callable[[dict], tuple]:
+    return operator.itemgetter(*keys) if keys else len

@@ -37,7 +37,7 @@ SIZES = {
 def bert(layers: int = 12) -> ElasticForSequenceClassification:
     """BERT-base shape."""
     base = BertConfig(num_hidden_layers=layers)
-    depths = [layers // 4, layers // 2, layers]
+    depths = sorted({max(1, layers // 4), layers // 2, layers})
     space = {"num_hidden_layers": depths, "num_attention_heads": [3, 6, 12], "intermediate_size": [768, 1536, 3072]}
     return ElasticForSequenceClassification(ElasticConfig(base_config=base, space=space)).eval()
 
