@@ -7,6 +7,7 @@ from the Layout.
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -191,8 +192,14 @@ class Skeleton:
         self._is_frozen = False
         self._copied: list[tuple] = []
         plan = None if self.layout is None else self.layout.plan(self.cut)
-        self.module = self._twin_of(self.model, "", None, plan, {})
-        self._follow()
+        collects = gc.isenabled()
+        gc.disable()  # thousands of dicts at once would set it off several times, for nothing
+        try:
+            self.module = self._twin_of(self.model, "", None, plan, {})
+            self._follow()
+        finally:
+            if collects:
+                gc.enable()
         self._is_built = True
 
     def _twin_of(self, original: nn.Module, name: str, position: int | None, plan: Mapping | None, found: dict) -> nn.Module:
@@ -256,7 +263,7 @@ class Skeleton:
             if hasattr(type(twin.module), "follow_sizes"):  # of our own: makes buffers anew that follow from attributes
                 twin.module.follow_sizes()
         self.configs.follow()
-        self._watch = Watch([t.original for t in self._twins], [t.original for t in self.configs.twins.values()])
+        self._watch = Watch(self._twins, [twin.original for twin in self.configs.twins.values()])
 
     def _fill(self, *, differentiable: bool) -> None:
         """Slice the supernet's current weights into the twins."""

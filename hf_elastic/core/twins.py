@@ -53,6 +53,8 @@ class Twin:
         module: the twin, an instance of the original's class (without parametrizations), without parameters and children.
         own: names of the attributes that a size decides; more may be added before the first `follow`.
         own_buffers: buffers that a size decides, and what they are filled with.
+        plain: names of the original's attributes that are no registries.
+        registries: its registries, by name, as they were at the last `follow`.
     """
 
     def __init__(self, original: nn.Module, own: Mapping, module: nn.Module | None = None):
@@ -60,7 +62,8 @@ class Twin:
         self.own = {*FILLED, *CALLS, *own}
         self.own_buffers: dict[str, float] = {}
         self._known: dict = {}
-        self._known_registries: dict[str, dict] = {}
+        self.plain: tuple[str, ...] = ()
+        self.registries: dict[str, dict] = {}
         self._computed = computed_weights(original)
         self._raw = tuple(f"{name}_" for name in self._computed)
         self.own |= {*self._computed, *weights_in(original)}
@@ -80,7 +83,7 @@ class Twin:
     def is_outdated(self) -> bool:
         """Whether the original has other children, or gets its weights in another way, than when the twin was made."""
         original = self.original
-        if not _same(self._known_registries["_modules"], original._modules):
+        if not _same(self.registries["_modules"], original._modules):
             return True
         return not _same(self._computed, computed_weights(original)) or offloading_hook(original) is not self._offloading
 
@@ -90,32 +93,30 @@ class Twin:
         Raises:
             UserError: somebody has replaced the original's `forward` by one that runs the original's weights.
         """
-        twin, known, now = self.module.__dict__, self._known, dict(self.original.__dict__)
-        registries = self._known_registries
-        if not known:  # most are empty, and are for all time
-            empty = [key for key, value in now.items() if key[0] == "_" and type(value) in PLAIN and not value]
-            registries.update(dict.fromkeys(empty, NOTHING))
-            twin.update({key: type(now[key])() for key in empty if key not in FILLED})
-        changed = {key: value for key, value in now.items() if known.get(key, _MISSING) is not value} if known else dict(now)
+        twin, known, registries, own = self.module.__dict__, self._known, self.registries, self.own
+        now, plain = dict(self.original.__dict__), []
         for key, value in now.items():
             if key[0] == "_" and isinstance(value, dict):
-                changed.pop(key, None)
-                if value or registries.get(key) is not NOTHING:
+                before = registries.get(key)
+                if value or (before is None and type(value) not in PLAIN) or before:
                     self._follow_registry(key, value, twin)
-            elif type(value) in BOUND and key in changed and key not in self.own:
-                changed[key] = self._rebound(key, value)
-        for key in self.own & changed.keys():
-            del changed[key]
-        twin.update(changed)
-        for key in known.keys() - now.keys() - self.own:
+                elif before is None:  # most are empty, and are for all time
+                    registries[key] = NOTHING
+                    if key not in FILLED:
+                        twin[key] = type(value)()
+                continue
+            plain.append(key)
+            if known.get(key, _MISSING) is not value and key not in own:
+                twin[key] = self._rebound(key, value) if type(value) in BOUND else value
+        for key in known.keys() - now.keys() - own:
             twin.pop(key, None)
-        self._known = now
+        self._known, self.plain = now, tuple(plain)
 
     def _follow_registry(self, key: str, value: dict, twin: dict) -> None:
-        before = self._known_registries.get(key)
+        before = self.registries.get(key)
         if _same(before, value):
             return
-        self._known_registries[key] = dict(value)
+        self.registries[key] = dict(value)
         if key in FILLED:
             return
         before = before or NOTHING
@@ -215,27 +216,27 @@ class Watch:
     """Whether anything that a forward pass reads has been replaced, added or taken away since.
 
     Args:
-        modules: whose attributes, hooks, buffers and parameters are watched.
+        twins: of whose originals attributes, hooks, buffers and parameters are watched.
         configs: whose fields are.
         trees: modules of which only the children are.
         weights: modules of which only the parameters are.
     """
 
-    def __init__(self, modules: Iterable[nn.Module] = (), configs: Iterable = (), trees: Iterable = (), weights: Iterable = ()):
-        modules = [module.__dict__ for module in modules]
-        self._attributes = [*modules, *map(vars, configs)]
-        registries = [(key, value) for each in modules for key, value in each.items() if is_registry(key, value)]
-        self._empty = [value for key, value in registries if not value and key in HOOKS]
+    def __init__(self, twins: Iterable[Twin] = (), configs: Iterable = (), trees: Iterable = (), weights: Iterable = ()):
+        twins, configs = list(twins), list(configs)
+        self._attributes = [twin.original.__dict__ for twin in twins] + list(map(vars, configs))
+        # Lookups of just what is compared cost half of comparing whole dicts, whose entries are mostly registries.
+        self._getters = [_getter(twin.plain) for twin in twins] + [_getter(tuple(vars(config))) for config in configs]
+        registries = [(key, twin.original.__dict__[key], known) for twin in twins for key, known in twin.registries.items()]
+        self._empty = [live for key, live, known in registries if key in HOOKS and not known]
         self._hooks = RemovableHandle.next_id
-        self._registries = [value for key, value in registries if value and key not in TENSORS]
+        self._registries = [live for key, live, known in registries if known and key not in TENSORS]
         # Leaves stay leaves, but containers of adapters are empty at first.
         self._registries += [module._modules for module in trees if module._modules or isinstance(module, nn.ModuleDict)]
-        self._tensors = [value for key, value in registries if value and key in TENSORS]
+        self._tensors = [live for key, live, known in registries if known and key in TENSORS]
         self._tensors += [module._parameters for module in weights if module._parameters]
         self._known = [dict(each) for each in (*self._registries, *self._tensors)]  # also keeps ids from being another's
         self._ids = self._identities()
-        # Lookups of just what is compared cost half of comparing whole dicts, whose entries are mostly registries.
-        self._getters = [_getter(tuple(k for k, v in each.items() if not is_registry(k, v))) for each in self._attributes]
         self._lengths = list(map(len, self._attributes))
         self._values = self._current()
 
