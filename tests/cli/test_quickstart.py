@@ -122,7 +122,7 @@ def test_quickstart(tmp_path):
         "transformers.models.bert.modeling_bert.BertForSequenceClassification",
         "| return the [value] ",
         "timed here:",
-        "sizes, 15 there",
+        "sizes, 12 there",
         "full - smallest:",
         "chosen, ONNX int8",
         "hf-elastic export",
