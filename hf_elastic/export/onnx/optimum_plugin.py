@@ -53,7 +53,8 @@ class Loader:
             return size
         module = size.base
         if isinstance(size, elastic.ElasticForCausalLM):
-            setattr(size.config, CACHE_OF_SIZE, sample_step(module, {"input_ids": torch.zeros((1, 1), dtype=torch.int64)}))
+            step = sample_step(module, {"input_ids": torch.zeros((1, 1), dtype=torch.int64)})
+            vars(size.config)[CACHE_OF_SIZE] = step  # the config itself would pass it on to the base config
         module.config = size.config
         return module
 
