@@ -14,10 +14,10 @@ from .errors import UserError
 from .portable import portable_config
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
-PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "full", "architectures", "auto_map")
+PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "own", "architectures", "auto_map")
 # Sizes that every model has: all of the supernet, and the ends of its space (of which the largest is usually all of it, too).
 RESERVED_NAMES = ("full", "largest", "smallest")
-OWN = (*PARTS, "model_type", "transformers_version", "name_or_path", "_name_or_path", "_commit_hash")
+OWN = (*PARTS, "full", "model_type", "transformers_version", "name_or_path", "_name_or_path", "_commit_hash")
 
 
 # What config classes say of themselves, such as how to shard their models.
@@ -56,7 +56,8 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         subnet: which size `forward` runs: a name, a subnet, or None for the full model.
         layer_order: all layer indices, the one to keep longest first; None is their own order.
         frozen: the subnet that the weights are cut to, or None for a supernet.
-        full: of a frozen one: what `base_config`, which has the sizes of the weights, said of the full model.
+        own: of a frozen one: what its sizes are, where they are not the full model's. `base_config` is given as the full model's,
+            gets these, and `full` is what it was.
 
     Raises:
         UserError: `base_config` has no known model type, a part is not of the type above, or a name of `subnets` is reserved.
@@ -74,7 +75,7 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         subnet: str | Mapping | None = None,
         layer_order: list[int] | None = None,
         frozen: Mapping | None = None,
-        full: Mapping | None = None,
+        own: Mapping | None = None,
         **kwargs,
     ):
         super().__init__(**{key: kwargs.pop(key) for key in ("architectures",) if key in kwargs})
@@ -85,10 +86,15 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         self.subnet = subnet
         self.layer_order = layer_order
         self.frozen = frozen
-        self.full = full
+        self.own = own
+        self.full: PretrainedConfig | None = None
         for key in ("model_type", "transformers_version", "_commit_hash", "name_or_path", "_name_or_path"):
             kwargs.pop(key, None)
         self.base_config = _as_config(base_config)
+        if own:
+            self.full, self.base_config = self.base_config, copy.deepcopy(self.base_config)
+            for key, value in own.items():
+                setattr(self.base_config, key, value)
         if "attn_implementation" in kwargs:
             self._attn_implementation = kwargs.pop("attn_implementation")
         if isinstance(kwargs.get("dtype"), str):
@@ -119,10 +125,10 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
             setattr(base, key, value)
 
     def full_config(self) -> PretrainedConfig:
-        """The stock config of the full model."""
+        """The stock config of the full model; what is no size is as it is now."""
         config = copy.deepcopy(self.base_config)
-        for key, value in (self.full or {}).items():
-            setattr(config, key, value)
+        for key in self.own or ():
+            setattr(config, key, getattr(self.full, key))
         return config
 
     def to_dict(self) -> dict:
@@ -141,6 +147,7 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         for key in PARTS:
             value = getattr(self, key, None)
             if key == "base_config" and value is not None:
+                value = self.full_config()
                 value = {**serialize(value), "model_type": value.model_type}
                 output["transformers_version"] = value.pop("transformers_version", None)
                 output["dtype"] = value.pop("dtype", None)

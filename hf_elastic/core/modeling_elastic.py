@@ -110,8 +110,8 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             del self._configs.twins[None]  # the others follow it, and it leads from now on
             config.base_config = self._configs.main
             values = cut_values(full, layout, self.frozen_cut)
-            config.full = {field: getattr(full, field) for field in values if hasattr(full, field)}
-            config.full = {field: value for field, value in config.full.items() if value != values[field]}
+            config.own = {field: value for field, value in values.items() if getattr(full, field, value) != value}
+            config.full = full
         self._adopt(base)
         self._layout = layout
         self.space = self._make_space()

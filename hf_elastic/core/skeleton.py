@@ -109,7 +109,8 @@ class FreshCall:
 
     def __call__(self, *args, **kwargs):
         """As `nn.Module.__call__`."""
-        if not torch.compiler.is_compiling():  # a compiled view takes it over when `view` is asked for it again
+        # A traced view takes it over when `view` is asked for it again.
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
             self.skeleton._refresh(self.skeleton)
         module = self.skeleton.module
         return type(module)._call_impl(module, *args, **kwargs)
@@ -281,7 +282,8 @@ class Skeleton:
                     tied[identity] = cut_tensor(source, steps)
                 else:
                     tied[identity] = nn.Parameter(cut_tensor(source.detach(), steps), requires_grad=False)
-                    if any(isinstance(selection, torch.Tensor) for _, selection in steps) and not source.is_inference():
+                    is_copy = any(isinstance(selection, torch.Tensor) for _, selection in steps)
+                    if is_copy and not (source.is_meta or source.is_inference()):
                         copied.append((source, source._version, *_sample(source)))
             before = module._parameters.get(source_key)
             module._parameters[source_key] = tied[identity]
