@@ -120,7 +120,7 @@ class SizesMixin:
         self._counts: tuple[set, Counts] | None = None
 
     def _full_cut(self) -> Cut:
-        return self.frozen_cut or self.layout.resolve(None)
+        return self.frozen_cut or self.resolve(None)
 
     def resolve(self, subnet: str | Mapping | None) -> Cut:
         """The sizes that a name, a subnet or None (the full model) stands for.

@@ -27,7 +27,7 @@ from .layout import Cut, Layout
 from .portable import portable_config
 from .shapes import cut as cut_tensor
 from .shapes import evaluate
-from .twins import Twin, Watch, offloading_hook, weight_of, weights_in
+from .twins import Twin, Watch, offloading_hook, weight_of
 
 # Set while training or by what was run before, never by a constructor: not part of what an architecture is.
 TRANSIENT = ("training", "gradient_checkpointing", "name_or_path", "p", "max_seq_len_cached")
@@ -212,7 +212,7 @@ class Skeleton:
         self._twins.append(twin)
         if self.layout is not None:
             self._set_sizes(twin, name, position)
-        for key in weights_in(original):
+        for key in twin.weights:
             path = f"{name}.{key}" if name else key
             self._targets.append((original, key, module, () if plan is None else plan[path][1]))
         is_container = self.layout is not None and name == self.layout.container

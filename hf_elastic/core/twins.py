@@ -54,6 +54,7 @@ class Twin:
         own: names of the attributes that a size decides; more may be added before the first `follow`.
         own_buffers: buffers that a size decides, and what they are filled with.
         plain: names of the original's attributes that are no registries.
+        weights: names of its weights, as `weights_in` gives them.
         registries: its registries, by name, as they were at the last `follow`.
     """
 
@@ -66,7 +67,8 @@ class Twin:
         self.registries: dict[str, dict] = {}
         self._computed = computed_weights(original)
         self._raw = tuple(f"{name}_" for name in self._computed)
-        self.own |= {*self._computed, *weights_in(original)}
+        self.weights = weights_in(original)
+        self.own |= {*self._computed, *self.weights}
         self._offloading = offloading_hook(original)
         if self._offloading is not None:  # it would bring back the original's weights
             self.own |= {"forward", "_old_forward", "_hf_hook"}
