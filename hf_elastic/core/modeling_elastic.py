@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -28,31 +25,28 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 # transformers 4.57 copies remote code one import deep: whatever the files below import is imported here as well.
 from .adapters import check_merged  # noqa: F401
 from .configuration_elastic import ElasticConfig
+from .conversion import ConversionMixin
 from .counts import Counts  # noqa: F401
 from .delegation import DelegationMixin
 from .errors import UserError
-from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
-from .layout import Cut, Layout, named_layer_order
-from .loading import check_path, load_checkpoint, load_config
-from .partition import partition_heads
+from .importance import apply_order  # noqa: F401
+from .layout import Cut, Layout
+from .loading import load_checkpoint  # noqa: F401
+from .memory import MEMORY_LAYOUTS, set_memory_layout
+from .partition import partition_heads  # noqa: F401
+from .portable import no_init_weights
 from .shapes import SpecError  # noqa: F401
 from .sizes import SizesMixin
-from .skeleton import MEMORY_LAYOUTS, Skeleton, cut_values, no_init_weights, set_memory_layout
+from .skeleton import Skeleton
 from .space import Space
 from .spec import Spec, spec_for
+from .specialised import SpecialisedMixin
+from .standard import first_difference  # noqa: F401
+from .twin_configs import cut_values
 from .twins import is_registry
 
-# What `PreTrainedModel` says of a model that is neither ours to say nor a method.
-STOCK_FACTS = {
-    name
-    for name, value in vars(PreTrainedModel).items()
-    if not (name.startswith("__") or callable(value) or isinstance(value, (property, classmethod, staticmethod)))
-}
-STOCK_FACTS -= {"config_class", "model_tags", "_auto_class"}
-STOCK_FACTS |= {"accepts_loss_kwargs", "_tp_plan", "_pp_plan", "_ep_plan"}
 
-
-class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
+class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, SpecialisedMixin, PreTrainedModel):
     """What every elastic model can do, whatever its head.
 
     The stock model is `base`; this wrapper holds the very same submodules under the very same names, so that state dicts,
@@ -77,20 +71,6 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
     base_auto_class: ClassVar[type] = AutoModel
     # Whether processes hold parts of the weights (FSDP), which are whole within `forward` only.
     is_sharded = False
-
-    def __new__(cls, config: ElasticConfig | None = None, *args, **kwargs):
-        """An instance says of itself what its stock class says: the arguments of `forward`, flags, which weights are tied."""
-        base_config = getattr(config, "base_config", None)
-        return super().__new__(cls if base_config is None else specialised(cls._elastic_class(), cls.stock_class(base_config)))
-
-    @classmethod
-    def _elastic_class(cls) -> type[ElasticPreTrainedModel]:
-        return next(each for each in cls.__mro__ if "_stock_facts" not in vars(each))
-
-    def __reduce_ex__(self, protocol):
-        """The class is made anew where a copy is unpickled."""
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (type(self)._elastic_class(), type(self.base)), *state
 
     def __init__(self, config: ElasticConfig, base: PreTrainedModel | None = None):
         if config.base_config is None:
@@ -161,86 +141,6 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
             raise UserError(f"{base_config.model_type} has no head for {cls.__name__}; it has: {', '.join(heads)}") from None
         return found[0] if isinstance(found, (list, tuple)) else found
 
-    @classmethod
-    def _check_architecture(cls, base_config: PretrainedConfig) -> None:
-        """Raise ValueError unless there is a Spec for an architecture, and transformers has this head for it."""
-        if isinstance(base_config, ElasticConfig):
-            raise UserError(f"this checkpoint is elastic already: load it with {cls.__name__}.from_pretrained")
-        spec_for(base_config.model_type)
-        cls.stock_class(base_config)
-
-    @classmethod
-    def from_base(
-        cls,
-        base: str | os.PathLike | PreTrainedModel,
-        space: Mapping | Space | None = None,
-        subnets: Mapping | None = None,
-        importance: str = "magnitude",
-        layer_order: str | Sequence[int] = "first",
-        calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
-        head_partition: bool = False,
-        **kwargs,
-    ) -> ElasticPreTrainedModel:
-        """Make a stock checkpoint elastic.
-
-        Args:
-            base: a Hub id, a local folder, or a stock model.
-            space: which sizes; None for the full size only.
-            subnets: name -> subnet.
-            importance: how heads, neurons and channels are ranked before the prefixes are taken: "magnitude" of their weights;
-                "taylor", by what their removal does to the loss on `calibration`, best for a checkpoint that is fine-tuned
-                already; or "none" to keep their order. The full model computes the same either way.
-            layer_order: which layers `num_hidden_layers` keeps: "first", the first ones; "ends", the first, the last, then the
-                others from the front, so that every size ends with the layer that the head was pretrained on; or all layer
-                indices, the one to keep longest first.
-            calibration: for "taylor": a few dozen batches of model inputs with labels.
-            head_partition: `num_attention_heads` partitions the hidden size anew, so that more heads are narrower ones and no
-                parameter changes, instead of keeping the size of a head and dropping heads. Not with grouped queries or rotary
-                positions.
-            **kwargs: for the stock `from_pretrained`, such as `num_labels`.
-
-        Raises:
-            ValueError: see the class; or an unknown `importance` or `layer_order`; or heads that cannot be partitioned anew.
-            OSError: no such folder, or a checkpoint file that cannot be read.
-        """
-        if importance not in IMPORTANCE:
-            raise UserError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
-        if (importance == "taylor") != (calibration is not None):
-            raise UserError(f"importance: {importance!r} {'needs' if calibration is None else 'takes no'} calibration batches")
-        if isinstance(base, PreTrainedModel):
-            if kwargs:
-                raise UserError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
-            cls._check_architecture(base.config)
-        else:
-            config_kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device_map", "config")}
-            check_path(base)
-            cls._check_architecture(kwargs.get("config") or load_config(base, **config_kwargs))
-            base = load_checkpoint(cls.base_auto_class.from_pretrained, base, **kwargs)
-        if not isinstance(base, cls.stock_class(base.config)):
-            raise UserError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
-        space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
-        order = named_layer_order(layer_order, base.config.num_hidden_layers)
-        spec = partition_heads(spec_for(base.config.model_type)).to_dict() if head_partition else None
-        config = ElasticConfig(base.config, spec, space and space.to_dict(), subnets, layer_order=order)
-        model = cls(config, base=base)
-        if importance != "none":
-            apply_order(model, importance_order(model, None if calibration is None else gradients_of(model, calibration)))
-        return model.eval()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Like any `from_pretrained`; `subnet="small"` selects a size.
-
-        Raises:
-            ValueError: a tensor of the checkpoint has another shape than its config says; or see the class.
-            OSError: no such folder, or a checkpoint file that cannot be read.
-        """
-        check_path(pretrained_model_name_or_path)
-        result = load_checkpoint(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-        model = result[0] if isinstance(result, tuple) else result
-        model.set_memory_layout("prefix")
-        return result
-
     def set_memory_layout(self, name: str) -> None:
         """Store the weights for fast views ("prefix", as after loading) or for fast training ("standard").
 
@@ -279,16 +179,11 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
 
     def trained_skeleton(self, cut: Cut) -> Skeleton:
         """The skeleton that `forward` fills for a size below the full one."""
-        self._follow_tree()
         return self._running.get(cut, lambda: self._make_skeleton(cut, evaluating=False))
 
     def trained_module(self, cut: Cut) -> nn.Module:
         """The stock module that `forward` runs for a size, to put hooks on; its weights come with the forward."""
         return self.base if cut == self._full_cut() else self.trained_skeleton(cut).module
-
-    def forward(self, input_ids=None, *args, **kwargs):
-        """The stock forward of the selected size; an instance's arguments and result are the stock model's."""
-        return self._active().forward(input_ids, *args, **kwargs)
 
     @property
     def base_model(self) -> nn.Module:
@@ -304,26 +199,6 @@ class ElasticPreTrainedModel(SizesMixin, DelegationMixin, PreTrainedModel):
         if self.is_sharded:
             raise UserError("the weights are sharded over processes (FSDP): select() a size, or save the model and load it")
         return super().view(subnet)
-
-
-@functools.cache
-def specialised(elastic_class: type, stock_class: type) -> type:
-    """An elastic class that has the class attributes, and the signature of `forward`, of a stock class."""
-
-    @functools.wraps(stock_class.forward)
-    def forward(self, *args, **kwargs):
-        return self._active().forward(*args, **kwargs)
-
-    forward.__signature__ = inspect.signature(stock_class.forward)
-    own = {"__module__": elastic_class.__module__, "__qualname__": elastic_class.__qualname__, "__doc__": elastic_class.__doc__}
-    facts = {name: getattr(stock_class, name) for name in STOCK_FACTS if hasattr(stock_class, name)}
-    if elastic_class.forward is ElasticPreTrainedModel.forward:  # else somebody has written one
-        own["forward"] = forward
-    return type(elastic_class.__name__, (elastic_class,), {**facts, **own, "_stock_facts": facts})
-
-
-def _new(elastic_class: type, stock_class: type) -> ElasticPreTrainedModel:
-    return object.__new__(specialised(elastic_class, stock_class))
 
 
 def _recomputes(model: nn.Module) -> bool:

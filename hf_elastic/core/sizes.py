@@ -16,9 +16,11 @@ from .configuration_elastic import RESERVED_NAMES
 from .counts import Counts
 from .errors import UserError
 from .layout import Cut, Layout
-from .skeleton import BUILD_LOCK, Skeleton, first_difference, no_init_weights
+from .portable import no_init_weights
+from .skeleton import BUILD_LOCK, Skeleton
 from .space import DEPTH_AXES, Subnet
 from .spec import Spec
+from .standard import first_difference
 from .twins import Watch, named_weights
 
 # How many of each kind are kept for the next time that they are asked for.
@@ -273,13 +275,16 @@ class SizesMixin:
         return skeleton
 
     def _make_skeleton(self, cut: Cut, *, evaluating: bool) -> Skeleton:
-        refresh = self._prepare if evaluating else None
+        refresh = self._refresh if evaluating else None
         if self.frozen_cut is not None:  # the base is cut already
             return Skeleton(self.base, None, None, evaluating=evaluating, refresh=refresh)
         return Skeleton(self.base, self.layout, cut, evaluating=evaluating, refresh=refresh)
 
-    def _prepare(self, skeleton: Skeleton, *, differentiable: bool = False) -> PreTrainedModel:
+    def _refresh(self, skeleton: Skeleton) -> None:
         self._follow_tree()
+        self._prepare(skeleton, differentiable=False)
+
+    def _prepare(self, skeleton: Skeleton, *, differentiable: bool) -> PreTrainedModel:
         if not differentiable and skeleton.is_ready(self._layout if self.frozen_cut is None else None):
             return skeleton.module
         return skeleton.prepare(self.layout if self.frozen_cut is None else None, differentiable=differentiable)

@@ -6,31 +6,21 @@ from the Layout.
 
 from __future__ import annotations
 
-import functools
 import gc
-import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-try:
-    from transformers.initialization import no_init_weights
-except ImportError:  # transformers 4.57
-    from transformers.modeling_utils import no_init_weights
-
-from .errors import UserError
 from .layout import Cut, Layout
-from .portable import portable_config
 from .shapes import cut as cut_tensor
 from .shapes import evaluate
+from .twin_configs import Configs
 from .twins import Twin, Watch, offloading_hook, weight_of
 
-# Set while training or by what was run before, never by a constructor: not part of what an architecture is.
-TRANSIENT = ("training", "gradient_checkpointing", "name_or_path", "p", "max_seq_len_cached")
 # Where a layer has its place in the key-value cache.
 POSITIONS = ("layer_idx", "layer_id")
 # What torch's own layers remember of the shape of their weight.
@@ -43,62 +33,6 @@ SHAPES = {
 # Skeletons are built rarely and used often: one lock for all models keeps models copyable.
 BUILD_LOCK = threading.RLock()
 SAMPLES = 64
-
-
-class ConfigTwin:
-    """A config that follows another one, but for what a size changes.
-
-    Args:
-        original: whom to follow.
-        sizes: gives the fields that the size decides, as the original is now.
-    """
-
-    def __init__(self, original: PretrainedConfig, sizes: Callable[[], dict]):
-        self.original, self._sizes = original, sizes
-        self.config = object.__new__(type(original))
-        self.known: dict = {}
-
-    def follow(self) -> None:
-        """Take over what has changed since the last time."""
-        now, known = dict(vars(self.original)), self.known
-        if changed := {key: value for key, value in now.items() if known.get(key, self) is not value}:
-            vars(self.config).update(changed)
-            for field, value in self._sizes().items():
-                setattr(self.config, field, value)
-        for key in known.keys() - now.keys():
-            vars(self.config).pop(key, None)
-        self.known = now
-
-
-class Configs:
-    """The configs of a size: one that follows the full model's, and where layers differ one for each, which follows that one.
-
-    Args:
-        full: the full model's.
-        layout: decides the sizes, together with `cut`; None where nothing is cut.
-        cut: the size.
-    """
-
-    def __init__(self, full: PretrainedConfig, layout: Layout | None, cut: Cut | None):
-        self._full, self._layout, self._cut = full, layout, cut
-        self.twins: dict[int | None, ConfigTwin] = {}
-        self.main = self.at().config
-
-    def at(self, position: int | None = None) -> ConfigTwin:
-        """That of the kept layer at `position`, or of what is outside the layers."""
-        position = None if self._cut is None or self._cut.is_uniform else position
-        if position not in self.twins:
-            original = self._full if position is None else self.main
-            self.twins[position] = ConfigTwin(original, functools.partial(self._sizes, position))
-        return self.twins[position]
-
-    def _sizes(self, position: int | None) -> dict:
-        return {} if self._layout is None else cut_values(self._full, self._layout, self._cut, position)
-
-    def follow(self) -> None:
-        """Take over what has changed since the last time."""
-        for twin in self.twins.values():
-            twin.follow()
 
 
 class FreshCall:
@@ -334,96 +268,3 @@ def _sync_sizes(module: nn.Module) -> None:
     for kind, names in SHAPES.items():
         if isinstance(module, kind):
             vars(module).update(zip(names, shape if len(names) > 1 else (shape,)))
-
-
-def cut_values(full, layout: Layout, cut: Cut, position: int | None = None) -> dict:
-    """Fields of a stock config whose values a cut decides, in the kept layer at `position`; by default those of the first one,
-    or of all layers where the config has a value for each."""
-    values = {"num_hidden_layers": len(cut.layers)}
-    for field in layout.spec.per_layer_config:
-        listed = vars(full).get(field)
-        if isinstance(listed, (list, tuple)) and len(listed) == layout.num_layers:
-            values[field] = [listed[layer] for layer in cut.layers]
-    if position is not None:
-        return {**values, **layout.config_values(cut, position)}
-    rows = [layout.config_values(cut, place) for place in range(len(cut.layers) if not cut.is_uniform else 1)]
-    for field, value in rows[0].items():
-        column = [row[field] for row in rows]
-        values[field] = column if field in layout.spec.layered_config and len(set(column)) > 1 else value
-    return values
-
-
-def stock_config(skeleton: Skeleton):
-    """The stock config of a subnet, built by the stock config class.
-
-    Raises:
-        ValueError: layers differ, or the class rejects the sizes.
-    """
-    if skeleton.layout.unsayable(skeleton.cut):
-        raise UserError("its layers have different sizes, and a stock config has one value for all of them")
-    config = skeleton.module.config
-    try:
-        return type(config).from_dict(config.to_dict())
-    except Exception as error:  # the config classes raise their own types; whatever it is, the answer is no
-        raise UserError(" ".join(str(error).split())) from error
-
-
-def first_difference(skeleton: Skeleton) -> str | None:
-    """Why a subnet is not a stock model, or None where it is.
-
-    The stock class itself is asked: built on the meta device from the stock config, it must have the same modules, the same
-    parameter shapes and the same plain attributes (window sizes, attention types, ...) as the skeleton; and both supported
-    major versions of transformers must have words for its config. An attribute that no stock module has makes no difference.
-    """
-    try:
-        config = stock_config(skeleton)
-        portable_config(config)
-        with torch.device("meta"), no_init_weights():
-            stock = type(skeleton.module)(config)
-    except ValueError as error:
-        return str(error)
-    nothing = (("the tree", "at its end"), {})
-    pairs = itertools.zip_longest(_describe(skeleton.module), _describe(stock), fillvalue=nothing)
-    for ((name, kind), values), ((stock_name, stock_kind), stock_values) in pairs:
-        if (name, kind) != (stock_name, stock_kind):
-            where = "" if name == stock_name else f"{stock_name} "
-            return f"{name} is {kind} where the stock model has {where}{stock_kind}"
-        for key, expected in stock_values.items():
-            if values.get(key) != expected:
-                return f"{name}.{key} is {values.get(key)} where the stock model has {expected}"
-    return None
-
-
-def _describe(model: nn.Module) -> Iterator[tuple[tuple, dict]]:
-    """For each module its path and class, and its shapes and plain attributes, in a fixed order."""
-    plain = (bool, int, float, str, tuple, type(None))
-    for name, module in model.named_modules():
-        shapes = {key: None if parameter is None else tuple(parameter.shape) for key, parameter in module._parameters.items()}
-        values = {
-            key: value
-            for key, value in sorted(vars(module).items())
-            if not key.startswith("_") and key not in TRANSIENT and isinstance(value, plain)
-        }
-        yield (name or "model", type(module).__name__), {**shapes, **values}
-
-
-MEMORY_LAYOUTS = ("prefix", "standard")
-
-
-def set_memory_layout(model: nn.Module, layout: Layout, axes: set[str], name: str) -> None:
-    """Store weights so that the prefixes that `axes` cut are contiguous in memory, or as usual; shapes and values stay.
-
-    A prefix of a matrix's second dimension is strided, and strided operands cost a CPU 1.1x to 1.5x at small batches.
-    Storing just those matrices transposed makes the prefix contiguous. Training is faster with the usual layout, in which
-    autograd makes gradients.
-    """
-    for entry in layout.entries:
-        if len(entry.dims) != 2 or not entry.use:
-            continue
-        cuts = [any(axis in segment for segment in dim for axis in axes) for dim in entry.dims]
-        owner, _, key = entry.name.rpartition(".")
-        parameter = model.get_submodule(owner)._parameters[key]
-        # Sharded and meta tensors stay as they are.
-        if cuts == [False, True] and type(parameter.data) is torch.Tensor and not parameter.is_meta:
-            data = parameter.data
-            parameter.data = data.t().contiguous().t() if name == "prefix" else data.contiguous()

@@ -1,0 +1,102 @@
+"""From a stock checkpoint to an elastic model, and back from disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .configuration_elastic import ElasticConfig
+from .errors import UserError
+from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
+from .layout import named_layer_order
+from .loading import check_path, load_checkpoint, load_config
+from .partition import partition_heads
+from .space import Space
+from .spec import spec_for
+
+
+class ConversionMixin:
+    """How an elastic model comes about: of a stock checkpoint, or of an elastic one."""
+
+    @classmethod
+    def _check_architecture(cls, base_config: PretrainedConfig) -> None:
+        """Raise ValueError unless there is a Spec for an architecture, and transformers has this head for it."""
+        if isinstance(base_config, ElasticConfig):
+            raise UserError(f"this checkpoint is elastic already: load it with {cls.__name__}.from_pretrained")
+        spec_for(base_config.model_type)
+        cls.stock_class(base_config)
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | os.PathLike | PreTrainedModel,
+        space: Mapping | Space | None = None,
+        subnets: Mapping | None = None,
+        importance: str = "magnitude",
+        layer_order: str | Sequence[int] = "first",
+        calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
+        head_partition: bool = False,
+        **kwargs,
+    ) -> ConversionMixin:
+        """Make a stock checkpoint elastic.
+
+        Args:
+            base: a Hub id, a local folder, or a stock model.
+            space: which sizes; None for the full size only.
+            subnets: name -> subnet.
+            importance: how heads, neurons and channels are ranked before the prefixes are taken: "magnitude" of their weights;
+                "taylor", by what their removal does to the loss on `calibration`, best for a checkpoint that is fine-tuned
+                already; or "none" to keep their order. The full model computes the same either way.
+            layer_order: which layers `num_hidden_layers` keeps: "first", the first ones; "ends", the first, the last, then the
+                others from the front, so that every size ends with the layer that the head was pretrained on; or all layer
+                indices, the one to keep longest first.
+            calibration: for "taylor": a few dozen batches of model inputs with labels.
+            head_partition: `num_attention_heads` partitions the hidden size anew, so that more heads are narrower ones and no
+                parameter changes, instead of keeping the size of a head and dropping heads. Not with grouped queries or rotary
+                positions.
+            **kwargs: for the stock `from_pretrained`, such as `num_labels`.
+
+        Raises:
+            ValueError: see the class; or an unknown `importance` or `layer_order`; or heads that cannot be partitioned anew.
+            OSError: no such folder, or a checkpoint file that cannot be read.
+        """
+        if importance not in IMPORTANCE:
+            raise UserError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
+        if (importance == "taylor") != (calibration is not None):
+            raise UserError(f"importance: {importance!r} {'needs' if calibration is None else 'takes no'} calibration batches")
+        if isinstance(base, PreTrainedModel):
+            if kwargs:
+                raise UserError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
+            cls._check_architecture(base.config)
+        else:
+            config_kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device_map", "config")}
+            check_path(base)
+            cls._check_architecture(kwargs.get("config") or load_config(base, **config_kwargs))
+            base = load_checkpoint(cls.base_auto_class.from_pretrained, base, **kwargs)
+        if not isinstance(base, cls.stock_class(base.config)):
+            raise UserError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
+        space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
+        order = named_layer_order(layer_order, base.config.num_hidden_layers)
+        spec = partition_heads(spec_for(base.config.model_type)).to_dict() if head_partition else None
+        config = ElasticConfig(base.config, spec, space and space.to_dict(), subnets, layer_order=order)
+        model = cls(config, base=base)
+        if importance != "none":
+            apply_order(model, importance_order(model, None if calibration is None else gradients_of(model, calibration)))
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Like any `from_pretrained`; `subnet="small"` selects a size.
+
+        Raises:
+            ValueError: a tensor of the checkpoint has another shape than its config says; or see the class.
+            OSError: no such folder, or a checkpoint file that cannot be read.
+        """
+        check_path(pretrained_model_name_or_path)
+        result = load_checkpoint(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        model.set_memory_layout("prefix")
+        return result
