@@ -11,7 +11,7 @@ from ..core.loading import load_config
 from ..core.space import Space, Subnet
 from ..data.task import TASKS
 from ..utils.files import check_output, staged
-from ..utils.options import read_mapping
+from ..utils.options import check_dtype, read_mapping
 from ..utils.tokenizer import save_tokenizer
 from .common import parse
 
@@ -72,12 +72,16 @@ class ConvertConfig:
             "a fixed size."
         },
     )
+    dtype: str = field(
+        default="auto", metadata={"help": "Of the weights: auto (as in the checkpoint), float32, float16 or bfloat16."}
+    )
     num_labels: int | None = field(default=None, metadata={"help": "Number of classes of a classification head (count)."})
     seed: int = field(default=0, metadata={"help": "Seed of new weights."})
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise UserError(f"task: {self.task!r} is unknown; known: {', '.join(TASKS)}")
+        check_dtype(self.dtype, "auto")
         if (self.importance == "taylor") != (self.dataset is not None):
             raise UserError("importance taylor needs a dataset, and nothing else takes one")
         if (self.model is None) == (self.model_config is None):
@@ -124,12 +128,14 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
             layer_order=config.layer_order,
             calibration=calibration(config),
             head_partition=config.head_partition,
-            dtype=torch.float32,
+            dtype=config.dtype,
             **options,
         )
     else:
         with torch.device("meta" if args.dry_run else "cpu"):  # shapes are all that a dry run needs
             model = from_scratch(elastic_class, config)
+        if config.dtype != "auto":
+            model.to(getattr(torch, config.dtype))
     if args.dry_run:
         return
     tokenizer = _tokenizer(config, model.config.vocab_size)

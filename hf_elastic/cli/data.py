@@ -32,8 +32,12 @@ class DataArguments:
     max_length: int = field(default=128, metadata={"help": "Longest input (tokens)."})
 
 
-def load_elastic(name: str):
+def load_elastic(name: str, dtype: str = "auto"):
     """Load an elastic checkpoint with the head that it was saved with; of an adapter its base, with the adapter merged.
+
+    Args:
+        name: Hub id or local folder.
+        dtype: of the weights; "auto" is that of the checkpoint.
 
     Raises:
         FileNotFoundError: `name`, or the base of an adapter, looks like a path and is none.
@@ -46,13 +50,13 @@ def load_elastic(name: str):
     if has_file(name, ADAPTER_CONFIG_NAME):
         from ..training.lora import load_adapter
 
-        return load_adapter(load_elastic(adapter_base(name)), name).merge_and_unload()
+        return load_adapter(load_elastic(adapter_base(name), dtype), name).merge_and_unload()
     config = load_config(name)
     if config.model_type != "elastic":
         raise UserError(f"model: {name} is a {config.model_type} checkpoint; make it elastic with hf-elastic convert first")
     if not config.architectures or config.architectures[0] not in hf_elastic.__all__:
         raise UserError(f"model: the config of {name} names no elastic architecture, but {config.architectures}")
-    return getattr(hf_elastic, config.architectures[0]).from_pretrained(name)
+    return getattr(hf_elastic, config.architectures[0]).from_pretrained(name, dtype=dtype)
 
 
 def check_device(name: str) -> str:

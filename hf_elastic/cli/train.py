@@ -11,7 +11,7 @@ from ..core.loading import check_path
 from ..data.task import PREPARED, TASKS
 from ..training.arguments import ElasticTrainingArguments
 from ..utils.files import write_atomically
-from ..utils.options import check_integers, read_mapping
+from ..utils.options import check_dtype, check_integers, read_mapping
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 
@@ -40,6 +40,13 @@ class TrainArguments(DataArguments):
             "target_modules ({} for peft's defaults). The adapter alone is saved; default: no adapter."
         },
     )
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the weights in training and afterwards: float32 (bf16 and fp16 then only compute in half precision), "
+            "float16, bfloat16, or auto (as in the checkpoint)."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Whether to write into a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Whether to check the arguments only and train nothing."})
 
@@ -49,6 +56,7 @@ class TrainArguments(DataArguments):
         if self.task is not None and self.lora is not None:
             raise UserError("task: a stock checkpoint is fine-tuned without lora; use peft itself, or convert it first")
         check_integers(1, or_none=True, num_labels=self.num_labels)
+        check_dtype(self.dtype, "auto")
         self.lora = read_mapping("lora", self.lora)
 
 
@@ -85,7 +93,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     if args.dry_run:
         return {}
     set_seed(training.seed)  # a new head and a new adapter are drawn before Trainer sets it
-    model = load_elastic(args.model) if args.task is None else load_stock(args)
+    model = load_elastic(args.model, args.dtype) if args.task is None else load_stock(args)
     tokenizer = load_tokenizer(args.model)
     with training.main_process_first(desc="data preparation"):  # the others then find it in the cache
         data = prepare_for(model, tokenizer, args)
@@ -127,13 +135,11 @@ def load_stock(args: TrainArguments):
     Raises:
         UserError: it is elastic already, or the architecture has no such head.
     """
-    import torch
-
     import hf_elastic
 
     elastic_class = getattr(hf_elastic, TASKS[args.task])
     options = {} if args.num_labels is None else {"num_labels": args.num_labels}
-    return elastic_class.from_base(args.model, importance="none", dtype=torch.float32, **options)
+    return elastic_class.from_base(args.model, importance="none", dtype=args.dtype, **options)
 
 
 def load_teacher(name: str | None, model, tokenizer):

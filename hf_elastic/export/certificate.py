@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from . import outputs
 from .format import Export, Format
 from .parity import ParityError, compare, violations, write_parity
 from .scoring import check_drop, side_by_side
@@ -54,8 +53,8 @@ def worth(export: Export, one: Format, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     if one.is_timed:
         inputs = held_out.typical_input()
-        with torch.inference_mode():
-            timed = side_by_side({"view": lambda: export.view(**inputs), "file": lambda: predict(inputs)})
+        view = export.model.view(export.subnet)  # as the user has it, not in float32
+        timed = side_by_side({"view": lambda: outputs.predict(view, inputs), "file": lambda: predict(inputs)})
         record["latency"] = {"batch_size": 1, "sequence_length": int(inputs["input_ids"].shape[-1]), **timed}
     return record
 

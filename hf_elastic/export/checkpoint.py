@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,9 +15,14 @@ from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.portable import portable_config
 from ..utils.files import staged_file
+from ..utils.options import check_dtype
 from ..utils.tokenizer import save_tokenizer
 from .format import Export, Format, Predict
 from .outputs import predict
+from .parity import FLOAT32, ParityError, Tolerance
+
+# How far the output may move where weights are rounded.
+ROUNDED = {"float16": Tolerance(max_relative_difference=1e-2), "bfloat16": Tolerance(max_relative_difference=5e-2)}
 
 
 class CheckpointFormat(Format):
@@ -23,10 +31,11 @@ class CheckpointFormat(Format):
     name = "safetensors"
     description = "a checkpoint, stock where the size is standard"
     in_root = True
+    options = frozenset({"dtype"})
 
     def write(self, export: Export, folder: Path) -> None:
         """Write the extracted size, and its tokenizer."""
-        extracted = export.model.extract(export.subnet)
+        extracted = export.model.extract(export.subnet).to(_asked(export))
         if export.model.portability_of(export.subnet) == "standard":
             save_standard(extracted, folder, export.tokenizer)
             return
@@ -35,11 +44,45 @@ class CheckpointFormat(Format):
             save_tokenizer(export.tokenizer, folder)
 
     def load(self, export: Export, folder: Path) -> Predict:
-        """Read the written checkpoint as a user would."""
+        """The written checkpoint, as a user would read it."""
+        model = self._read(export, folder)
+        return lambda inputs: predict(model, inputs)
+
+    def run(self, export: Export, folder: Path) -> np.ndarray:
+        """What the written weights compute in float32."""
+        return predict(self._read(export, folder, torch.float32), export.inputs.tensors)
+
+    def _read(self, export: Export, folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
         standard = export.model.portability_of(export.subnet) == "standard"
         loader = type(export.model.base) if standard else type(export.model)
-        model = loader.from_pretrained(folder).eval()
-        return lambda inputs: predict(model, inputs)
+        return loader.from_pretrained(folder, dtype=dtype).eval()
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what weights cannot be written in."""
+        check_dtype(options.get("dtype"))
+
+    def tolerance(self, options: Mapping[str, Any]) -> Tolerance:
+        """Wider where weights are rounded."""
+        return ROUNDED.get(options.get("dtype"), FLOAT32)
+
+    def evidence(self, export: Export, folder: Path) -> Mapping[str, Any]:
+        """That all weights are those of the view, bit by bit, rounded where another dtype was asked for."""
+        model = self._read(export, folder)
+        written = dict(model.named_parameters(remove_duplicate=False))
+        for name, weight in export.model.view(export.subnet).named_parameters(remove_duplicate=False):
+            wanted = weight.cpu().to(_asked(export))
+            if not torch.equal(wanted.isfinite(), weight.cpu().isfinite()):
+                raise ParityError(f"{self.name}: {name} has values that {wanted.dtype} cannot hold")
+            found = written.get(name)
+            if found is None or found.dtype != wanted.dtype or not torch.equal(found, wanted):
+                is_there = "missing" if found is None else f"another one, of {found.dtype}"
+                raise ParityError(f"{self.name}: {name} is {wanted.dtype} in the model and {is_there} in the file")
+        return {"dtype": str(model.dtype).removeprefix("torch."), "weights_identical": True}
+
+
+def _asked(export: Export) -> torch.dtype | None:
+    name = export.options.get("dtype")
+    return None if name is None else getattr(torch, name)
 
 
 def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

@@ -25,6 +25,9 @@ class ExportConfig:
         default_factory=lambda: ["safetensors"],
         metadata={"help": "; ".join(f"{one.name}: {one.description}" for one in FORMATS.values()) + "."},
     )
+    dtype: str | None = field(
+        default=None, metadata={"help": "safetensors: float32, float16 or bfloat16, rounded if need be; default: the model's."}
+    )
     standard_only: bool = field(default=False, metadata={"help": "Refuse a size that plain transformers cannot load."})
     max_accuracy_drop: float | None = field(
         default=None,

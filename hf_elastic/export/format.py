@@ -29,7 +29,7 @@ class Export:
     """One export in progress: what every format is written from.
 
     Attributes:
-        view: the size as a module that shares the supernet's storage.
+        view: the size as a stock module in float32 on the CPU; it shares the supernet's storage where that is of this kind.
         model: the supernet.
         subnet: a name, a subnet, or None for the full size.
         staging: the folder that becomes `output_dir`; it holds the checkpoint of the size.

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
@@ -74,7 +75,7 @@ def export_subnet(
         one.check(model, options)
     folder = check_output(output_dir, overwrite=overwrite)
     inputs = held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
-    view = model.view(subnet)
+    view = exact_view(model, subnet)
     with full_disk_is_one_error(folder), staged(folder) as staging:
         export = Export(
             view,
@@ -91,6 +92,20 @@ def export_subnet(
             max_accuracy_drop=config.max_accuracy_drop,
         )
         return _write_all(export, chosen)
+
+
+def exact_view(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> PreTrainedModel:
+    """A view in float32 on the CPU, where formats are written and judged; a copy where the model is of another kind or place.
+
+    Half precision is exact in float32, whose sums depend less on the kernel than its own do.
+    """
+    view = model.view(subnet)
+    if all(weight.dtype is torch.float32 and weight.device.type == "cpu" for weight in view.parameters()):
+        return view
+    # Made anew, as readers of the checkpoint do: `model.to(dtype)` has rounded the frequencies of rotary positions.
+    kind, config = model.standalone(subnet)
+    exact = kind.from_pretrained(None, config=config, state_dict=view.state_dict(), dtype=torch.float32).eval()
+    return exact.base if isinstance(exact, ElasticPreTrainedModel) else exact
 
 
 def _write_all(export: Export, chosen: Sequence[Format]) -> dict[str, dict]:

@@ -12,6 +12,19 @@ import yaml
 
 from ..core.errors import UserError
 
+# What weights may be written in.
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def check_dtype(value: str | None, *others: str) -> None:
+    """Refuse what is neither a name in `DTYPES` nor one of the others; None is allowed.
+
+    Raises:
+        ValueError: names the value and what is allowed.
+    """
+    if value is not None and value not in (*others, *DTYPES):
+        raise UserError(f"dtype: {value!r} is unknown; known: {', '.join((*others, *DTYPES))}")
+
 
 def check_integers(least: int, *, or_none: bool = False, **values: object) -> None:
     """Refuse values that are no whole numbers of `least` or more; True and False are none.

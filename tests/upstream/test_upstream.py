@@ -14,6 +14,7 @@ from upstream_expected import EXPECTED
 
 ALL = os.environ.get("HF_ELASTIC_UPSTREAM") == "all"
 SHARE = 1 if ALL else 8
+AGAIN = 12  # some tests hang on random weights: what a stock model does not always pass says nothing
 MISSING = upstream_source.why_missing()
 pytestmark = [
     pytest.mark.slow,
@@ -41,6 +42,8 @@ def compare(case: str, ours: type, stock: type, record_property) -> None:
             continue
         if any(entry.covers(case, test) for entry in EXPECTED):
             record_property("meant", f"{case} {test}")
+        elif any(run(stock, test).kind == "failed" for _ in range(AGAIN)):
+            record_property("by chance", f"{case} {test}")
         else:
             found.append(f"{test}: {outcome.kind}, the stock model {twin.kind}\n{outcome.text}")
     if found:
