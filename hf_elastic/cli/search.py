@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import dataclass, field, replace
 
 from ..core.errors import UserError
@@ -9,6 +11,8 @@ from ..search.config import SearchConfig
 from ..utils.files import check_output
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
+
+RESULTS = ("frontier.json", "frontier.png", "frontier.svg", "report.html")
 
 
 @dataclass
@@ -37,8 +41,11 @@ def run(args: SearchArguments, config: SearchConfig):
         The `Frontier`; None on a dry run.
     """
     config.check_known()
-    trials = check_output(args.output_dir, overwrite=True) / "trials"
-    if not trials.exists():  # a folder with trials is an earlier, perhaps interrupted, run of this search
+    folder = check_output(args.output_dir, overwrite=True)
+    trials = folder / "trials"
+    # With its trials, there or elsewhere, a folder of results is an earlier, perhaps interrupted, run of this search.
+    goes_on = trials.exists() or (config.storage is not None and {path.name for path in folder.glob("*")} <= {*RESULTS})
+    if not goes_on:
         check_output(args.output_dir, overwrite=args.overwrite)
     if args.dry_run:
         return None
@@ -50,7 +57,6 @@ def run(args: SearchArguments, config: SearchConfig):
     rows, collator = _rows(model, args, config)
     config = replace(config, storage=config.storage or str(trials))
     frontier = search_subnets(model, eval_dataset=rows, config=config, data_collator=collator)
-    folder = trials.parent
     frontier.save(folder / "frontier.json")
     if len(frontier.objectives) > 1:
         frontier.plot(folder / "frontier.png")
@@ -59,7 +65,18 @@ def run(args: SearchArguments, config: SearchConfig):
     Console().print(frontier.table())
     for warning in frontier.facts.get("warnings", ()):
         print(f"warning: {warning}")
+    print(f"next: {_next(args, frontier)}")
     return frontier
+
+
+def _next(args: SearchArguments, frontier) -> str:
+    """The command that exports the size in the middle of the frontier."""
+    command = ["hf-elastic", "export", "--model", args.model, "--frontier", f"{args.output_dir}/frontier.json"]
+    if len(frontier.objectives) > 1:
+        goal = frontier.objectives[1]
+        middle = sorted(point.values[goal.name] for point in frontier.points)[len(frontier.points) // 2]
+        command += ["--limits", json.dumps({goal.name: middle})]
+    return shlex.join([*command, "--output_dir", "exported"])
 
 
 def _rows(model, args: SearchArguments, config: SearchConfig):

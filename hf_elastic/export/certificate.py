@@ -48,13 +48,16 @@ def worth(export: Export, one: Format, folder: Path) -> dict[str, Any]:
     scores = held_out.score(predict)
     drop = check_drop(one.name, held_out, export.view_scores, scores, export.max_accuracy_drop)
     record["held_out"] = {
-        "name": held_out.name, "rows": held_out.rows, "view": dict(export.view_scores), "file": scores,
+        "name": held_out.name, "rows": held_out.rows,
+        "full": dict(export.full_scores), "view": dict(export.view_scores), "file": scores,
         "accuracy_drop_points": round(drop, 4), "max_accuracy_drop": export.max_accuracy_drop,
     }  # fmt: skip
     if one.is_timed:
         inputs = held_out.typical_input()
-        view = export.model.view(export.subnet)  # as the user has it, not in float32
-        timed = side_by_side({"view": lambda: outputs.predict(view, inputs), "file": lambda: predict(inputs)})
+        # As the user has them, not in float32.
+        full, view = export.model.view(), export.model.view(export.subnet)
+        calls = {"full": lambda: outputs.predict(full, inputs), "view": lambda: outputs.predict(view, inputs)}
+        timed = side_by_side({**calls, "file": lambda: predict(inputs)})
         record["latency"] = {"batch_size": 1, "sequence_length": int(inputs["input_ids"].shape[-1]), **timed}
     return record
 

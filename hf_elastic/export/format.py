@@ -40,6 +40,7 @@ class Export:
         calibration: texts or tokenized rows that the ranges of activations are taken from, if the caller gave some.
         held_out: rows that every format is scored on, if the caller gave some.
         view_scores: what the view scores on them.
+        full_scores: what the full size does.
         max_accuracy_drop: percentage points of accuracy that a format may lose on them; None is no limit.
         written: format -> its folder, for those that are complete; an int8 format takes the float graph from there.
     """
@@ -55,6 +56,7 @@ class Export:
     calibration: Sequence | None = None
     held_out: HeldOut | None = None
     view_scores: Mapping[str, float] | None = None
+    full_scores: Mapping[str, float] | None = None
     max_accuracy_drop: float | None = None
     written: dict[str, Path] = field(default_factory=dict)
 

@@ -37,6 +37,7 @@ class HeldOut:
         is_shifted: labels are scored against the logits one place before.
         reference_scores: what a loss of accuracy counts from; None for what the exported view scores. Where the model was changed
             before the export, as by pruning its vocabulary, they are those of the model before.
+        full_scores: likewise, of the full size.
     """
 
     name: str
@@ -45,6 +46,7 @@ class HeldOut:
     is_language_model: bool
     is_shifted: bool
     reference_scores: Mapping[str, float] | None = None
+    full_scores: Mapping[str, float] | None = None
 
     @classmethod
     def from_rows(

@@ -89,6 +89,7 @@ def export_subnet(
             calibration=calibration,
             held_out=held_out,
             view_scores=None if held_out is None else held_out.reference_scores or held_out.score_of(view),
+            full_scores=None if held_out is None else held_out.full_scores or held_out.score_of(model.view()),
             max_accuracy_drop=config.max_accuracy_drop,
         )
         return _write_all(export, chosen)

@@ -17,14 +17,18 @@ from .objectives import Objective, number
 from .point import Point
 
 
-def evaluate_ends(evaluator: Evaluator, on_each: Callable[[], object]) -> dict[str, Candidate]:
-    """Evaluate the largest and the smallest subnet, allowed or not: they show what the others are compared with."""
+def evaluate_named(evaluator: Evaluator, most: int, on_each: Callable[[], object]) -> dict[str, Candidate]:
+    """Evaluate the largest and the smallest subnet, allowed or not: they show what the others are compared with. Then those
+    that the model has names for and that are allowed, as long as there are no more than `most` in all."""
     space = evaluator.model.space
     is_full = evaluator.model.resolve(space.largest) == evaluator.model.resolve(None)
     names = {"smallest": evaluator.look_up(space.smallest), "full" if is_full else "largest": evaluator.largest}
     ends = {id(candidate): candidate for candidate in reversed(names.values()) if not candidate.is_evaluated}
     evaluator.obtain(list(ends.values()), on_each)
-    return names
+    named = {name: evaluator.look_up(evaluator.model.subnet(name)) for name in evaluator.model.config.subnets}
+    wanted = {id(one): one for one in named.values() if not (one.is_evaluated or evaluator.rules.problems(one))}
+    evaluator.obtain(list(wanted.values())[: max(0, most - len(evaluator.study))], on_each)
+    return {**named, **names}
 
 
 def finalize(

@@ -20,7 +20,7 @@ from .candidate import Rules
 from .config import DEFAULT_LENGTH, SearchConfig
 from .evaluator import Evaluator
 from .explore import explore
-from .finalize import evaluate_ends, finalize
+from .finalize import evaluate_named, finalize
 from .frontier import Frontier
 from .objectives import Objective, shown
 from .quality import Quality
@@ -41,11 +41,11 @@ def search_subnets(
 ) -> Frontier:
     """Evaluate subnets and return the best trade-offs between the objectives.
 
-    The largest and the smallest subnet are always evaluated; `algorithm` chooses the others. Latency is measured side by side
-    with the largest subnet on this machine, on the model's device, and at the end once more for everything on the frontier in
-    one run; the other latencies are scaled to that run. With a `latency_profile` costs are predicted, and only what ends up on
-    the frontier is measured. The same call with the same `storage` goes on where it was interrupted, and processes that make it
-    at the same time share the work.
+    The largest and the smallest subnet are always evaluated, then the model's named sizes; `algorithm` chooses the others.
+    Latency is measured side by side with the largest subnet on this machine, on the model's device, and at the end once more
+    for everything on the frontier in one run; the other latencies are scaled to that run. With a `latency_profile` costs are
+    predicted, and only what ends up on the frontier is measured. The same call with the same `storage` goes on where it was
+    interrupted, and processes that make it at the same time share the work.
 
     Args:
         model: the supernet.
@@ -61,7 +61,8 @@ def search_subnets(
         **options: fields of `SearchConfig` that replace those of `config`, such as `constraints`, `n_trials` or `storage`.
 
     Returns:
-        The frontier. Points are named "full" (or "largest") and "smallest". `facts` has "machine" and "settings".
+        The frontier. Points are named "full" (or "largest"), "smallest", and as the model's named sizes are. `facts` has
+        "machine" and "settings".
 
     Raises:
         ValueError: a value that is not allowed or not as in the profile, a `storage` that cannot be used or is of
@@ -101,7 +102,7 @@ def search_subnets(
     ):
         evaluator = Evaluator(model, study, goals, rules, quality, workload, predictors, measures=not warnings)
         bar.start("evaluating subnets", len(evaluator.evaluated), min(config.n_trials, space.size))
-        names = evaluate_ends(evaluator, bar.advance)
+        names = evaluate_named(evaluator, config.n_trials, bar.advance)
         budget = {"n_trials": config.n_trials, "population_size": config.population_size}
         explore(evaluator, space, goals, algorithm=algorithm, **budget, seed=config.seed, on_each=bar.advance)
         evaluator.complete(config.n_trials, bar.advance)

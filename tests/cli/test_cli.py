@@ -1,6 +1,7 @@
 """The command line: recipes, the whole path on a tiny model, and one-line errors."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny import WORDS
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.cli.main import main
 
 STAGES = {"convert": "convert", "finetune": "train", "train": "train", "search": "search", "export": "export"}
@@ -22,8 +24,9 @@ def run(*arguments, cwd=None):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
-def test_the_whole_path(elastic, data, tmp_path, capsys):
-    trained, found, out = tmp_path / "trained", tmp_path / "search", tmp_path / "out"
+def test_the_whole_path(elastic, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained, found, out = tmp_path / "trained", tmp_path / "search", tmp_path / "exported"
     recipe = tmp_path / "train.yaml"
     options = {"model": str(elastic), "dataset": str(data), "output_dir": str(trained), "max_steps": 12, "learning_rate": 3.0e-3}
     recipe.write_text(yaml.safe_dump({**options, "use_cpu": True, "max_length": 8, "per_device_train_batch_size": 16}))
@@ -38,12 +41,31 @@ def test_the_whole_path(elastic, data, tmp_path, capsys):
     assert {"accuracy", "latency_ms"} == {objective["name"] for objective in frontier["objectives"]}
 
     formats = ["--formats", "safetensors", "onnx", "onnx-int8"]
-    choice = ["--frontier", str(found / "frontier.json"), "--output_dir", str(out)]
-    assert main(["export", "--model", str(trained), *choice, *formats]) == 0
+    following = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: hf-elastic export "))
+    assert main([*shlex.split(following)[2:], *formats]) == 0
     for folder in (out, out / "onnx", out / "onnx-int8"):
         assert json.loads((folder / "parity.json").read_text())["passed"]
     assert type(AutoModelForSequenceClassification.from_pretrained(out)).__name__ == "BertForSequenceClassification"
     assert "is standard" in capsys.readouterr().out
+
+
+def test_a_search_with_its_storage_elsewhere_goes_on(elastic, data, tmp_path, capsys):
+    """The named sizes are among the first, and a second run takes what the first has found."""
+    model = ElasticForSequenceClassification.from_pretrained(elastic)
+    model.config.subnets["middle"] = {"num_hidden_layers": 2}
+    model.save_pretrained(tmp_path / "named")
+    AutoTokenizer.from_pretrained(elastic).save_pretrained(tmp_path / "named")
+    options = ["search", "--model", str(tmp_path / "named"), "--dataset", str(data), "--objectives", "accuracy", "parameters"]
+    options += ["--max_length", "8", "--storage", str(tmp_path / "trials.db"), "--output_dir", str(tmp_path / "out")]
+    assert main([*options, "--n_trials", "3"]) == 0
+    first = json.loads((tmp_path / "out" / "frontier.json").read_text())["points"]
+    assert {point["name"] for point in first} == {"full", "smallest", "middle"}
+    assert main([*options, "--n_trials", "4"]) == 0
+    second = json.loads((tmp_path / "out" / "frontier.json").read_text())["points"]
+    assert len(second) == 4 and all(point in second for point in first)
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    assert main([*options, "--n_trials", "4"]) == 2
+    assert "is not empty" in capsys.readouterr().err and (tmp_path / "out" / "mine.txt").read_text() == "kept"
 
 
 def test_finetune_rank_and_train(stock, data, tmp_path):

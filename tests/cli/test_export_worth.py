@@ -39,7 +39,7 @@ def test_the_table_says_what_each_file_is_worth(elastic, data, tmp_path, capsys)
     assert main(["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), *options, *formats]) == 0
     printed = capsys.readouterr().out
     assert "12 rows of" in printed
-    for name in ("torch (view)", "safetensors", "onnx-int8", "onnx-int8-static"):
+    for name in ("full size, torch", "this size, torch", "safetensors", "onnx-int8", "onnx-int8-static"):
         assert name in printed
     record = json.loads((tmp_path / "out" / "onnx-int8-static" / "parity.json").read_text())
     assert record["held_out"]["rows"] == 12
@@ -57,7 +57,7 @@ def test_tensorrt_is_scored_on_the_cpu_and_not_timed(precision, elastic, data, t
     record = json.loads((tmp_path / "out" / "tensorrt" / "parity.json").read_text())
     assert record["held_out"]["rows"] == 16 and record["size_mb"] > 0
     assert "accuracy" in record["held_out"]["file"] and "latency" not in record
-    accuracies = iter((0.9, 0.5))  # of the view, and of the file
+    accuracies = iter((0.9, 0.9, 0.5))  # of the size and of the full model in torch, and of the file
     monkeypatch.setattr(HeldOut, "score", lambda *_args: {"accuracy": next(accuracies)})
     refused = ["export", "--model", str(elastic), "--output_dir", str(tmp_path / "no"), *options[:-1], "1"]
     assert main(refused) == 2
