@@ -7,7 +7,9 @@ the fields of its dataclasses, and they are read off the source here, which is n
 from __future__ import annotations
 
 import ast
+import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -22,6 +24,8 @@ HELP = {"-h", "--help"}
 # What Trainer's own `--debug` takes; without one of them `--debug` is ours.
 TRAINER_DEBUG = ("underflow_overflow", "tpu_metrics_debug")
 RESUME = "The same command goes on where it was."
+# The tag of truth values in YAML.
+_TRUTH = "tag:yaml.org,2002:bool"
 # transformers imports its names when they are used; where it has those that our options come from.
 SOURCES = {"transformers": "transformers.training_args"}
 
@@ -253,22 +257,51 @@ def help_of(command: str) -> str:
     return "\n".join(lines)
 
 
-def read_yaml(path: str) -> dict:
-    """The mapping in a YAML file.
+def read_yaml(path: str, *, as_text: bool = False) -> dict:
+    """The mapping in a YAML file, with the truth values of YAML 1.2, true and false: `no` is Norwegian.
+
+    Args:
+        path: the file.
+        as_text: values as they would be on the command line: what stands there, lists of that, mappings and all else as JSON;
+            None stays.
 
     Raises:
-        ValueError: it is not YAML, or not a mapping.
+        ValueError: it is not YAML, or not a mapping, or has a key twice.
         OSError: there is no such file.
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in known if tag != _TRUTH]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    Loader.add_implicit_resolver(_TRUTH, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        recipe, root = yaml.load(text, Loader), yaml.compose(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, or a date that is none
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must be a mapping of options")
-    return recipe
+    keys = [key.value for key, _ in root.value]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"{path}: {twice[0]!r} is there twice")
+    nodes = dict(zip(keys, (node for _, node in root.value)))
+    return {key: _text(nodes.get(key), value) for key, value in recipe.items()} if as_text else recipe
+
+
+def _text(node, value: object) -> object:
+    """What a value of a recipe would be on the command line."""
+    if value is None:
+        return None
+    inner = getattr(node, "value", None)
+    if isinstance(inner, str):
+        return inner
+    if isinstance(value, list) and isinstance(inner, list):
+        return [_text(one, given) or "null" for one, given in zip(inner, value)]
+    return json.dumps(value, default=str)
 
 
 def _check_recipe(command: str, path: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
+from typing import get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -36,30 +38,36 @@ def parse(types: Sequence[type], argv: Sequence[str], command: str, fixed: Mappi
     """
     parser = _OneLineParser(list(types), prog=f"hf-elastic {command}", usage=argparse.SUPPRESS, allow_abbrev=False)
     arguments = list(argv)
-    recipe = read_yaml(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else {}
-    defaults = {**(fixed or {}), **recipe}
-    for action in parser._actions:
-        if action.dest in defaults:
-            action.required = False  # a value from the recipe satisfies a required option
-            if action.nargs in ("+", "*") and isinstance(defaults[action.dest], str):
-                defaults[action.dest] = [defaults[action.dest]]  # `key: value`, as `--key value` is a list of one
+    recipe = read_yaml(arguments.pop(0), as_text=True) if arguments and not arguments[0].startswith("-") else {}
+    defaults = dict(fixed or {})
+    takes_many = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
+    # transformers has options that are one text on the command line, and a list in Python.
+    hints = {name: hint for one in types for name, hint in get_type_hints(one).items()}
+    lists = {name for name, hint in hints.items() if any(get_origin(part) is list for part in get_args(hint))}
+    for key, value in reversed(recipe.items()):
+        if isinstance(value, list) and value and key in takes_many:
+            arguments = [f"--{key}", *value, *arguments]
+        elif value is None or (isinstance(value, list) and key in takes_many | lists):
+            defaults[key] = value
+        else:
+            arguments.insert(0, f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     parser.set_defaults(**defaults)
     try:
         *results, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
     if rest:
         parser.error(f"unknown argument {rest[0]!r}; see hf-elastic {command} --help")
     return tuple(results)
 
 
-def read_yaml(path: str, label: str = "") -> dict:
-    """The mapping in a YAML file; `label` comes before its path in errors.
+def read_yaml(path: str, label: str = "", *, as_text: bool = False) -> dict:
+    """The mapping in a YAML file; `label` comes before its path in errors; for `as_text` see `hf_elastic_cli`.
 
     Raises:
         UserError: it is not YAML, or not a mapping.
     """
     try:
-        return hf_elastic_cli.read_yaml(path)
+        return hf_elastic_cli.read_yaml(path, as_text=as_text)
     except ValueError as error:
         raise UserError(f"{label}{error}") from error
