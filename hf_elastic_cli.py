@@ -54,7 +54,7 @@ COMMANDS = {
     "train": Command(
         "train the sizes of an elastic model together",
         "training.arguments:ElasticTrainingArguments",
-        resume="The same command with --resume_from_checkpoint true goes on from the last checkpoint.",
+        resume="Once there is a checkpoint (--save_steps), the same command with --resume_from_checkpoint true goes on.",
     ),
     "measure": Command("measure latency and peak memory of sizes on this machine", "measure.config:MeasureConfig"),
     "search": Command("find the best sizes on this machine", "search.config:SearchConfig", RESUME),

@@ -17,7 +17,7 @@ from ..core.errors import UserError
 class _OneLineParser(HfArgumentParser):
     def error(self, message: str) -> None:
         """One line, not the usage of two hundred options."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def parse(types: Sequence[type], argv: Sequence[str], command: str, fixed: Mapping | None = None) -> tuple:
@@ -47,8 +47,10 @@ def parse(types: Sequence[type], argv: Sequence[str], command: str, fixed: Mappi
     for key, value in reversed(recipe.items()):
         if isinstance(value, list) and value and key in takes_many:
             arguments = [f"--{key}", *value, *arguments]
-        elif value is None or (isinstance(value, list) and key in takes_many | lists):
+        elif isinstance(value, list) and key in takes_many | lists:
             defaults[key] = value
+        elif value is None:  # as where it is not given, but for an option that may be nothing
+            defaults |= {key: None} if type(None) in get_args(hints.get(key)) else {}
         else:
             arguments.insert(0, f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     parser.set_defaults(**defaults)

@@ -124,9 +124,11 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise UserError if the folder holds something and may not be written to."""
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise UserError(
-            f"output_dir: {folder} is not empty; add --resume_from_checkpoint true to go on, or --overwrite to start again"
-        )
+        from ..training.checkpoints import checkpoints, is_complete
+
+        goes_on = any(is_complete(checkpoint) for checkpoint in checkpoints(str(folder)))
+        hint = "--resume_from_checkpoint true to go on, or " if goes_on else ""
+        raise UserError(f"output_dir: {folder} is not empty; add {hint}--overwrite to start again")
 
 
 def load_stock(args: TrainArguments):

@@ -218,14 +218,14 @@ class SizesMixin:
         return self._counts[1]
 
     def num_parameters_of(self, subnet: str | Mapping | Sequence | None):
-        """Parameters of a subnet (int), or of each of a list (array `[N]`); tied ones count once."""
-        if isinstance(subnet, list):
+        """Parameters of a subnet (int), or of each of a list or tuple (array `[N]`); tied ones count once."""
+        if isinstance(subnet, (list, tuple)):
             return self.counts.parameters_of([self.subnet(s) if isinstance(s, str) else s for s in subnet])
         return int(self.counts.parameters_of([self.subnet(subnet)])[0])
 
     def flops_of(self, subnet: str | Mapping | Sequence | None, batch_size: int = 1, sequence_length: int = 128):
-        """FLOPs of one forward pass (matrix products, a multiply-add is two) of a subnet, or of each of a list."""
-        if isinstance(subnet, list):
+        """FLOPs of one forward pass (matrix products, a multiply-add is two) of a subnet, or of each of a list or tuple."""
+        if isinstance(subnet, (list, tuple)):
             subnets = [self.subnet(s) if isinstance(s, str) else s for s in subnet]
             return self.counts.flops_of(subnets, batch_size, sequence_length)
         return int(self.counts.flops_of([self.subnet(subnet)], batch_size, sequence_length)[0])

@@ -210,6 +210,11 @@ def test_transformers_own_adapters_work_too(tmp_path):
     classifier().save_pretrained(tmp_path / "base")
     model = ElasticForSequenceClassification.from_pretrained(tmp_path / "base")
     plain = logits_of(model, SMALL)
+    try:
+        model.base.add_adapter(lora(target_modules=["query", "value"]))
+    except ValueError as error:
+        pytest.skip(f"so does the stock model: {error}")  # transformers 5.24 wants a peft that is not out yet
+    model.base.delete_adapter("default")
     model.add_adapter(lora(target_modules=["query", "value"]))
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
