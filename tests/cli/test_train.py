@@ -53,7 +53,7 @@ def test_the_seed_draws_what_is_new(what, folder, tmp_path):
 
 
 BAD = {
-    "lora is no mapping": ({"lora": True}, "lora: 'true' is neither a JSON mapping"),
+    "lora is no mapping": ({"lora": True}, "lora: 'true' is not a mapping"),
     "rank is no number": ({"lora": {"r": "x"}}, "lora: r: 'x' must be a number above 0"),
     "terms are a list": ({"distillation": ["logits"]}, "distillation: '[\"logits\"]' is not a mapping"),
     "teacher is no checkpoint": ({"teacher": "{data}"}, "config.json"),
