@@ -136,8 +136,6 @@ def _in_place(model):
 
 
 def _vector(model):
-    if hasattr(model, "set_memory_layout"):
-        model.set_memory_layout("standard")
     vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()) * 1.1, model.parameters())
 
 
