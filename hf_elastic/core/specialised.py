@@ -6,11 +6,14 @@ import functools
 import inspect
 from collections.abc import Mapping
 
+import torch
 from transformers import Cache, PreTrainedModel
 
 from .configuration_elastic import ElasticConfig
 from .errors import UserError
 
+# Inputs whose shapes follow the size of the model, and what to say where they do not.
+SIZED = {"past_key_values", "cache", "inputs_embeds"}
 OF_ANOTHER_SIZE = (
     "what was made or learned for another size, as peft's prompts are, does not fit: extract() a size first, or use add_lora, "
     "whose adapters are cut along"
@@ -32,7 +35,8 @@ def specialised(elastic_class: type, stock_class: type) -> type:
 
     @functools.wraps(stock_class.forward)
     def forward(self, *args, **kwargs):
-        self._check_inputs(kwargs)
+        if self.config.subnet is not None and not SIZED.isdisjoint(kwargs):
+            self._check_inputs(kwargs)
         return self._active().forward(*args, **kwargs)
 
     forward.__signature__ = inspect.signature(stock_class.forward)
@@ -69,9 +73,9 @@ class SpecialisedMixin:
 
     def forward(self, input_ids=None, *args, **kwargs):
         """The stock forward of the selected size; an instance's arguments and result are the stock model's."""
-        self._check_inputs(kwargs)
         return self._active().forward(input_ids, *args, **kwargs)
 
+    @torch.compiler.disable
     def _check_inputs(self, inputs: Mapping) -> None:
         """Raise UserError for a cache or embeddings of another size than the selected one, such as prompts learned with peft."""
         if (cut := self._selected) is None:

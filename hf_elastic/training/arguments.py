@@ -96,7 +96,7 @@ class ElasticTrainingArguments(TrainingArguments):
         metadata={
             "nargs": "?",
             "const": "true",
-            "help": "Whether to train in bfloat16: true, false, or auto: on a GPU that has it, and on a CPU that is faster in it.",
+            "help": "Whether to train in bfloat16: true, false, or auto (on a GPU that has it, on a CPU that is faster in it).",
         },
     )
     eval_subnets: list[str] | None = field(

@@ -88,7 +88,7 @@ class EvaluationMixin(Trainer):
 
 
 def mean_objective(metrics: Mapping[str, float]) -> float:
-    """The mean over the evaluated sizes of what `Trainer` takes for one: the sum of the metrics, or the loss if there are none."""
+    """The mean over the evaluated sizes of the sum of a size's metrics, or of its loss where there are none."""
     found = {key: value for key, value in metrics.items() if not key.endswith(BOOKKEEPING)}
     losses = [value for key, value in found.items() if key.endswith("_loss")]
     others = [value for key, value in found.items() if not key.endswith("_loss")]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_peft_available
 
@@ -167,6 +168,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         optimizer = self.optimizer
         if hasattr(optimizer, "train") and callable(optimizer.train):  # schedule-free optimizers switch modes
             optimizer.train()
+        if (every := self.args.torch_empty_cache_steps) and self.state.global_step % every == 0:
+            clear_device_cache()
         inputs = self._prepare_inputs(inputs)
         elastic = self.elastic
         sizes = self._sizes(elastic)
