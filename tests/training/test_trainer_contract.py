@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, ElasticTrainer
 from hf_elastic.core.errors import UserError
+from hf_elastic.core.portable import IS_OLD
 
 DESCENT = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 
@@ -51,6 +52,8 @@ def test_a_loss_of_ones_own_is_that_of_a_plain_trainer(kind, tmp_path):
     """Of several micro-batches and with unequal numbers of labels: numbers of items, losses and weights."""
     name, dataset = "bert", rows()
     if kind is ElasticForCausalLM:
+        if IS_OLD:
+            pytest.skip("transformers 4.57 counts the first label of a text as well, which nothing predicts")
         labels = [[-100] * (index % 5) + row[index % 5 :] for index, row in enumerate(language_rows()["labels"][:])]
         name, dataset = "llama", language_rows().remove_columns("labels").add_column("labels", labels)
     config = config_of(name, num_labels=3)
@@ -212,8 +215,9 @@ def test_a_model_is_made_for_every_training(tmp_path):
     assert_same(weights(trainer.model), weights(again.model))
     with pytest.raises(UserError, match="needs an elastic model, got BertForSequenceClassification"):
         ElasticTrainer(args=args, model_init=lambda: classifier().base)
-    with pytest.raises(UserError, match="either a `model` or `model_init` argument, but not both"):
-        ElasticTrainer(classifier(), args, model_init=make)
+    if not IS_OLD:  # which warns, and takes the model that it makes
+        with pytest.raises(UserError, match="either a `model` or `model_init` argument, but not both"):
+            ElasticTrainer(classifier(), args, model_init=make)
 
 
 def test_hyperparameters_are_searched(tmp_path):
