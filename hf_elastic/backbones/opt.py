@@ -28,6 +28,7 @@ OPT = register_spec(
         attributes={
             "*self_attn": {"num_heads": "heads", "embed_dim": "heads head"},
             "*layers.*[0-9]": {"embed_dim": "hidden"},
+            "*layer_norm": {"normalized_shape": "hidden"},  # there may be no weights that say it
         },
         head_attributes={"*self_attn": {"head_dim": "head", "scaling": "head^-0.5"}},
         aliases={"embed": ("hidden", "*project_in.weight")},

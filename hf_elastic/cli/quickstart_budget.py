@@ -11,7 +11,6 @@ from transformers import TrainerCallback
 
 from ..metrics import compute_accuracy
 from ..training import ElasticTrainer, ElasticTrainingArguments
-from ..training.precision import prefers_bf16
 
 TIMED_STEPS = 6  # the first two are not counted
 TIMED_SHARE = 0.1  # of the budget, at most
@@ -139,7 +138,6 @@ def time_row(model, data) -> float:
 
 def make_trainer(model, data, args, folder: Path, steps: int, clock: StepClock, **options):
     """The trainer of all sizes for a number of steps."""
-    use_cpu = not torch.cuda.is_available()
     settings = {
         "output_dir": str(folder / "training"),
         "max_steps": steps,
@@ -147,8 +145,8 @@ def make_trainer(model, data, args, folder: Path, steps: int, clock: StepClock, 
         "per_device_eval_batch_size": 64,
         "learning_rate": args.learning_rate,
         "warmup_steps": max(1, steps // 10),
-        "bf16": prefers_bf16(use_cpu),
-        "use_cpu": use_cpu,
+        "bf16": "auto",
+        "use_cpu": not torch.cuda.is_available(),
         "num_random_subnets": 1,
         "task_weight": 1.0,
         "save_strategy": "no",

@@ -83,6 +83,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     from ..metrics import compute_classification
     from ..training import ElasticTrainer
     from ..training.lora import add_lora
+    from ..training.precision import describe
 
     folder = Path(training.output_dir)
     given = training.resume_from_checkpoint
@@ -110,6 +111,8 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
         processing_class=tokenizer,
         compute_metrics=compute_classification if data.labels else None,
     )
+    if trainer.is_world_process_zero():
+        print(describe(training))
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     if args.task is None:

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from .errors import UserError
 from .shapes import Dim, SpecError
 
-SUPPORTED = "plain LoRA on linear, Conv1D and embedding layers, and modules_to_save"
+SUPPORTED = "plain LoRA on linear, Conv1D and embedding layers, and modules_to_save, as add_lora makes them"
 
 _INSERTED = re.compile(r"\.(?:base_layer|original_module|modules_to_save\.[^.]+)(?=\.|$)")
 _FACTOR = re.compile(r"(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B)\.[^.]+(?:\.(?P<key>weight|bias))?")

@@ -132,11 +132,13 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         return config
 
     def to_dict(self) -> dict:
-        """All of it as JSON-able data."""
-        output = self._serialize(PretrainedConfig.to_dict)
-        if self.base_config is not None:  # peft looks for it here
-            output["tie_word_embeddings"] = self.base_config.tie_word_embeddings
-        return output
+        """All of it as JSON-able data, with the base config's fields and its model type where libraries such as peft look."""
+        own = self._serialize(PretrainedConfig.to_dict)
+        return own if self.base_config is None else {**own, **self.base_config.to_dict()}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What `config.json` holds; it is the same with and without `use_diff`, and has its own model type."""
+        return super().to_json_string()
 
     def to_diff_dict(self) -> dict:
         """What `config.json` holds: the base config without its defaults, and the elastic parts that are set."""

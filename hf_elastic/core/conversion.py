@@ -96,7 +96,4 @@ class ConversionMixin:
             OSError: no such folder, or a checkpoint file that cannot be read.
         """
         check_path(pretrained_model_name_or_path)
-        result = load_checkpoint(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-        model = result[0] if isinstance(result, tuple) else result
-        model.set_memory_layout("prefix")
-        return result
+        return load_checkpoint(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)

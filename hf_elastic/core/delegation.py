@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -142,6 +144,27 @@ class DelegationMixin:
         """The last step of `push_to_hub` and of `save_pretrained(push_to_hub=True)`: a good moment for our own card."""
         self.write_card(working_dir, repo_id, revision)
         return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, revision=revision, **kwargs)
+
+    @contextmanager
+    def _prepared_by_own(self, active: nn.Module) -> Iterator[None]:
+        """Let the module that runs prepare the inputs of `generate` as this one does, if somebody has replaced how: peft adds its
+        prompts there."""
+        prepare = vars(self).get("prepare_inputs_for_generation")
+        if prepare is None:
+            yield
+            return
+
+        @functools.wraps(prepare)  # `generate` looks at its arguments
+        def checked(*args, **kwargs):
+            inputs = prepare(*args, **kwargs)
+            self._check_inputs(inputs)
+            return inputs
+
+        active.prepare_inputs_for_generation = checked
+        try:
+            yield
+        finally:
+            del active.prepare_inputs_for_generation
 
     def __getattr__(self, name: str):
         """What only the stock model has."""

@@ -71,6 +71,7 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
     base_auto_class: ClassVar[type] = AutoModel
     # Whether processes hold parts of the weights (FSDP), which are whole within `forward` only.
     is_sharded = False
+    memory_layout = "standard"
 
     def __init__(self, config: ElasticConfig, base: PreTrainedModel | None = None):
         if config.base_config is None:
@@ -103,7 +104,6 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
         self.select(config.subnet)
         with no_init_weights():  # the base has initialised its own
             self.post_init()
-        self.set_memory_layout("prefix")
 
     def _adopt(self, base: PreTrainedModel) -> None:
         """Hold the base's submodules and hooks as our own: the same dicts, so that a change through either is seen by both."""
@@ -142,9 +142,9 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
         return found[0] if isinstance(found, (list, tuple)) else found
 
     def set_memory_layout(self, name: str) -> None:
-        """Store the weights for fast views ("prefix", as after loading) or for fast training ("standard").
+        """Store the weights contiguously ("standard", as after loading), or for fast views ("prefix"); values and shapes stay.
 
-        Values and shapes stay.
+        With "prefix" safetensors and `parameters_to_vector` refuse some of them, and training is slower.
 
         Raises:
             ValueError: an unknown name.
@@ -156,6 +156,7 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
         # FSDP gathers into storage of its own, which must stay the weights' storage.
         if self.frozen_cut is None and not self.is_sharded:
             set_memory_layout(self.base, self.layout, axes, name)
+            self.memory_layout = name
 
     def _active(self) -> PreTrainedModel:
         """The module that runs now: the base, or slices of it, through which gradients flow where they are on."""
@@ -265,7 +266,8 @@ class ElasticForCausalLM(ElasticPreTrainedModel, GenerationMixin):
         """The stock `generate` of the selected size, with a key-value cache of its own depth."""
         with torch.no_grad():
             active = self._active()
-        return active.generate(*args, **kwargs)
+        with self._prepared_by_own(active):
+            return active.generate(*args, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
         """The stock one of the selected size: its paged cache is laid out after the sizes. `generate_batch` uses it."""

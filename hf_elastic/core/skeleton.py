@@ -182,7 +182,8 @@ class Skeleton:
                 twin.own_buffers[attribute] = value
             elif attribute in vars(twin.original):
                 twin.own.add(attribute)
-                vars(twin.module)[attribute] = value
+                is_shape = isinstance(vars(twin.original)[attribute], tuple)
+                vars(twin.module)[attribute] = (value,) if is_shape else value
 
     def _value(self, expression: str, sizes: tuple | None, position: int | None) -> float:
         key = (expression, sizes)  # layers that are alike are worked out once

@@ -22,9 +22,9 @@ class Spec:
         layers: where the list of blocks is, `#` standing for the index: `"*encoder.layer.#"`.
         config: config field -> the product of axes that it holds, such as `{"num_attention_heads": "kv group"}`.
         parameters: glob over parameter names -> shape string; the first match counts.
-        attributes: glob over module names -> {attribute: expression}: what a module keeps of its own sizes (ints, and
-            buffers). An expression is a product of axes, or `axis^0.5`. An attribute that a release of transformers
-            does not have is left out.
+        attributes: glob over module names -> {attribute: expression}: what a module keeps of its own sizes (ints, shapes of
+            one dimension, and buffers). An expression is a product of axes, or `axis^0.5`. An attribute that a release of
+            transformers does not have is left out.
         head_attributes: like `attributes`, what follows the size of a head. A Spec without any has heads that cannot be
             partitioned anew (`partition_heads`).
         aliases: axis -> (other axis, glob): the two are one unless a parameter matches the glob, as the embedding width

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 
-from transformers import PreTrainedModel
+import torch
+from transformers import Cache, PreTrainedModel
 
 from .configuration_elastic import ElasticConfig
+from .errors import UserError
+
+# Inputs whose shapes follow the size of the model, and what to say where they do not.
+SIZED = {"past_key_values", "cache", "inputs_embeds"}
+OF_ANOTHER_SIZE = (
+    "what was made or learned for another size, as peft's prompts are, does not fit: extract() a size first, or use add_lora, "
+    "whose adapters are cut along"
+)
 
 # What `PreTrainedModel` says of a model that is neither ours to say nor a method.
 STOCK_FACTS = {
@@ -25,6 +35,8 @@ def specialised(elastic_class: type, stock_class: type) -> type:
 
     @functools.wraps(stock_class.forward)
     def forward(self, *args, **kwargs):
+        if self.config.subnet is not None and not SIZED.isdisjoint(kwargs):
+            self._check_inputs(kwargs)
         return self._active().forward(*args, **kwargs)
 
     forward.__signature__ = inspect.signature(stock_class.forward)
@@ -62,3 +74,19 @@ class SpecialisedMixin:
     def forward(self, input_ids=None, *args, **kwargs):
         """The stock forward of the selected size; an instance's arguments and result are the stock model's."""
         return self._active().forward(input_ids, *args, **kwargs)
+
+    @torch.compiler.disable
+    def _check_inputs(self, inputs: Mapping) -> None:
+        """Raise UserError for a cache or embeddings of another size than the selected one, such as prompts learned with peft."""
+        if (cut := self._selected) is None:
+            return
+        cache, embeddings = inputs.get("past_key_values", inputs.get("cache")), inputs.get("inputs_embeds")
+        if isinstance(cache, Cache) and (found := [layer.keys.shape[1] for layer in cache.layers if layer.get_seq_length()]):
+            axis = self.layout.spec.heads.split()[0]
+            heads = [self.layout.sizes(cut, position)[axis] for position in range(len(cut.layers))]
+            if found != heads[: len(found)]:
+                raise UserError(
+                    f"past_key_values has the heads {found} in its layers, the selected size {heads}; {OF_ANOTHER_SIZE}"
+                )
+        if embeddings is not None and embeddings.shape[-1] != (width := self.get_input_embeddings().weight.shape[-1]):
+            raise UserError(f"inputs_embeds is {embeddings.shape[-1]} wide, the selected size {width}; {OF_ANOTHER_SIZE}")

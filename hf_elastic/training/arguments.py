@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from ..core.errors import UserError
 from ..utils.options import check_integers, read_mapping, read_name_or_mapping
 from .losses import DISTILLATION
+from .precision import read_bf16
 
 SAMPLING = ("sandwich", "all", "single_path", "progressive")
 SIZE_WEIGHTS = ("uniform", "flops")
@@ -90,16 +91,34 @@ class ElasticTrainingArguments(TrainingArguments):
         default=0,
         metadata={"help": "Log the cosine between the gradients of the sizes every so many steps; 0 is never (steps)."},
     )
+    bf16: str = field(
+        default=False,
+        metadata={
+            "nargs": "?",
+            "const": "true",
+            "help": "Whether to train in bfloat16: true, false, or auto (on a GPU that has it, on a CPU that is faster in it).",
+        },
+    )
     eval_subnets: list[str] | None = field(
         default=None,
         metadata={"help": "Names of sizes to evaluate beside the full one; default: those trained by name, smallest and named."},
     )
 
     def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+            self.dataloader_pin_memory = False  # without one it is a warning at every pass over the data
+        self.bf16 = read_bf16(self.bf16, self.use_cpu, self.fp16)
         with as_user_error(ValueError):
             super().__post_init__()
-        if not torch.accelerator.is_available():  # memory is pinned for one; without, it is a warning at every pass over data
-            self.dataloader_pin_memory = False
+        self.check_sizes()
+
+    def check_sizes(self) -> None:
+        """Check what `TrainingArguments` does not have, and read the mappings among them.
+
+        Raises:
+            UserError: see the class.
+        """
         _check_known("sampling", self.sampling, SAMPLING)
         check_integers(1, split_random_rows=self.split_random_rows, relation_heads=self.relation_heads)
         check_integers(0, num_random_subnets=self.num_random_subnets, gradient_cosine_steps=self.gradient_cosine_steps)

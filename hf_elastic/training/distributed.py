@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator, DistributedType
 from torch import nn
+from transformers.training_args import OptimizerNames
 
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
@@ -20,14 +21,19 @@ def check_arguments(args: ElasticTrainingArguments) -> None:
     """Refuse what the arguments alone show to fail or be wrong later, and set what several processes need.
 
     Raises:
-        UserError: several devices in one process, DeepSpeed, gradients kept per size with several processes, FSDP that wraps
-            single layers, or `ddp_find_unused_parameters` off where a step leaves parameters unused; the message says why.
+        UserError: several devices in one process, liger kernels, LOMO, DeepSpeed, gradients kept per size with several
+            processes, FSDP that wraps single layers, or `ddp_find_unused_parameters` off where a step leaves parameters unused;
+            the message says why.
     """
     if args.n_gpu > 1:
         raise UserError(
             f"{args.n_gpu} GPUs in one process (DataParallel) would each use the first one's weights; start a process for each "
             "with accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
         )
+    if args.use_liger_kernel:
+        raise UserError("use_liger_kernel: not supported, it replaces modules of the full size only; set it to false")
+    if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+        raise UserError(f"optim: {args.optim.value} updates the weights in each size's backward pass; take one that has a step")
     if args.deepspeed:
         raise UserError("deepspeed: not supported, its engine steps once per backward; use DDP or FSDP version 2")
     if args.fsdp:

@@ -1,21 +1,48 @@
-"""Whether bfloat16 pays on the machine at hand."""
+"""Where a training runs, and whether bfloat16 pays there."""
 
 from __future__ import annotations
 
 import torch
 from torch.utils.benchmark import Timer
 from transformers import TrainingArguments
-from transformers.utils import logging
+from transformers.utils import is_torch_bf16_gpu_available, logging
+
+from ..core.errors import UserError
 
 logger = logging.get_logger(__name__)
 
+KNOWN = ("auto", "true", "false")
 TOKENS, WIDTH, INNER = 256, 384, 768  # of the products that are timed
 MIN_SECONDS = 0.05  # of timing in each precision
 
 
-def prefers_bf16(use_cpu: bool) -> bool:
-    """Whether training is faster in bfloat16 than in float32: on a GPU that has it, on a CPU that multiplies faster in it."""
-    return bf16_speedup() > 1 if use_cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+def read_bf16(value: bool | str, use_cpu: bool, fp16: bool) -> bool:
+    """What the option `bf16` says: "auto" is bfloat16 where it pays, "true" and "false" are what the command line has.
+
+    It pays on a GPU that has it, and on a CPU that multiplies faster in it. fp16 is a choice against it.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in KNOWN:
+        raise UserError(f"bf16: {value!r} is unknown; known: {', '.join(KNOWN)}")
+    if str(value).lower() != "auto":
+        return str(value).lower() == "true"
+    if fp16:
+        return False
+    if use_cpu:
+        return bf16_speedup() > 1
+    # transformers also counts GPUs that only emulate it.
+    has_it = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return has_it and is_torch_bf16_gpu_available()
+
+
+def describe(args: TrainingArguments) -> str:
+    """Where and in which precision these arguments train."""
+    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    return f"training on {args.device.type} in {precision}"
 
 
 def bf16_speedup() -> float:

@@ -42,7 +42,10 @@ class Part:
 
 
 class RowsMixin(Trainer):
-    """Counts the items of a micro-batch (labels, or rows where there are no labels) and deals its rows out."""
+    """Counts the items of a micro-batch (labels, or rows where there are no labels), deals its rows out, and has the loss of one
+    part of them."""
+
+    loss_is_scaled_for_ga: bool | None = None  # as in transformers 5
 
     def _parts(self, inputs: Mapping, num_items_in_batch, shards: list[RowShard]) -> list[Part]:
         """The part of the micro-batch for each size of a step.
@@ -88,3 +91,16 @@ class RowsMixin(Trainer):
             shifted = [self._counted(batch["labels"]) for batch in batch_samples if "labels" in batch]
             batch_samples = [{"labels": labels, "shift_labels": labels} for labels in shifted]
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    def _task_loss(self, model, inputs: dict, part: Part, num_items_in_batch):
+        """What the task asks for, a mean over the items of a part of the micro-batch, and the outputs."""
+        is_scaled = self.compute_loss_func is not None if self.loss_is_scaled_for_ga is None else self.loss_is_scaled_for_ga
+        items = num_items_in_batch if is_scaled or self.compute_loss_func is not None else None
+        loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
+        # Such a loss is its share of the optimizer step already, and gets it once more, with the distillation.
+        return loss / part.share if is_scaled else loss, outputs
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """As `Trainer`'s; without a `compute_loss_func` always a mean over the micro-batch, which its share weights later."""
+        items = None if self.compute_loss_func is None else num_items_in_batch
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=items)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_peft_available
 
@@ -14,6 +16,7 @@ from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments, as_user_error
 from .checkpoints import CheckpointsMixin, check_adapter, last_checkpoint, restore
 from .distributed import check_arguments, prepare_accelerator
+from .evaluation import EvaluationMixin, full_size, names_to_evaluate
 from .gradients import SizeGradients, add_rows_in_place
 from .losses import DISTILLATION, DistillationInputs
 from .precision import warn_of_slow_bf16
@@ -24,7 +27,7 @@ from .size_losses import SizeLosses
 from .teacher import Observer, Teacher, detach
 
 
-class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
+class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin, Trainer):
     """Trains the sizes of an elastic model together, the smaller ones also by distillation.
 
     Every step draws some sizes, runs each forward and backward, and updates once. The loss is the weighted average over the
@@ -32,8 +35,9 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
     teacher of its own.
 
     Args:
-        model: an elastic model, or one with LoRA adapters (`peft.get_peft_model`).
+        model: an elastic model, or one with LoRA adapters (`peft.get_peft_model`); None with a `model_init` that makes one.
         args: `ElasticTrainingArguments`.
+        *positional: as for `Trainer`.
         teacher: a model to distil from, with the same tokens and labels; None is the largest size of the step itself, detached
             (in-place distillation; with "single_path" or several processes that costs one more forward).
         **kwargs: as for `Trainer`.
@@ -46,17 +50,33 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
 
     def __init__(
         self,
-        model: ElasticPreTrainedModel,
+        model: ElasticPreTrainedModel | None = None,
         args: ElasticTrainingArguments | None = None,
+        *positional,
         teacher: PreTrainedModel | None = None,
         **kwargs,
     ):
-        elastic = elastic_of(model)
-        if not isinstance(elastic, ElasticPreTrainedModel):
-            raise UserError(f"ElasticTrainer needs an elastic model, got {type(model).__name__}")
         args = args or ElasticTrainingArguments(output_dir="runs")
         if not isinstance(args, ElasticTrainingArguments):
             raise UserError(f"ElasticTrainer needs ElasticTrainingArguments, got {type(args).__name__}")
+        self._given_teacher = teacher
+        if model is not None:
+            self._set_up(model, args)
+        with as_user_error(ValueError):
+            super().__init__(model, args, *positional, **kwargs)
+        # The labels of a step are counted for these two, and the number is passed on to the first; see compute_loss.
+        self.model_accepts_loss_kwargs = self.compute_loss_func is None
+        self._size_losses = SizeLosses()
+        self._cosines: dict[str, float] = {}
+
+    def _set_up(self, model: PreTrainedModel, args: ElasticTrainingArguments) -> None:
+        """Find all that depends on the model and on the options of its sizes, of which each trial of a search has its own."""
+        elastic = elastic_of(model)
+        if not isinstance(elastic, ElasticPreTrainedModel):
+            raise UserError(f"ElasticTrainer needs an elastic model, got {type(model).__name__}")
+        if elastic is not model and model.active_peft_config.is_prompt_learning:
+            kind = model.active_peft_config.peft_type.value
+            raise UserError(f"{kind} is learned for one size, with transformers' Trainer; adapters for all come from add_lora")
         if elastic.frozen_cut is not None:
             _check_frozen(model, elastic, args)
         self.sampler = make_sampler(elastic, args)
@@ -66,13 +86,15 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             cuts = [elastic.resolve(subnet) for subnet in (*elastic.space.extremes(), *self.sampler.named.values())]
             self.observer.projections.check_heads(args.relation_heads, cuts)
         check_arguments(args)
-        with as_user_error(ValueError):
-            super().__init__(model=model, args=args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted; see compute_loss
-        self.eval_subnets = self._check_names(args.eval_subnets)
-        self.teacher = None if teacher is None else Teacher(teacher, elastic, args)
-        self._size_losses = SizeLosses()
-        self._cosines: dict[str, float] = {}
+        self.eval_subnets = names_to_evaluate(elastic, args)
+        self.teacher = None if self._given_teacher is None else Teacher(self._given_teacher, elastic, args)
+
+    def call_model_init(self, trial=None):
+        """Make a model with the user's `model_init`."""
+        model = super().call_model_init(trial)
+        if trial is None:  # else the options of the trial come first
+            self._set_up(model, self.args)
+        return model
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and refuse one that cannot train slices of shared weights."""
@@ -93,22 +115,13 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         with as_user_error(KeyError):  # metric_for_best_model is none of the metrics
             return super()._determine_best_metric(*args, **kwargs)
 
-    def _check_names(self, names: list[str] | None) -> list[str]:
-        if names is None:
-            names = list(self.args.train_subnets or ())
-            if not names:
-                names = [*(["smallest"] if self.elastic.space.size > 1 else []), *self.elastic.config.subnets]
-        for name in names:
-            self.elastic.resolve(name)
-        return list(names)
-
     @property
     def elastic(self) -> ElasticPreTrainedModel:
         """The elastic model, without adapters, compilers and wrappers around it."""
         return elastic_of(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """Train as `Trainer` does. Views of the model made before it are stale afterwards.
+        """Train as `Trainer` does; the size that was selected before is selected again afterwards.
 
         Args:
             resume_from_checkpoint: a checkpoint folder, or True for the last complete one in `output_dir`.
@@ -126,11 +139,19 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             if not self.is_fsdp_enabled:  # FSDP may keep its parts under other names
                 check_adapter(self.model, resume_from_checkpoint)
         warn_of_slow_bf16(self.args)
-        self.elastic.set_memory_layout("standard")
-        try:
+        with nullcontext() if self.model_init else full_size(self.elastic):
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        finally:
-            self.elastic.set_memory_layout("prefix")
+
+    def _inner_training_loop(self, *args, **kwargs):
+        """Train; a model of `model_init` is new, and a trial has set its options."""
+        if self.model_init is not None:
+            self.args.check_sizes()
+            self._set_up(self.model, self.args)
+            if kwargs["resume_from_checkpoint"]:
+                restore(self.sampler, kwargs["resume_from_checkpoint"])
+        self._size_losses = SizeLosses()  # a trial that was pruned, or a batch too large for memory, may have left some
+        with full_size(self.elastic):
+            return super()._inner_training_loop(*args, **kwargs)
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -147,6 +168,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
         optimizer = self.optimizer
         if hasattr(optimizer, "train") and callable(optimizer.train):  # schedule-free optimizers switch modes
             optimizer.train()
+        if (every := self.args.torch_empty_cache_steps) and self.state.global_step % every == 0:
+            clear_device_cache()
         inputs = self._prepare_inputs(inputs)
         elastic = self.elastic
         sizes = self._sizes(elastic)
@@ -162,7 +185,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
                 with torch.enable_grad() if last else self.accelerator.no_sync(model):
                     # The teacher of a step is its largest size, which has nothing to learn from itself.
                     own = size.role == "largest" and self.teacher is None
-                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, None if own else teacher, part)
+                    taught = None if own else teacher
+                    loss, observed = self._size_loss(model, elastic, inputs, size.cut, taught, part, num_items_in_batch)
                     if own and teacher is None and self._distils:
                         teacher = detach(observed)
                     losses.append(loss.detach())
@@ -219,7 +243,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             elastic.train()
             return detach(observed)
 
-    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None, part: Part):
+    def _size_loss(self, model, elastic, inputs: Mapping, cut: Cut, teacher: dict | None, part: Part, num_items_in_batch):
         """Loss of one size, a mean over the items of its part of the micro-batch, and what it has to teach."""
         inputs, teacher = part.of(inputs), part.of(teacher)
         elastic.select(elastic.layout.subnet_of(cut))
@@ -233,7 +257,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             model.train(dropout)
         with self.compute_loss_context_manager():
             with observer.watch(elastic.trained_module(cut), cut) as relations:
-                loss, outputs = self.compute_loss(model, {**inputs, **observer.options()}, return_outputs=True)
+                loss, outputs = self._task_loss(model, {**inputs, **observer.options()}, part, num_items_in_batch)
             if not part.counts:  # a mean over no labels is not a number; other processes wait for a gradient all the same
                 loss = (outputs["logits"] * 0).sum()
             observed = observer.observed(outputs, relations)
@@ -252,10 +276,6 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
                         loss = loss + weight * DISTILLATION[name](compared)
         return loss, observed
 
-    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        """As `Trainer`'s, but always a mean over the micro-batch: `_share` weights it, and the distillation with it."""
-        return super().compute_loss(model, inputs, return_outputs=return_outputs)
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Log, with the mean loss of each role of a size since the last time, over all processes."""
         if "loss" in logs:
@@ -263,22 +283,6 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, RowsMixin, Trainer):
             logs.update({name: round(value, 4) for name, value in self._cosines.items()})
             self._cosines = {}
         super().log(logs, *args, **kwargs)
-
-    # --- evaluation --------------------------------------------------------------------------------------------------
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Evaluate the full size, and each of `eval_subnets` under `{prefix}_{name}_...`."""
-        several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if several:  # each of them came through here on its own
-            return metrics
-        for name in self.eval_subnets:
-            self.elastic.select(name)
-            try:
-                metrics.update(super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
-            finally:
-                self.elastic.select(None)
-        return metrics
 
 
 def _check_frozen(model, elastic: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> None:

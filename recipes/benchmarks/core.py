@@ -7,6 +7,7 @@ Each pair is timed A B A B, interleaved and shuffled, after a warm-up; medians. 
 
 from __future__ import annotations
 
+import copy
 import random
 import subprocess
 import sys
@@ -71,27 +72,29 @@ def inputs_of(batch: int, length: int) -> dict[str, torch.Tensor]:
 
 
 def forward(console: Console) -> None:
-    """Forward of a view / forward of the same size extracted into a stock model."""
-    table = Table("model", "size", "batch x tokens", "view", "extracted", "ratio", title="zero-copy forward, inference mode")
+    """Forward of a view, in both memory layouts / forward of the same size extracted into a stock model."""
+    columns = ("view, standard", "view, prefix", "extracted", "ratios")
+    table = Table("model", "size", "batch x tokens", *columns, title="zero-copy forward, inference mode")
     for name, model in (("BERT-base", bert()), ("Llama 12 x 768", llama())):
+        prefix = copy.deepcopy(model)
+        prefix.set_memory_layout("prefix")
         for label, shares in SIZES.items():
             subnet = subnet_of(model, shares)
-            view, stock = model.view(subnet), model.extract(subnet)
+            views, stock = (model.view(subnet), prefix.view(subnet)), model.extract(subnet)
             stock = stock.base if isinstance(stock, ElasticPreTrainedModel) else stock  # the wrapper is not what is timed
             for batch, length in ((1, 32), (32, 32)):
                 inputs = inputs_of(batch, length)
                 with torch.inference_mode():
-                    pair = {"view": lambda v=view, i=inputs: v(**i), "extracted": lambda s=stock, i=inputs: s(**i)}
                     timed = measure_latency(
-                        pair,
+                        {column: lambda one=one, i=inputs: one(**i) for column, one in zip(columns, (*views, stock))},
                         repeats=40 if batch == 1 else 24,
                         min_rounds=10 if batch == 1 else 24,
                         relative_interval=0.01,
                         warmup=2,
                     )
-                ratio = timed["view"].median_ms / timed["extracted"].median_ms
-                times = [f"{timed[key].median_ms:.1f} ms" for key in ("view", "extracted")]
-                table.add_row(name, label, f"{batch} x {length}", *times, f"{ratio:.2f}")
+                *medians, alone = (one.median_ms for one in timed.values())
+                times = [f"{median:.1f} ms" for median in (*medians, alone)]
+                table.add_row(name, label, f"{batch} x {length}", *times, " ".join(f"{one / alone:.2f}" for one in medians))
     console.print(table)
 
 
@@ -116,8 +119,7 @@ def step_ratio(model, device: torch.device, batch: int, length: int, *, compiled
     inputs = {**inputs_of(batch, length), "labels": torch.randint(0, 2, (batch,))}
     inputs = {key: value.to(device) for key, value in inputs.items()}
     stock = [model.extract(subnet).to(device).train() for subnet in subnets]
-    model.to(device).set_memory_layout("standard")  # as ElasticTrainer does
-    model.train()
+    model.to(device).train()
     for subnet in subnets:  # as ElasticTrainer does: what is built before is not traced
         model.trained_module(model.resolve(subnet))
     runner = torch.compile(model) if compiled else model

@@ -124,13 +124,15 @@ class Runs:
         options = known_to(DataArguments, recipe(self.task, "train"))
         return prepare_for(model, tokenizer, DataArguments(**{**options, **self.rows, "data_dir": self.data_dir}))
 
-    def arguments(self, kind: type, stage: str, seed: int, output_dir: str, changes: dict):
+    def arguments(self, stage: str, seed: int, output_dir: str, changes: dict):
         """Training arguments of a recipe, for a plain or an elastic Trainer."""
-        options = known_to(kind, {**recipe(self.task, stage), **self.precision, **changes})
+        from hf_elastic import ElasticTrainingArguments
+
+        options = known_to(ElasticTrainingArguments, {**recipe(self.task, stage), **self.precision, **changes})
         if not self.is_language_model:
             options["train_sampling_strategy"] = "group_by_length"  # padding is half of the work otherwise
         fixed = {"output_dir": output_dir, "seed": seed, "report_to": ["none"], "logging_steps": 100, "disable_tqdm": True}
-        return kind(**{**options, **fixed, "save_strategy": "no"})
+        return ElasticTrainingArguments(**{**options, **fixed, "save_strategy": "no"})
 
 
 def known_to(kind: type, options: dict) -> dict:
@@ -141,9 +143,9 @@ def known_to(kind: type, options: dict) -> dict:
 
 def trainer_of(runs: Runs, name: str, seed: int, scratch: str, changes: dict):
     """The trainer of a run, its model (elastic, before anything is cut out of it), tokenizer and data."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
-    from hf_elastic import ElasticTrainer, ElasticTrainingArguments
+    from hf_elastic import ElasticTrainer
     from hf_elastic.metrics import compute_classification
 
     kind, _, size = name.partition("/")
@@ -154,10 +156,10 @@ def trainer_of(runs: Runs, name: str, seed: int, scratch: str, changes: dict):
         shared["compute_metrics"] = compute_classification
     if kind in ("plain", "finetuned"):
         stage = "finetune" if kind == "finetuned" else "train"
-        args = runs.arguments(TrainingArguments, stage, seed, scratch, changes)
+        args = runs.arguments(stage, seed, scratch, changes)
         return Trainer(model=plain_model(model, size or None), args=args, **shared), model, tokenizer, data
     changes = {**VARIANTS.get(kind, {}), **changes}
-    args = runs.arguments(ElasticTrainingArguments, "train", seed, scratch, changes)
+    args = runs.arguments("train", seed, scratch, changes)
     taught = kind == "distilled" or changes.get("teacher")
     teacher = type(model).base_auto_class.from_pretrained(runs.finetuned(seed)) if taught else None
     if kind == "distilled":
@@ -168,7 +170,7 @@ def trainer_of(runs: Runs, name: str, seed: int, scratch: str, changes: dict):
 
 def train_run(runs: Runs, name: str, seed: int) -> dict:
     """Train one run and measure every size that it gives."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
     from hf_elastic.export.checkpoint import save_standard
 
@@ -190,7 +192,7 @@ def train_run(runs: Runs, name: str, seed: int) -> dict:
         held_out = data.splits["test" if "test" in data.splits else "validation"]
         if len(held_out) > MAX_TEST_ROWS.get(runs.task, len(held_out)):
             held_out = held_out.shuffle(seed=0).select(range(MAX_TEST_ROWS[runs.task]))
-        plain = runs.arguments(TrainingArguments, "train", seed, scratch, {"bf16": False})
+        plain = runs.arguments("train", seed, scratch, {"bf16": False})
         sizes = {}
         for label, one in trained.items():
             tester = Trainer(model=one.eval(), args=plain, data_collator=data.collator, compute_metrics=trainer.compute_metrics)

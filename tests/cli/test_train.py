@@ -52,7 +52,16 @@ def test_the_seed_draws_what_is_new(what, folder, tmp_path):
     assert same == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("option", "said"), [({"bf16": True}, "bfloat16"), ({"bf16": "auto", "fp16": True}, "float16"), ({}, "float32")]
+)
+def test_device_and_precision_are_said(option, said, folder, tmp_path, capsys):
+    assert train(folder, tmp_path / "run", **option) == 0
+    assert f"training on cpu in {said}\n" in capsys.readouterr().out
+
+
 BAD = {
+    "bf16 is no choice": ({"bf16": "perhaps"}, "bf16: 'perhaps' is unknown; known: auto, true, false"),
     "lora is no mapping": ({"lora": True}, "lora: 'true' is not a mapping"),
     "rank is no number": ({"lora": {"r": "x"}}, "lora: r: 'x' must be a number above 0"),
     "terms are a list": ({"distillation": ["logits"]}, "distillation: '[\"logits\"]' is not a mapping"),

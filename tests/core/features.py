@@ -5,10 +5,14 @@ import copy
 import pickle
 from types import SimpleNamespace
 
+import pytest
+import safetensors.torch
 import torch
 from tiny import batch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, vector_to_parameters
+
+from hf_elastic.core.errors import UserError
 
 TOLERANCE = 1e-5
 IDS = {key: value[:2] for key, value in batch().items()}
@@ -136,9 +140,17 @@ def _in_place(model):
 
 
 def _vector(model):
-    if hasattr(model, "set_memory_layout"):
-        model.set_memory_layout("standard")
     vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()) * 1.1, model.parameters())
+
+
+def contiguous_weights(model, twin):
+    """As torch's and safetensors' tools want them, in training and in evaluation."""
+    for training in (True, False):
+        model.train(training)
+        run(model)
+        assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
+    assert len(nn.utils.parameters_to_vector(model.parameters())) == sum(p.numel() for p in model.parameters())
+    assert safetensors.torch.save({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
 
 def functional_call(model, twin):
@@ -366,3 +378,63 @@ def cache_under_any_name(model, twin):
         past = model(ids[:, :5], use_cache=True).past_key_values
         parts = model(ids[:, 5:], past_key_values=past).logits
     torch.testing.assert_close(parts, whole, atol=TOLERANCE, rtol=0)
+
+
+def adapted(model, kind, **options):
+    """With an adapter of peft, whose weights are drawn alike for every model."""
+    import peft
+
+    task = "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
+    torch.manual_seed(0)
+    return peft.get_peft_model(model, getattr(peft, kind)(task_type=task, **options)).eval()
+
+
+def prompts_of_peft(model, twin):
+    """Prompt tuning and p-tuning put embeddings before the text."""
+    for kind in ("PromptTuningConfig", "PromptEncoderConfig"):
+        ours, theirs = (adapted(one, kind, num_virtual_tokens=3) for one in (model, twin))
+        torch.testing.assert_close(logits(ours), logits(theirs), atol=TOLERANCE, rtol=0)
+        assert not torch.equal(logits(ours), logits(model))
+        if model.can_generate():
+            ids = IDS["input_ids"][:1, :5]
+            options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "pad_token_id": 0}
+            assert torch.equal(ours.generate(**options), theirs.generate(**options))
+
+
+def prefixes_of_peft(model, twin):
+    """Prefix tuning hands a key-value cache to every layer of one size."""
+    ours = adapted(model, "PrefixTuningConfig", num_virtual_tokens=3)
+    ids = IDS["input_ids"][:1, :5]
+    options = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.subnet is not None:
+        for run_it in (ours, lambda **inputs: ours.generate(**inputs, max_new_tokens=2, pad_token_id=0)):
+            with pytest.raises(UserError, match=r"the selected size .* extract\(\) a size first, or use add_lora"):
+                run_it(**options)
+        return
+    theirs = adapted(twin, "PrefixTuningConfig", num_virtual_tokens=3)
+    torch.testing.assert_close(ours(**options).logits, theirs(**options).logits, atol=TOLERANCE, rtol=0)
+    assert not torch.equal(ours(**options).logits, model(**options).logits)
+    generated = [one.generate(**options, max_new_tokens=5, pad_token_id=0) for one in (ours, theirs)]
+    assert torch.equal(*generated)
+
+
+def lora_of_peft(model, twin):
+    """Without targets: peft finds them by the architecture."""
+    plain = logits(model)
+    ours, theirs = (adapted(one, "LoraConfig", init_lora_weights=False) for one in (model, twin))
+    assert ours.peft_config["default"].target_modules == theirs.peft_config["default"].target_modules
+    assert not torch.equal(logits(ours), plain)
+    if model.config.subnet is None:  # else the twin is of another size, and draws other numbers
+        torch.testing.assert_close(logits(ours), logits(theirs), atol=TOLERANCE, rtol=0)
+
+
+def ia3_of_peft(model, twin):
+    """Only the full size runs with it."""
+    size, model.config.subnet = model.config.subnet, None
+    ours = adapted(model, "IA3Config", init_ia3_weights=False)
+    if size is None:
+        theirs = adapted(twin, "IA3Config", init_ia3_weights=False)
+        torch.testing.assert_close(logits(ours), logits(theirs), atol=TOLERANCE, rtol=0)
+        return
+    with pytest.raises(UserError, match=r"ia3.* cannot be cut to a size; supported: plain LoRA .* as add_lora makes them"):
+        model.select(size)

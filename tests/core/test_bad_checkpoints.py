@@ -10,6 +10,7 @@ from tiny import config_of
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForMaskedLM, ElasticForSequenceClassification
+from hf_elastic.core.errors import UserError
 
 SPACE = {"num_hidden_layers": [2, 4], "intermediate_size": [16, 48]}
 LOADERS = [ElasticForMaskedLM, AutoModelForMaskedLM]
@@ -108,6 +109,12 @@ def test_missing_folder(missing, tmp_path, monkeypatch):
     for load in (ElasticForMaskedLM.from_base, ElasticForMaskedLM.from_pretrained):
         with pytest.raises(FileNotFoundError, match=says(name)):
             load(name)
+
+
+def test_a_stock_checkpoint(tmp_path):
+    AutoModelForMaskedLM.from_config(config_of("bert")).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"not that of an elastic model: make one of a stock checkpoint with from_base"):
+        ElasticForMaskedLM.from_pretrained(tmp_path)
 
 
 def test_missing_path_object(tmp_path):

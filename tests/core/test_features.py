@@ -21,7 +21,7 @@ HEADS = {
     "bert": (ElasticForSequenceClassification, AutoModelForSequenceClassification),
     "llama": (ElasticForCausalLM, AutoModelForCausalLM),
 }
-DECODERS_ONLY = ("generation", "static_cache", "assisted_generation", "cache_under_any_name")
+DECODERS_ONLY = ("generation", "static_cache", "assisted_generation", "cache_under_any_name", "prefixes_of_peft")
 CHECKS = [
     name
     for name, check in vars(features).items()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from elastic_heads import PER_LAYER, SPACE, SUBNETS, TOLERANCE, assert_same, causal_lm, classifier, train_step
 from tiny import CONFIGS, VOCAB, batch, config_of, randomize
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import hf_elastic
-from hf_elastic import ElasticForMaskedLM
+from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM
 
 NO_DROPOUT = dict.fromkeys(
     ("hidden_dropout_prob", "attention_probs_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout"), 0.0
@@ -126,3 +126,35 @@ def test_views_see_new_weights(model_type, change):
 
 def test_every_backbone_is_known():
     assert set(CONFIGS) == set(hf_elastic.core.spec.SPECS)
+
+
+@pytest.mark.parametrize("embedding_width", [16, 32])
+def test_norms_without_weights_are_cut(embedding_width):
+    """Nothing but the module itself says how wide they are."""
+    config = config_of("opt", layer_norm_elementwise_affine=False, word_embed_proj_dim=embedding_width)
+    model = ElasticForCausalLM.from_base(
+        randomize(AutoModelForCausalLM.from_config(config)), space={"hidden_size": [16, 32], "num_hidden_layers": [1, 2, 4]}
+    )
+    assert not any("layer_norm" in name for name, _ in model.named_parameters())
+    for subnet in ("smallest", {"hidden_size": 16, "layers": [0, 2]}):
+        model.select(subnet)
+        expected = model.extract(subnet)(**batch()).logits
+        torch.testing.assert_close(model.view(subnet)(**batch()).logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(**batch()).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_weights_are_contiguous_wherever_they_come_from(tmp_path):
+    """torch's and safetensors' tools ask for it."""
+    stock = AutoModelForCausalLM.from_config(config_of("llama"))
+    space = {"hidden_size": [16, 32], "intermediate_size": [16, 48], "num_key_value_heads": [1, 2]}
+    made = ElasticForCausalLM.from_base(stock, space=space)
+    made.save_pretrained(tmp_path)
+    small = {"hidden_size": 16, "intermediate_size": 16}
+    for model in (
+        made,
+        ElasticForCausalLM.from_pretrained(tmp_path),
+        made.extract(small),
+        made.extract(None),
+        copy.deepcopy(made),
+    ):
+        assert all(tensor.is_contiguous() for tensor in model.state_dict().values())

@@ -43,6 +43,18 @@ def test_a_token_after_a_prompt_is_timed_with_the_cache_of_the_prompt(tmp_path):
     assert prefilled.past_key_values.get_seq_length() == 5
 
 
+def test_weights_are_stored_for_fast_views_only_while_they_are_timed():
+    model, seen = classifier(), []
+    Workload(2, 6).measure(
+        model, [model.subnet("small")], lambda *_: seen.append(all(p.is_contiguous() for p in model.parameters())), repeats=1
+    )
+    assert seen == [False]
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+    model.set_memory_layout("prefix")
+    Workload(2, 6).measure(model, [model.subnet("small")], repeats=1)
+    assert model.memory_layout == "prefix" and not all(parameter.is_contiguous() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

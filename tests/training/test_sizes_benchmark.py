@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from hf_elastic import ElasticTrainingArguments
 from hf_elastic.training.sampling import check_size_weights, make_sampler
 
 pytestmark = pytest.mark.benchmark
@@ -61,5 +60,5 @@ def test_variants_fit_every_recipe(task, benchmark_module, tmp_path):
     runs = found.Runs(task, "unused", tmp_path)
     model = runs.without_weights()
     for changes in found.VARIANTS.values():
-        args = runs.arguments(ElasticTrainingArguments, "train", 0, str(tmp_path), changes)
+        args = runs.arguments("train", 0, str(tmp_path), changes)
         check_size_weights(make_sampler(model, args), args.size_weights)
