@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.portable import portable_config
-from ..utils.files import staged_file
+from ..utils.folders import added
 from ..utils.tokenizer import save_tokenizer
 from .format import Export, Format, Predict
 from .outputs import predict
@@ -58,12 +58,12 @@ def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreT
     """
     if isinstance(model, ElasticPreTrainedModel):
         raise UserError(f"{type(model).__name__} is not a stock model: extract a standard subnet of it first")
-    with staged_file(Path(directory) / "config.json") as config:
-        model.save_pretrained(config.parent, state_dict=_state_dict(model))  # it also writes the class into the config
+    with added(directory) as folder:
+        model.save_pretrained(folder, state_dict=_state_dict(model))  # it also writes the class into the config
         values = portable_config(model.config)
-        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
-            save_tokenizer(tokenizer, config.parent)
+            save_tokenizer(tokenizer, folder)
 
 
 def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:

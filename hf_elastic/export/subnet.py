@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
-from ..utils.files import check_output, full_disk_is_one_error, staged
+from ..utils.folders import check_output, filled
 from .certificate import certify
 from .config import ExportConfig
 from .format import Export, Format
@@ -72,10 +72,11 @@ def export_subnet(
     chosen, options = config.chosen, config.options
     for one in chosen:
         one.check(model, options)
-    folder = check_output(output_dir, overwrite=overwrite)
+    where = {"overwrite": overwrite, "inputs": _sources(model, tokenizer)}
+    check_output(output_dir, **where)
     inputs = held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
-    view = model.view(subnet)
-    with full_disk_is_one_error(folder), staged(folder) as staging:
+    with filled(output_dir, **where) as staging:
+        view = model.view(subnet)
         export = Export(
             view,
             model,
@@ -91,6 +92,11 @@ def export_subnet(
             max_accuracy_drop=config.max_accuracy_drop,
         )
         return _write_all(export, chosen)
+
+
+def _sources(model: ElasticPreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, object]:
+    """Where a model and its tokenizer were read from: files that an export must not replace."""
+    return {f"the folder of the {type(one).__name__}": one.name_or_path for one in (model, tokenizer) if one is not None}
 
 
 def _write_all(export: Export, chosen: Sequence[Format]) -> dict[str, dict]:

@@ -128,7 +128,7 @@ BAD = {
         ["export", "--model", "{elastic}", "--output_dir", "{out}", "--formats", "pdf"],
         "'pdf' is unknown; known:",
     ),
-    "folder not empty": (["export", "--model", "{elastic}", "--output_dir", "{elastic}"], "is not empty; add --overwrite"),
+    "folder not empty": (["export", "--model", "{elastic}", "--output_dir", "{stock}"], "is not empty; add --overwrite"),
     "missing data": (["search", "--model", "{elastic}", "--dataset", "./nowhere", "--output_dir", "{out}"], "nowhere"),
     "missing column": (
         ["search", "--model", "{elastic}", "--dataset", "{data}", "--label_column", "mood", "--output_dir", "{out}"],
