@@ -95,6 +95,7 @@ def settle(place: Path) -> None:
     for folder in sorted({parent for name in names for parent in Path(name).parents[:-1]}, reverse=True):
         with contextlib.suppress(OSError):  # it holds something else
             (place.parent / folder).rmdir()
+    shutil.rmtree(place / READY)
 
 
 def move_files(source: Path, folder: Path, last: str) -> None:
@@ -105,7 +106,6 @@ def move_files(source: Path, folder: Path, last: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         path.chmod(target.stat().st_mode & 0o7777 if target.is_file() else mode)
         os.replace(path, target)
-    shutil.rmtree(source)
 
 
 def try_lock(folder: Path) -> int | None:

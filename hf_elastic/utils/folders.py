@@ -36,7 +36,7 @@ def check_place(option: str, path: str | Path, inputs: Mapping[str, object]) -> 
     output = Path(os.path.realpath(path))
     if not output.exists():
         return
-    places = {"the working directory": os.getcwd(), "the home folder": os.path.expanduser("~"), **inputs}
+    places = {**inputs, "the working directory": os.getcwd(), "the home folder": os.path.expanduser("~")}
     for name, place in places.items():
         for real in _real_paths(place):
             if any(parent.exists() and parent.samefile(output) for parent in (real, *real.parents)):
