@@ -107,6 +107,9 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
     """Convert and write; with `dry_run` only check."""
     import torch
 
+    from ..export.inputs import longest_sequence
+    from ..utils.sentence_transformers import copy_sentence_modules
+
     if args.dry_run:
         check_output(args.output_dir, overwrite=args.overwrite)
         if config.model is None:
@@ -118,7 +121,8 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
         tokenizer = _tokenizer(config, model.config.vocab_size)
         model.save_pretrained(folder)
         if tokenizer is not None:
-            save_tokenizer(tokenizer, folder)
+            save_tokenizer(tokenizer, folder, longest_sequence(model.base))
+        copy_sentence_modules(model, folder)
     sizes = {"largest": model.space.largest, "smallest": model.space.smallest, **model.config.subnets}
     for name, subnet in sizes.items():
         print(f"{name}: {model.num_parameters_of(subnet):,} parameters, {model.subnet(subnet).to_dict()}")

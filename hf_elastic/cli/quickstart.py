@@ -165,6 +165,7 @@ def order_for(layers: int) -> list[int]:
 
 def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan, console) -> None:
     """Train all sizes and save the supernet to `folder/elastic`; the model is on the CPU afterwards."""
+    from ..export.inputs import longest_sequence
     from .quickstart_budget import StepClock, make_trainer
 
     clock = StepClock(until=plan.train_until)
@@ -174,7 +175,7 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan,
     model.eval().cpu()  # where the sizes are compared with each other and with the ONNX files
     with filled(folder / "elastic", overwrite=True) as staging:
         model.save_pretrained(staging)
-        save_tokenizer(tokenizer, staging)
+        save_tokenizer(tokenizer, staging, longest_sequence(model.base))
 
 
 def search(model, data, args: QuickstartArguments, folder: Path, plan, console):

@@ -12,8 +12,10 @@ from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.portable import portable_config
 from ..utils.folders import added
+from ..utils.sentence_transformers import copy_sentence_modules
 from ..utils.tokenizer import save_tokenizer
 from .format import Export, Format, Predict
+from .inputs import longest_sequence
 from .outputs import predict
 
 
@@ -29,10 +31,12 @@ class CheckpointFormat(Format):
         extracted = export.model.extract(export.subnet)
         if export.model.portability_of(export.subnet) == "standard":
             save_standard(extracted, folder, export.tokenizer)
-            return
-        extracted.save_pretrained(folder)
-        if export.tokenizer is not None:
-            save_tokenizer(export.tokenizer, folder)
+        else:
+            extracted.save_pretrained(folder)
+            extracted = extracted.base
+            if export.tokenizer is not None:
+                save_tokenizer(export.tokenizer, folder, longest_sequence(extracted))
+        copy_sentence_modules(export.model, folder, extracted.config)
 
     def load(self, export: Export, folder: Path) -> Predict:
         """Read the written checkpoint as a user would."""
@@ -63,7 +67,7 @@ def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreT
         values = portable_config(model.config)
         (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
-            save_tokenizer(tokenizer, folder)
+            save_tokenizer(tokenizer, folder, longest_sequence(model))
 
 
 def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -96,33 +96,36 @@ def export_subnet(
 
 def _sources(model: ElasticPreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, object]:
     """Where a model and its tokenizer were read from: files that an export must not replace."""
-    return {f"the folder of the {type(one).__name__}": one.name_or_path for one in (model, tokenizer) if one is not None}
+    read = (model, model.base, tokenizer)
+    return {f"the folder of the {type(one).__name__}": one.name_or_path for one in read if one is not None and one.name_or_path}
 
 
 def _write_all(export: Export, chosen: Sequence[Format]) -> dict[str, dict]:
-    # The checkpoint is always written first: the others take their config and tokenizer from it.
+    # The checkpoint is always written first: the others take all but the weights from it.
     CHECKPOINT.write(export, export.staging)
+    files = sorted(path for path in export.staging.rglob("*") if path.is_file())
+    descriptions = [path for path in files if path.parent != export.staging or not is_weights(path)]
     records = {}
     for one in chosen:
         folder = one.folder(export.staging)
         if one is not CHECKPOINT:
-            _copy_descriptions(export.staging, folder)
+            for path in descriptions:
+                target = folder / path.relative_to(export.staging)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
             one.write(export, folder)
         records[one.name] = certify(export, one)
         export.written[one.name] = folder
     if CHECKPOINT not in chosen:
-        for path in export.staging.iterdir():
-            if path.is_file():
-                path.unlink()
+        for name in {path.relative_to(export.staging).parts[0] for path in files}:
+            path = export.staging / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return records
 
 
-def _copy_descriptions(staging: Path, folder: Path) -> None:
-    """Config and tokenizer of the checkpoint, beside a format's own files."""
-    folder.mkdir()
-    for path in staging.iterdir():
-        if path.suffix in (".json", ".txt", ".model") and path.name != "parity.json":
-            shutil.copy(path, folder / path.name)
+def is_weights(path: Path) -> bool:
+    """Whether a file of a checkpoint is its weights, or names the files that they are in."""
+    return path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> None:

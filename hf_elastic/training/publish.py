@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from ..utils.folders import added
+from ..utils.sentence_transformers import copy_sentence_modules
 from ..utils.tokenizer import make_tokenizer_portable
 from .arguments import ElasticTrainingArguments
 
@@ -68,6 +69,8 @@ class PublishMixin:
                     shutil.copy(folder / CARD, staging)
                 super()._save(str(staging), *args, **kwargs)
                 make_tokenizer_portable(staging)
+                if self.elastic is self.model:
+                    copy_sentence_modules(self.elastic, staging)
         finally:
             self.args.hub_token = token
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,11 +74,9 @@ def load_graph(path: Path) -> Predict:
 
 
 def describe(export: Export, folder: Path) -> None:
-    """Write what other libraries read beside the graph: a manifest, and the code of an elastic checkpoint."""
+    """Write the manifest that other libraries read beside the graph."""
     from ...runtimes.onnxruntime import OnnxRunner
     from .manifest import write_manifest
 
     outputs = OnnxRunner(folder / GRAPH).outputs
     write_manifest(folder, GRAPH, export.view, export.inputs.tensors, outputs, is_cached(export))
-    for path in export.staging.glob("*.py"):
-        shutil.copy(path, folder / path.name)
