@@ -98,7 +98,7 @@ def run(args: ExportArguments, config: ExportConfig) -> dict | None:
     if kind == "elastic":
         print(f"it needs hf_elastic or trust_remote_code to load: {model.why_elastic(subnet)}")
         print(f"nearest standard size: {json.dumps(model.nearest_standard(subnet).to_dict())}")
-    report(records, output)
+    report(records, output, config.layout)
     if corpus is not None:
         report_vocabulary(saved)
     return records

@@ -15,7 +15,7 @@ from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..utils.folders import check_output, filled
 from .certificate import certify
 from .config import ExportConfig
-from .format import Export, Format
+from .format import HUB, HUB_FOLDER, Export, Format
 from .formats import CHECKPOINT
 from .inputs import held_out_inputs, make_inputs
 from .outputs import predict
@@ -91,7 +91,7 @@ def export_subnet(
             view_scores=None if held_out is None else held_out.reference_scores or held_out.score_of(view),
             max_accuracy_drop=config.max_accuracy_drop,
         )
-        return _write_all(export, chosen)
+        return _write_all(export, chosen, config.layout)
 
 
 def _sources(model: ElasticPreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, object]:
@@ -100,7 +100,7 @@ def _sources(model: ElasticPreTrainedModel, tokenizer: PreTrainedTokenizerBase |
     return {f"the folder of the {type(one).__name__}": one.name_or_path for one in read if one is not None and one.name_or_path}
 
 
-def _write_all(export: Export, chosen: Sequence[Format]) -> dict[str, dict]:
+def _write_all(export: Export, chosen: Sequence[Format], layout: str) -> dict[str, dict]:
     # The checkpoint is always written first: the others take all but the weights from it.
     CHECKPOINT.write(export, export.staging)
     files = sorted(path for path in export.staging.rglob("*") if path.is_file())
@@ -116,11 +116,27 @@ def _write_all(export: Export, chosen: Sequence[Format]) -> dict[str, dict]:
             one.write(export, folder)
         records[one.name] = certify(export, one)
         export.written[one.name] = folder
+    if layout == HUB:
+        _lay_out_as_on_the_hub(export.staging, [one for one in chosen if one is not CHECKPOINT])
     if CHECKPOINT not in chosen:
-        for name in {path.relative_to(export.staging).parts[0] for path in files}:
+        for name in {path.relative_to(export.staging).parts[0] for path in files if layout != HUB or path not in descriptions}:
             path = export.staging / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return records
+
+
+def _lay_out_as_on_the_hub(staging: Path, graphs: Sequence[Format]) -> None:
+    """Move all graphs and their certificates to one folder; what describes them is in the root."""
+    together = staging / "together"  # a format may have been written to the folder that they move to
+    together.mkdir()
+    for one in graphs:
+        folder, suffix = one.folder(staging), one.hub_name.removeprefix("model")
+        (folder / "parity.json").rename(together / f"parity{suffix}.json")
+        for path in folder.glob("model.onnx*"):
+            if path.stat().st_size:  # the empty one is for another loader
+                path.rename(together / f"{one.hub_name}{path.name.removeprefix('model')}")
+        shutil.rmtree(folder)
+    together.rename(staging / HUB_FOLDER)
 
 
 def is_weights(path: Path) -> bool:

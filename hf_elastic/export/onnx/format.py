@@ -27,6 +27,7 @@ class OnnxFormat(Format):
     packages = PACKAGES
     extra = EXTRA
     options = OPTIONS
+    hub_name = "model"
 
     def write(self, export: Export, folder: Path) -> None:
         """Write the graph and its description."""
