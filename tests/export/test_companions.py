@@ -119,6 +119,19 @@ def test_tied_tables_are_saved_once(name, tmp_path):
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
+def test_a_tied_table_in_int8_is_stored_once(tmp_path):
+    import onnx
+
+    stock = AutoModelForCausalLM.from_config(config_of("llama", tie_word_embeddings=True, vocab_size=999))
+    model = ElasticForCausalLM.from_base(randomize(stock), space={"num_hidden_layers": [1, 4]})
+    record = export_subnet(model, "smallest", tmp_path / "out", ["onnx-int8"])["onnx-int8"]
+    graph = onnx.load(tmp_path / "out" / "onnx-int8" / "model.onnx").graph
+    assert [sorted(one.dims) for one in graph.initializer if 999 in one.dims and len(one.dims) == 2] == [[32, 999]]
+    used = {name for node in graph.node for name in node.input}
+    assert {one.name for one in graph.initializer} <= used
+    assert record["max_relative_difference"] < 0.05
+
+
 def test_the_layout_of_the_hub(model, tmp_path):
     names = ["safetensors", "onnx", "onnx-int8"]
     records = export_subnet(model, None, tmp_path / "all", names, layout="hub")
