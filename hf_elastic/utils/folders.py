@@ -209,6 +209,8 @@ def _where_to_write(folder: Path) -> Path:
 
 def _write_record(new: Path) -> None:
     """Note what was written; all of it may be read by those who may read a new file here."""
+    for empty in [new / name for name in _files_in(new) if (new / name).is_dir()]:
+        empty.rmdir()
     files = sorted(_files_in(new))
     (new / RECORD).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
     mode = usual_mode(new)

@@ -46,7 +46,7 @@ def copy_sentence_modules(model: ElasticPreTrainedModel, folder: Path, config: P
                 f"hidden_size: the module {path} of sentence-transformers has weights for the hidden channels of the full size; "
                 "leave hidden_size out of the space"
             )
-        if (source / path).is_dir():
+        if any((source / path).glob("*")):  # some have nothing to save, and an empty folder
             shutil.copytree(source / path, folder / path, dirs_exist_ok=True)
         if (folder / path / "config.json").is_file():
             _set_dimension(folder / path / "config.json", full.hidden_size, (config or full).hidden_size)

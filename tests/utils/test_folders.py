@@ -182,6 +182,14 @@ def test_what_others_wrote_stays(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["late", "out", "theirs"]
 
 
+def test_empty_folders_are_not_kept(tmp_path):
+    for _ in range(2):
+        with filled(tmp_path / "out", overwrite=True) as new:
+            (new / "config.json").write_text("{}")
+            (new / "empty").mkdir()
+        assert sorted(os.listdir(tmp_path / "out")) == [".hf-elastic.json", "config.json"]
+
+
 def test_two_at_once(tmp_path):
     """The second is refused while the first writes, and not once that one is gone, killed or not."""
     context = multiprocessing.get_context("fork")
