@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 import hf_elastic_cli
 
 from ..core.errors import UserError
+from ..utils.folders import check_place
+from .data import adapter_base
+
+# Options that name files and folders which are read, and those that name what is written.
+READ = (
+    "model", "model_config", "tokenizer", "tokenizer_dataset", "teacher", "dataset", "data_dir", "space", "subnets",
+    "calibration", "keep_vocabulary_of", "frontier", "latency_profile", "limits", "lora",
+)  # fmt: skip
+WRITTEN = ("output_dir", "output")
 
 
 class _OneLineParser(HfArgumentParser):
@@ -60,7 +71,28 @@ def parse(types: Sequence[type], argv: Sequence[str], command: str, fixed: Mappi
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
     if rest:
         parser.error(f"unknown argument {rest[0]!r}; see hf-elastic {command} --help")
+    check_written(vars(parser.parse_known_args(arguments)[0]), argv[0] if recipe else None)
     return tuple(results)
+
+
+def check_written(options: Mapping[str, object], recipe: str | None) -> None:
+    """Refuse an output that is or contains something that the command reads.
+
+    Args:
+        options: as they were given, by name.
+        recipe: the file that they come from.
+
+    Raises:
+        UserError: names both.
+    """
+    inputs = {name: value for name, value in options.items() if name in READ and value is not None}
+    if (model := options.get("model")) and os.path.isfile(os.path.join(model, ADAPTER_CONFIG_NAME)):
+        inputs["the base of the adapter"] = adapter_base(model)
+    if options.get("data_dir") is not None and options.get("dataset") is not None:
+        inputs["dataset"] = os.path.join(str(options["data_dir"]), str(options["dataset"]))
+    for name in WRITTEN:
+        if options.get(name) is not None:
+            check_place(name, options[name], {**inputs, "the recipe": recipe})
 
 
 def read_yaml(path: str, label: str = "", *, as_text: bool = False) -> dict:

@@ -10,7 +10,7 @@ from ..core.errors import UserError
 from ..core.loading import load_config
 from ..core.space import Space, Subnet
 from ..data.task import TASKS
-from ..utils.files import check_output, staged
+from ..utils.folders import check_output, filled
 from ..utils.options import check_dtype, read_mapping
 from ..utils.tokenizer import save_tokenizer
 from .common import parse
@@ -111,42 +111,51 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
     """Convert and write; with `dry_run` only check."""
     import torch
 
-    import hf_elastic
+    from ..export.inputs import longest_sequence
+    from ..utils.sentence_transformers import copy_sentence_modules
 
-    folder = check_output(args.output_dir, overwrite=args.overwrite)
-    if args.dry_run and config.model is not None:
-        return
-    torch.manual_seed(config.seed)
-    elastic_class = getattr(hf_elastic, TASKS[config.task])
-    if config.model is not None:
-        options = {} if config.num_labels is None else {"num_labels": config.num_labels}
-        model = elastic_class.from_base(
-            config.model,
-            space=config.space,
-            subnets=config.subnets,
-            importance=config.importance,
-            layer_order=config.layer_order,
-            calibration=calibration(config),
-            head_partition=config.head_partition,
-            dtype=config.dtype,
-            **options,
-        )
-    else:
-        with torch.device("meta" if args.dry_run else "cpu"):  # shapes are all that a dry run needs
-            model = from_scratch(elastic_class, config)
-        if config.dtype != "auto":
-            model.to(getattr(torch, config.dtype))
     if args.dry_run:
+        check_output(args.output_dir, overwrite=args.overwrite)
+        if config.model is None:
+            with torch.device("meta"):  # shapes are all that a dry run needs
+                make_elastic(config)
         return
-    tokenizer = _tokenizer(config, model.config.vocab_size)
-    with staged(folder) as staging:
-        model.save_pretrained(staging)
+    with filled(args.output_dir, overwrite=args.overwrite) as folder:
+        model = make_elastic(config)
+        tokenizer = _tokenizer(config, model.config.vocab_size)
+        model.save_pretrained(folder)
         if tokenizer is not None:
-            save_tokenizer(tokenizer, staging)
+            save_tokenizer(tokenizer, folder, longest_sequence(model.base))
+        copy_sentence_modules(model, folder)
     sizes = {"largest": model.space.largest, "smallest": model.space.smallest, **model.config.subnets}
     for name, subnet in sizes.items():
         print(f"{name}: {model.num_parameters_of(subnet):,} parameters, {model.subnet(subnet).to_dict()}")
-    print(f"{model.space.size:,} sizes in {folder}")
+    print(f"{model.space.size:,} sizes in {args.output_dir}")
+
+
+def make_elastic(config: ConvertConfig):
+    """The elastic model: of a checkpoint, or with new weights."""
+    import torch
+
+    import hf_elastic
+
+    torch.manual_seed(config.seed)
+    elastic_class = getattr(hf_elastic, TASKS[config.task])
+    if config.model is None:
+        model = from_scratch(elastic_class, config)
+        return model if config.dtype == "auto" else model.to(getattr(torch, config.dtype))
+    options = {} if config.num_labels is None else {"num_labels": config.num_labels}
+    return elastic_class.from_base(
+        config.model,
+        space=config.space,
+        subnets=config.subnets,
+        importance=config.importance,
+        layer_order=config.layer_order,
+        calibration=calibration(config),
+        head_partition=config.head_partition,
+        dtype=config.dtype,
+        **options,
+    )
 
 
 def calibration(config: ConvertConfig) -> list[dict] | None:

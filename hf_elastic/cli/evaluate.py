@@ -57,9 +57,7 @@ def run(args: EvaluateArguments, config: EvaluationConfig):
     candidates, console = load_candidates(args.model, config), Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    if args.overwrite:
-        path.unlink(missing_ok=True)
-    results = evaluate(candidates, load_tokenizer(args.model), files, path, config)
+    results = evaluate(candidates, load_tokenizer(args.model), files, path, config, overwrite=args.overwrite)
     for table in make_tables(results, candidates.sizes, files, config):
         console.print(table)
     for line in remarks(results, candidates.sizes, files, config):

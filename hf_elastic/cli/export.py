@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..core.errors import UserError
 from ..export.config import ExportConfig
 from ..export.vocabulary.corpus import read_texts
-from ..utils.files import check_output, write_atomically
+from ..utils.folders import check_output, filled
 from ..utils.options import check_integers, read_mapping, read_name_or_mapping
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer
@@ -83,21 +83,23 @@ def run(args: ExportArguments, config: ExportConfig) -> dict | None:
         from ..search import Frontier
 
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
-    model, tokenizer = load_elastic(args.model), load_tokenizer(args.model)
-    model.resolve(subnet)
-    held_out = None if args.dataset is None else read_held_out(args, model, tokenizer)
-    if corpus is not None:
-        model, tokenizer, held_out, saved = prune(args, model, subnet, tokenizer, corpus, held_out)
-    data = {"tokenizer": tokenizer, "held_out": held_out, "calibration": calibration}
-    records = export_subnet(model, subnet, output, config, overwrite=args.overwrite, **data)
+    with filled(output, overwrite=args.overwrite) as folder:
+        model, tokenizer = load_elastic(args.model), load_tokenizer(args.model)
+        model.resolve(subnet)
+        held_out = None if args.dataset is None else read_held_out(args, model, tokenizer)
+        if corpus is not None:
+            model, tokenizer, held_out, saved = prune(args, model, subnet, tokenizer, corpus, held_out)
+        data = {"tokenizer": tokenizer, "held_out": held_out, "calibration": calibration}
+        records = export_subnet(model, subnet, folder, config, **data)
+        if corpus is not None:
+            (folder / "vocabulary.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
     kind = model.portability_of(subnet)
     print(f"{json.dumps(model.subnet(subnet).to_dict())} is {kind}")
     if kind == "elastic":
         print(f"it needs hf_elastic or trust_remote_code to load: {model.why_elastic(subnet)}")
         print(f"nearest standard size: {json.dumps(model.nearest_standard(subnet).to_dict())}")
-    report(records, output)
+    report(records, output, config.layout)
     if corpus is not None:
-        write_atomically(output / "vocabulary.json", json.dumps(saved, indent=2) + "\n")
         report_vocabulary(saved)
     return records
 

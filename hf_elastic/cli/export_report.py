@@ -10,10 +10,10 @@ from ..export import FORMATS
 WIDTH = 110  # of the table in a file (columns)
 
 
-def report(records: Mapping[str, Mapping], output_dir: Path) -> None:
+def report(records: Mapping[str, Mapping], output_dir: Path, layout: str) -> None:
     """A line for each format; with held-out rows a table of size, accuracy and, where it was timed, latency."""
     for name, record in records.items():
-        where = FORMATS[name].folder(output_dir)
+        where = FORMATS[name].place(output_dir, layout)
         difference, agreement = record["max_abs_difference"], record["argmax_agreement"]
         print(f"{name}: {where}, largest difference {difference:.2g}, same decision {agreement:.1%}")
         for kept in record.get("quantization", {}).get("kept_in_float", []):

@@ -39,6 +39,10 @@ def run(args: MeasureArguments, config: MeasureConfig):
         raise UserError(f"output: {path} is a folder; give a file such as {path / 'profile.json'}")
     if path.exists() and not args.overwrite:
         raise UserError(f"output: {path} is there already; add --overwrite to replace it, or choose another file")
+    if path.exists():
+        from ..measure.profile import DeviceProfile
+
+        DeviceProfile.load(path)  # nothing else is replaced
     device = check_device(args.device)
     if args.dry_run:
         return None

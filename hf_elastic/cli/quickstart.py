@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from ..core.loading import check_path
-from ..utils.files import check_output
+from ..utils.files import full_disk_is_one_error
+from ..utils.folders import check_folder, check_output, claimed, filled
 from ..utils.options import check_integers
 from ..utils.tokenizer import save_tokenizer
 from .common import parse
@@ -62,16 +63,24 @@ def run(args: QuickstartArguments) -> None:
     """Run the six steps, printing what each does and found."""
     from rich.console import Console
 
-    from . import quickstart_report as report
-    from .quickstart_budget import make_plan
-
-    folder = check_output(args.output_dir, overwrite=args.overwrite)
+    folder = check_folder(args.output_dir, overwrite=args.overwrite)
+    for name in ("elastic", "export"):  # the rest is replaced file by file
+        check_output(folder / name, overwrite=args.overwrite)
     if args.model is not None:
         check_path(args.model)
     quiet()
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no width of its own, and the tables need some
+    with claimed(folder), full_disk_is_one_error(folder, "what was complete is there"):
+        run_steps(args, folder, console)
+
+
+def run_steps(args: QuickstartArguments, folder: Path, console) -> None:
+    """Run them in a folder that is nobody else's."""
+    from . import quickstart_report as report
+    from .quickstart_budget import make_plan
+
     started = time.perf_counter()
     console.rule("1/6 convert")
     model, tokenizer, data = convert(args, console)
@@ -156,7 +165,7 @@ def order_for(layers: int) -> list[int]:
 
 def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan, console) -> None:
     """Train all sizes and save the supernet to `folder/elastic`; the model is on the CPU afterwards."""
-    from ..utils.files import staged
+    from ..export.inputs import longest_sequence
     from .quickstart_budget import StepClock, make_trainer
 
     clock = StepClock(until=plan.train_until)
@@ -164,9 +173,9 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan,
     if clock.steps < plan.steps:
         console.print(f"stopped after {clock.steps} of {plan.steps} steps: they took longer than those that were timed")
     model.eval().cpu()  # where the sizes are compared with each other and with the ONNX files
-    with staged(folder / "elastic") as staging:
+    with filled(folder / "elastic", overwrite=True) as staging:
         model.save_pretrained(staging)
-        save_tokenizer(tokenizer, staging)
+        save_tokenizer(tokenizer, staging, longest_sequence(model.base))
 
 
 def search(model, data, args: QuickstartArguments, folder: Path, plan, console):

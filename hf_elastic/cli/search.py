@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shlex
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ..core.errors import UserError
 from ..search.config import SearchConfig
-from ..utils.files import check_output
+from ..utils.folders import check_folder
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 
-RESULTS = ("frontier.json", "frontier.png", "frontier.svg", "report.html")
+FRONTIER = "frontier.json"
 
 
 @dataclass
@@ -41,12 +44,12 @@ def run(args: SearchArguments, config: SearchConfig):
         The `Frontier`; None on a dry run.
     """
     config.check_known()
-    folder = check_output(args.output_dir, overwrite=True)
+    folder = Path(args.output_dir)
     trials = folder / "trials"
-    # With its trials, there or elsewhere, a folder of results is an earlier, perhaps interrupted, run of this search.
-    goes_on = trials.exists() or (config.storage is not None and {path.name for path in folder.glob("*")} <= {*RESULTS})
-    if not goes_on:
-        check_output(args.output_dir, overwrite=args.overwrite)
+    storage = config.storage or str(trials)
+    # A folder with trials is an earlier, perhaps interrupted, run of this search; or they are elsewhere, which the results say.
+    is_earlier = trials.exists() or _study_of(folder / FRONTIER) == study_digest(storage, config.study_name)
+    check_folder(folder, overwrite=args.overwrite or is_earlier)
     if args.dry_run:
         return None
     from rich.console import Console
@@ -55,9 +58,10 @@ def run(args: SearchArguments, config: SearchConfig):
 
     model = load_elastic(args.model)
     rows, collator = _rows(model, args, config)
-    config = replace(config, storage=config.storage or str(trials))
+    config = replace(config, storage=storage)
     frontier = search_subnets(model, eval_dataset=rows, config=config, data_collator=collator)
-    frontier.save(folder / "frontier.json")
+    frontier.facts["study"] = study_digest(storage, config.study_name)
+    frontier.save(folder / FRONTIER)
     if len(frontier.objectives) > 1:
         frontier.plot(folder / "frontier.png")
         frontier.plot(folder / "frontier.svg")
@@ -77,6 +81,19 @@ def _next(args: SearchArguments, frontier) -> str:
         middle = sorted(point.values[goal.name] for point in frontier.points)[len(frontier.points) // 2]
         command += ["--limits", json.dumps({goal.name: middle})]
     return shlex.join([*command, "--output_dir", "exported"])
+
+
+def study_digest(storage: str, name: str) -> str:
+    """Which study of which storage, without the password that a URL may hold."""
+    place = storage if "://" in storage else os.path.realpath(storage)
+    return hashlib.sha256(f"{place}#{name}".encode()).hexdigest()[:16]
+
+
+def _study_of(path: Path) -> str | None:
+    """The study that a saved frontier is from; None if there is none."""
+    from ..search import Frontier
+
+    return Frontier.load(path).facts.get("study") if path.is_file() else None
 
 
 def _rows(model, args: SearchArguments, config: SearchConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from ..core.errors import UserError
 from ..core.loading import check_path
 from ..data.task import PREPARED, TASKS
 from ..training.arguments import ElasticTrainingArguments
-from ..utils.files import write_atomically
+from ..utils.files import full_disk_is_one_error, write_atomically
+from ..utils.folders import check_folder, claimed
 from ..utils.options import check_dtype, check_integers, read_mapping
 from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
@@ -77,6 +79,26 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     Returns:
         The metrics, also written to `metrics.json` there.
     """
+    folder = Path(training.output_dir)
+    given = training.resume_from_checkpoint
+    checkpoint = {"true": True, "false": None}.get(str(given).lower(), given)
+    # Every process looks, and none writes before all have met, when the data are prepared.
+    if not checkpoint:
+        from ..training.checkpoints import checkpoints, is_complete
+
+        goes_on = any(map(is_complete, checkpoints(str(folder))))
+        start = f"add {'--resume_from_checkpoint true to go on, or ' if goes_on else ''}--overwrite to start again"
+        check_folder(folder, overwrite=args.overwrite, otherwise=start)
+    if args.dry_run:
+        return {}
+    # The other processes of one training write to the same folder.
+    claim = claimed(folder) if training.process_index == 0 else nullcontext()
+    with claim, full_disk_is_one_error(folder, "checkpoints that are complete are still there"):
+        return train(args, training, folder, checkpoint)
+
+
+def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path, checkpoint: bool | str | None) -> dict:
+    """Train from the start or from a checkpoint, and write to a folder that is nobody else's; returns the metrics."""
     from transformers import set_seed
 
     from ..export.checkpoint import save_standard
@@ -85,14 +107,6 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     from ..training.lora import add_lora
     from ..training.precision import describe
 
-    folder = Path(training.output_dir)
-    given = training.resume_from_checkpoint
-    checkpoint = {"true": True, "false": None}.get(str(given).lower(), given)
-    # Every process looks, and none writes before all have met, when the data are prepared.
-    if not checkpoint:
-        check_folder(folder, args.overwrite)
-    if args.dry_run:
-        return {}
     set_seed(training.seed)  # a new head and a new adapter are drawn before Trainer sets it
     model = load_elastic(args.model, args.dtype) if args.task is None else load_stock(args)
     tokenizer = load_tokenizer(args.model)
@@ -122,16 +136,6 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     if trainer.is_world_process_zero():
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
-
-
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise UserError if the folder holds something and may not be written to."""
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        from ..training.checkpoints import checkpoints, is_complete
-
-        goes_on = any(is_complete(checkpoint) for checkpoint in checkpoints(str(folder)))
-        hint = "--resume_from_checkpoint true to go on, or " if goes_on else ""
-        raise UserError(f"output_dir: {folder} is not empty; add {hint}--overwrite to start again")
 
 
 def load_stock(args: TrainArguments):

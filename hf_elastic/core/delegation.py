@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from .adapters import check_merged
 from .errors import UserError
 from .portable import IS_OLD
 from .twins import is_registry
+
+
+def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in the usual layout; those that are one stay one, so that tied weights are saved once."""
+    copies: dict[tuple, Tensor] = {}
+    result = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            tensor = copies[key] = copies[key] if key in copies else tensor.contiguous()
+        result[name] = tensor
+    return result
 
 
 class DelegationMixin:
@@ -124,7 +136,7 @@ class DelegationMixin:
             check_merged(self.base)
         # The memory layout is ours; files have the standard one.
         tensors = self.state_dict() if state_dict is None else state_dict
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        tensors = contiguous(tensors)
         return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
 
     def write_card(self, folder: str | Path, repo_id: str, revision: str | None = None, **facts) -> None:

@@ -30,6 +30,8 @@ def evaluate(
     files: Sequence[TaskFile],
     output: Path,
     config: EvaluationConfig,
+    *,
+    overwrite: bool = False,
 ) -> Results:
     """Score every size on every task, going on where `output` ends.
 
@@ -39,12 +41,13 @@ def evaluate(
         files: the tasks.
         output: the file of results, whole after every task.
         config: shots, items, batch size, and what is timed; the rest of it has chosen the sizes and the tasks.
+        overwrite: begin anew; the old results stay until the first new one is there.
 
     Raises:
         UserError: `output` holds results of something else, or a task cannot be run.
     """
     identity = {"model": candidates.digest, "num_fewshot": config.num_fewshot, "limit": config.limit, "seed": SEED}
-    results = Results(output, {**identity, "lm_eval": VERSION}, {"versions": versions(), "machine": machine_facts()})
+    results = Results(output, {**identity, "lm_eval": VERSION}, {"versions": versions(), "machine": machine_facts()}, overwrite)
     for candidate in candidates.sizes:
         results.add_size(candidate)
     if config.latency:

@@ -23,25 +23,27 @@ class Results:
         path: the file; what it holds is taken over.
         identity: what every score depends on, JSON by name. A file of another identity is refused.
         facts: recorded and not compared: versions and machine.
+        overwrite: replace what the file holds, if that is an evaluation.
 
     Raises:
         UserError: the file is no such file, or holds results of something else.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, object], facts: Mapping[str, object]):
+    def __init__(self, path: Path, identity: Mapping[str, object], facts: Mapping[str, object], overwrite: bool = False):
         self.path = path
         self._data = {"identity": dict(identity), **facts, "target": None, "tasks": {}, "sizes": {}}
         if path.exists():
-            self._take_over()
+            self._take_over(overwrite)
 
-    def _take_over(self) -> None:
+    def _take_over(self, overwrite: bool) -> None:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             identity, _ = found["identity"], (found["tasks"], found["sizes"], found["target"])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"output: {self.path} is there and holds no evaluation; choose another file") from error
-        self._compare(identity, self._data["identity"])
-        self._data = found
+        if not overwrite:
+            self._compare(identity, self._data["identity"])
+            self._data = found
 
     def _compare(self, there: Mapping, here: Mapping) -> None:
         different = [f"{name} was {there.get(name)!r}, is {value!r}" for name, value in here.items() if there.get(name) != value]

@@ -14,10 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.portable import portable_config
-from ..utils.files import staged_file
+from ..utils.folders import added
 from ..utils.options import check_dtype
+from ..utils.sentence_transformers import copy_sentence_modules
 from ..utils.tokenizer import save_tokenizer
 from .format import Export, Format, Predict
+from .inputs import longest_sequence
 from .outputs import predict
 from .parity import FLOAT32, ParityError, Tolerance
 
@@ -38,10 +40,12 @@ class CheckpointFormat(Format):
         extracted = export.model.extract(export.subnet).to(_asked(export))
         if export.model.portability_of(export.subnet) == "standard":
             save_standard(extracted, folder, export.tokenizer)
-            return
-        extracted.save_pretrained(folder)
-        if export.tokenizer is not None:
-            save_tokenizer(export.tokenizer, folder)
+        else:
+            extracted.save_pretrained(folder)
+            extracted = extracted.base
+            if export.tokenizer is not None:
+                save_tokenizer(export.tokenizer, folder, longest_sequence(extracted))
+        copy_sentence_modules(export.model, folder, extracted.config)
 
     def load(self, export: Export, folder: Path) -> Predict:
         """The written checkpoint, as a user would read it."""
@@ -101,12 +105,12 @@ def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreT
     """
     if isinstance(model, ElasticPreTrainedModel):
         raise UserError(f"{type(model).__name__} is not a stock model: extract a standard subnet of it first")
-    with staged_file(Path(directory) / "config.json") as config:
-        model.save_pretrained(config.parent, state_dict=_state_dict(model))  # it also writes the class into the config
+    with added(directory) as folder:
+        model.save_pretrained(folder, state_dict=_state_dict(model))  # it also writes the class into the config
         values = portable_config(model.config)
-        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
-            save_tokenizer(tokenizer, config.parent)
+            save_tokenizer(tokenizer, folder, longest_sequence(model))
 
 
 def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:

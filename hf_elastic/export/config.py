@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.errors import UserError
 from .calibration import check_calibration
-from .format import Format
+from .format import FOLDERS, HUB, LAYOUTS, Format
 from .formats import FORMATS, select
 
 
@@ -27,6 +27,13 @@ class ExportConfig:
     )
     dtype: str | None = field(
         default=None, metadata={"help": "safetensors: float32, float16 or bfloat16, rounded if need be; default: the model's."}
+    )
+    layout: str = field(
+        default=FOLDERS,
+        metadata={
+            "help": "folders: one for each format. hub: onnx/model.onnx and onnx/model_quantized.onnx beside config and "
+            "tokenizer, where text-embeddings-inference and transformers.js look for them."
+        },
     )
     standard_only: bool = field(default=False, metadata={"help": "Refuse a size that plain transformers cannot load."})
     max_accuracy_drop: float | None = field(
@@ -78,6 +85,10 @@ class ExportConfig:
                 raise UserError(f"{option}: {_option_of([o for o in FORMATS.values() if option in o.options], chosen)}")
         if self.max_accuracy_drop is not None and not self.max_accuracy_drop >= 0:
             raise UserError(f"max_accuracy_drop must be 0 or more percentage points, got {self.max_accuracy_drop!r}")
+        if self.layout not in LAYOUTS:
+            raise UserError(f"layout: {self.layout!r} is unknown; known: {', '.join(LAYOUTS)}")
+        if self.layout == HUB:
+            _check_hub(chosen)
         for one in chosen:
             one.check_options(self.options)
         if self.fallback is not None and self.max_accuracy_drop is None:
@@ -115,6 +126,20 @@ class ExportConfig:
         if not any(one.takes_calibration for one in chosen):
             raise UserError(f"calibration: {_option_of([one for one in FORMATS.values() if one.takes_calibration], chosen)}")
         check_calibration(calibration)
+
+
+def _check_hub(chosen: Sequence[Format]) -> None:
+    """Refuse formats that have no place in the layout of the Hub, or have the same one."""
+    names: dict[str, str] = {}
+    for one in chosen:
+        if not one.in_root and one.hub_name is None:
+            raise UserError(f"layout: {HUB} has no place for {one.name}: it takes ONNX, and the checkpoint")
+        if one.hub_name in names:
+            raise UserError(f"layout: {HUB} has one {one.hub_name}.onnx: choose {names[one.hub_name]} or {one.name}")
+        if one.hub_name is not None:
+            names[one.hub_name] = one.name
+    if not names:
+        raise UserError(f"layout: {HUB} is about graphs in ONNX, and none of the formats is one")
 
 
 def _option_of(takers: Sequence[Format], chosen: Sequence[Format]) -> str:

@@ -21,6 +21,10 @@ from .inputs import Inputs
 from .parity import FLOAT32, Tolerance
 from .scoring import HeldOut
 
+# How an output folder may be laid out: a folder for each format; or as text-embeddings-inference and transformers.js want it.
+LAYOUTS = (FOLDERS, HUB) = ("folders", "hub")
+HUB_FOLDER = "onnx"
+
 Predict = Callable[[Mapping[str, torch.Tensor]], np.ndarray]
 
 
@@ -73,6 +77,7 @@ class Format(ABC):
         takes_calibration: whether it reads calibration data.
         needs_calibration: whether it cannot be written without.
         in_root: whether it is written to the output folder itself.
+        hub_name: what its graph is called, without the suffix, in `onnx/` of `layout="hub"`; None if it is not for that.
         is_timed: whether `load` runs it where it is meant to run; of a stand-in the latency would mislead.
     """
 
@@ -84,6 +89,7 @@ class Format(ABC):
     takes_calibration: ClassVar[bool] = False
     needs_calibration: ClassVar[bool] = False
     in_root: ClassVar[bool] = False
+    hub_name: ClassVar[str | None] = None
     is_timed: ClassVar[bool] = True
 
     @abstractmethod
@@ -113,8 +119,12 @@ class Format(ABC):
         return {}
 
     def folder(self, root: Path) -> Path:
-        """Where its files are below an output folder."""
+        """Where its files are written below an output folder."""
         return root if self.in_root else root / self.name
+
+    def place(self, root: Path, layout: str) -> Path:
+        """Where it is to be found below an output folder in the end: a folder, or a file in one that it shares with others."""
+        return root / HUB_FOLDER / f"{self.hub_name}.onnx" if layout == HUB and self.hub_name else self.folder(root)
 
     def check_installed(self) -> None:
         """Raise MissingPackageError, naming the extra, if a package is missing."""

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
-from ..utils.files import check_output, full_disk_is_one_error, staged
+from ..utils.folders import check_output, filled
 from .certificate import certify
 from .config import ExportConfig
-from .format import Export, Format
+from .format import HUB, HUB_FOLDER, Export, Format
 from .formats import CHECKPOINT
 from .inputs import held_out_inputs, make_inputs
 from .outputs import predict
@@ -73,10 +73,11 @@ def export_subnet(
     chosen, options = config.chosen, config.options
     for one in chosen:
         one.check(model, options)
-    folder = check_output(output_dir, overwrite=overwrite)
+    where = {"overwrite": overwrite, "inputs": _sources(model, tokenizer)}
+    check_output(output_dir, **where)
     inputs = held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
-    view = exact_view(model, subnet)
-    with full_disk_is_one_error(folder), staged(folder) as staging:
+    with filled(output_dir, **where) as staging:
+        view = exact_view(model, subnet)
         export = Export(
             view,
             model,
@@ -92,7 +93,7 @@ def export_subnet(
             full_scores=None if held_out is None else held_out.full_scores or held_out.score_of(model.view()),
             max_accuracy_drop=config.max_accuracy_drop,
         )
-        return _write_all(export, chosen)
+        return _write_all(export, chosen, config.layout)
 
 
 def exact_view(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> PreTrainedModel:
@@ -109,30 +110,54 @@ def exact_view(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> P
     return exact.base if isinstance(exact, ElasticPreTrainedModel) else exact
 
 
-def _write_all(export: Export, chosen: Sequence[Format]) -> dict[str, dict]:
-    # The checkpoint is always written first: the others take their config and tokenizer from it.
+def _sources(model: ElasticPreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, object]:
+    """Where a model and its tokenizer were read from: files that an export must not replace."""
+    read = (model, model.base, tokenizer)
+    return {f"the folder of the {type(one).__name__}": one.name_or_path for one in read if one is not None and one.name_or_path}
+
+
+def _write_all(export: Export, chosen: Sequence[Format], layout: str) -> dict[str, dict]:
+    # The checkpoint is always written first: the others take all but the weights from it.
     CHECKPOINT.write(export, export.staging)
+    files = sorted(path for path in export.staging.rglob("*") if path.is_file())
+    descriptions = [path for path in files if path.parent != export.staging or not is_weights(path)]
     records = {}
     for one in chosen:
         folder = one.folder(export.staging)
         if one is not CHECKPOINT:
-            _copy_descriptions(export.staging, folder)
+            for path in descriptions:
+                target = folder / path.relative_to(export.staging)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
             one.write(export, folder)
         records[one.name] = certify(export, one)
         export.written[one.name] = folder
+    if layout == HUB:
+        _lay_out_as_on_the_hub(export.staging, [one for one in chosen if one is not CHECKPOINT])
     if CHECKPOINT not in chosen:
-        for path in export.staging.iterdir():
-            if path.is_file():
-                path.unlink()
+        for name in {path.relative_to(export.staging).parts[0] for path in files if layout != HUB or path not in descriptions}:
+            path = export.staging / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return records
 
 
-def _copy_descriptions(staging: Path, folder: Path) -> None:
-    """Config and tokenizer of the checkpoint, beside a format's own files."""
-    folder.mkdir()
-    for path in staging.iterdir():
-        if path.suffix in (".json", ".txt", ".model") and path.name != "parity.json":
-            shutil.copy(path, folder / path.name)
+def _lay_out_as_on_the_hub(staging: Path, graphs: Sequence[Format]) -> None:
+    """Move all graphs and their certificates to one folder; what describes them is in the root."""
+    together = staging / "together"  # a format may have been written to the folder that they move to
+    together.mkdir()
+    for one in graphs:
+        folder, suffix = one.folder(staging), one.hub_name.removeprefix("model")
+        (folder / "parity.json").rename(together / f"parity{suffix}.json")
+        for path in folder.glob("model.onnx*"):
+            if path.stat().st_size:  # the empty one is for another loader
+                path.rename(together / f"{one.hub_name}{path.name.removeprefix('model')}")
+        shutil.rmtree(folder)
+    together.rename(staging / HUB_FOLDER)
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file of a checkpoint is its weights, or names the files that they are in."""
+    return path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> None:

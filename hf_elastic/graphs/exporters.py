@@ -252,5 +252,6 @@ def staged_graph(path: Path) -> Iterator[Path]:
     """`staged_file` for a graph: an older, larger graph's weight file does not stay beside one that has none."""
     with staged_file(path) as staged:
         yield staged
-        if not weight_file(staged).exists():
-            weight_file(path).unlink(missing_ok=True)
+        has_weights = weight_file(staged).exists()
+    if not has_weights:
+        weight_file(path).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..data.task import task_of
 from ..search import Frontier
+from ..utils.files import write_atomically
 from .card_parts import (
     Measurement,
     Place,
@@ -302,4 +303,4 @@ def write_model_card(
     place = Place(repo_id, revision)
     is_size = model.frozen_cut is not None
     card = size_card(model, "full", place, given, parity_records(folder)) if is_size else elastic_card(model, place, given)
-    (folder / CARD).write_text(str(card), encoding="utf-8")
+    write_atomically(folder / CARD, str(card))

@@ -19,8 +19,10 @@ from ..core.errors import UserError
 from ..core.loading import check_path
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..export import FORMATS
+from ..export.inputs import longest_sequence
 from ..export.subnet import export_subnet
 from ..search import Frontier
+from ..utils.sentence_transformers import copy_sentence_modules
 from ..utils.tokenizer import save_tokenizer
 from . import client
 from .card_parts import Place, from_evaluation, from_frontier, from_metrics, parity_records
@@ -83,7 +85,8 @@ def push_model(
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
-            save_tokenizer(tokenizer, folder)
+            save_tokenizer(tokenizer, folder, longest_sequence(model.base))
+        copy_sentence_modules(model, Path(folder))
         return push_folder(folder, repo_id, config, token=token, **options)
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from pathlib import Path
 
+from ..utils.folders import added
+from ..utils.sentence_transformers import copy_sentence_modules
 from ..utils.tokenizer import make_tokenizer_portable
 from .arguments import ElasticTrainingArguments
 
+CARD = "README.md"
 # Options that say how a model was trained, as far as they differ from their defaults.
 PUBLISHED = (
     "sampling", "num_random_subnets", "train_subnets", "size_weights", "progressive_schedule", "task_weight", "distillation",
@@ -57,11 +62,17 @@ class PublishMixin:
     def _save(self, output_dir: str | None = None, *args, **kwargs) -> None:
         """Trainer pickles its arguments beside the weights, the token for the Hub with them. Its tokenizer is for one major."""
         token, self.args.hub_token = self.args.hub_token, None
+        folder = Path(output_dir or self.args.output_dir)
         try:
-            super()._save(output_dir, *args, **kwargs)
+            with added(folder) as staging:
+                if (folder / CARD).is_file():  # peft adds to a card that is there
+                    shutil.copy(folder / CARD, staging)
+                super()._save(str(staging), *args, **kwargs)
+                make_tokenizer_portable(staging)
+                if self.elastic is self.model:
+                    copy_sentence_modules(self.elastic, staging)
         finally:
             self.args.hub_token = token
-        make_tokenizer_portable(output_dir or self.args.output_dir)
 
 
 def published_arguments(args: ElasticTrainingArguments) -> dict:

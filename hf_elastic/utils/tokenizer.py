@@ -12,13 +12,19 @@ SETTINGS = "tokenizer_config.json"
 OLD_TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path | str) -> None:
-    """Like `tokenizer.save_pretrained`, for both major versions of transformers."""
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path | str, longest: int | None = None) -> None:
+    """Like `tokenizer.save_pretrained`, for both major versions of transformers and for a model.
+
+    Args:
+        tokenizer: the tokenizer.
+        directory: where to.
+        longest: the most tokens that the model takes; `model_max_length` is not above it.
+    """
     tokenizer.save_pretrained(directory)
-    make_tokenizer_portable(directory)
+    make_tokenizer_portable(directory, longest)
 
 
-def make_tokenizer_portable(directory: Path | str) -> None:
+def make_tokenizer_portable(directory: Path | str, longest: int | None = None) -> None:
     """Mend the settings that `save_pretrained` has written to a folder; nothing is done where it holds no tokenizer."""
     path = Path(directory) / SETTINGS
     if not path.is_file():
@@ -29,4 +35,6 @@ def make_tokenizer_portable(directory: Path | str) -> None:
         values["tokenizer_class"] = OLD_TOKENIZER_CLASSES[name]
     if isinstance(values.get("extra_special_tokens"), list):  # a mapping in 4.57, which has another name for the list
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    if longest is not None:
+        values["model_max_length"] = min(longest, values.get("model_max_length") or longest)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -47,7 +47,8 @@ from hf_elastic.search import search_subnets
 from hf_elastic.search.config import DEFAULT_LENGTH, SearchConfig
 from hf_elastic.search.frontier import Frontier
 from hf_elastic.search.proxies.table import closed_form
-from hf_elastic.utils.files import check_output, staged, write_atomically
+from hf_elastic.utils.files import write_atomically
+from hf_elastic.utils.folders import check_output, filled
 
 RECIPES = Path(__file__).parents[1] / "lts"
 QUALITY = "decoder_parameters"
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> dict:
     """Search, measure, compare and write; returns the record."""
-    folder = check_output(arguments.output, overwrite=arguments.overwrite)
+    check_output(arguments.output, overwrite=arguments.overwrite)
     recipes = arguments.recipes or RECIPES / arguments.backbone
     _, options = parse([SearchArguments, SearchConfig], [str(recipes / "search.yaml")], "search")
     workload = options.workload(DEFAULT_LENGTH)
@@ -199,14 +200,14 @@ def run(arguments: argparse.Namespace) -> dict:
         "measured": measured,
         "comparison": compare(measured, QUALITY),
     }
-    write(folder, model, record, profile, frontier_of(measured, options.objectives))
+    write(arguments, model, record, profile, frontier_of(measured, options.objectives))
     print_report(record)
     return record
 
 
-def write(folder: Path, model: ElasticForCausalLM, record: dict, profile, frontier: Frontier) -> None:
+def write(arguments: argparse.Namespace, model: ElasticForCausalLM, record: dict, profile, frontier: Frontier) -> None:
     """Everything, or nothing."""
-    with staged(folder) as staging:
+    with filled(arguments.output, overwrite=arguments.overwrite) as staging:
         write_atomically(staging / "record.json", json.dumps(record, indent=1) + "\n")
         profile.save(staging / "profile.json")
         frontier.save(staging / "frontier.json")

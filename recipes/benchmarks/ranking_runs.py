@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from sizes_runs import plain_model
 
-from hf_elastic.utils.files import staged, write_atomically
+from hf_elastic.utils.files import write_atomically
+from hf_elastic.utils.folders import filled
 
 SUPERNET, DATA, SAMPLE = "supernet", "data", "sample.json"
 SEARCHES = ("capacity", "decoder_parameters")  # quality of each of the two frontiers; the cost is FLOPs
@@ -167,7 +168,7 @@ def tokenize(preset: Preset, data_dir: str, folder: Path) -> None:
     name = str(folder / SUPERNET)
     options = DataArguments(model=name, dataset="wikitext2", data_dir=data_dir, max_length=preset.length)
     splits = prepare_for(load_elastic(name), load_tokenizer(name), options).splits
-    with staged(folder / DATA) as staging:
+    with filled(folder / DATA, overwrite=True) as staging:
         splits.save_to_disk(str(staging))
 
 

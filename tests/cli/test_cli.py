@@ -64,8 +64,9 @@ def test_a_search_with_its_storage_elsewhere_goes_on(elastic, data, tmp_path, ca
     second = json.loads((tmp_path / "out" / "frontier.json").read_text())["points"]
     assert len(second) == 4 and all(point in second for point in first)
     (tmp_path / "out" / "mine.txt").write_text("kept")
-    assert main([*options, "--n_trials", "4"]) == 2
-    assert "is not empty" in capsys.readouterr().err and (tmp_path / "out" / "mine.txt").read_text() == "kept"
+    assert main([*options, "--n_trials", "4"]) == 0 and (tmp_path / "out" / "mine.txt").read_text() == "kept"
+    assert main([*options, "--n_trials", "4", "--study_name", "another"]) == 2
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_finetune_rank_and_train(stock, data, tmp_path):
@@ -150,7 +151,7 @@ BAD = {
         ["export", "--model", "{elastic}", "--output_dir", "{out}", "--formats", "pdf"],
         "'pdf' is unknown; known:",
     ),
-    "folder not empty": (["export", "--model", "{elastic}", "--output_dir", "{elastic}"], "is not empty; add --overwrite"),
+    "folder not empty": (["export", "--model", "{elastic}", "--output_dir", "{stock}"], "is not empty; add --overwrite"),
     "missing data": (["search", "--model", "{elastic}", "--dataset", "./nowhere", "--output_dir", "{out}"], "nowhere"),
     "missing column": (
         ["search", "--model", "{elastic}", "--dataset", "{data}", "--label_column", "mood", "--output_dir", "{out}"],

@@ -38,11 +38,11 @@ def test_failed_export_leaves_nothing(elastic, tmp_path, capsys, monkeypatch):
     from hf_elastic.export import format as formats
     from hf_elastic.export.parity import Tolerance
 
-    monkeypatch.setattr(formats, "FLOAT32", Tolerance(max_relative_difference=-1.0))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("kept")
     arguments = ["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), "--overwrite", "true"]
+    assert main(arguments) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(formats, "FLOAT32", Tolerance(max_relative_difference=-1.0))
     assert main(arguments) == 2
     assert "the export differs from the model it came from" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

@@ -58,7 +58,7 @@ def _table(monkeypatch):
 
 def test_a_format_is_written_and_certified(model, tmp_path):
     records = export_subnet(model, {"num_hidden_layers": 2}, tmp_path / "out", ["echo"], precision="1e-6")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["echo"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".hf-elastic.json", "echo"]
     assert records["echo"] == json.loads((tmp_path / "out" / "echo" / "parity.json").read_text())
     assert records["echo"]["files"] == ["config.json", "logits.npy"]
     assert 0 < records["echo"]["max_abs_difference"] < 1e-5

@@ -84,7 +84,7 @@ def test_formats(model, tmp_path):
     names = ["openvino", "openvino-int8", "openvino-int8-static"]
     calibration = [{"input_ids": row.tolist()} for seed in range(4) for row in batch(16, 4, seed)["input_ids"]]
     records = export_subnet(model, SUBNET, tmp_path / "out", names, calibration=calibration)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([".hf-elastic.json", *names])
     for name in names:
         files = sorted(path.name for path in (tmp_path / "out" / name).iterdir())
         assert set(FILES) | {"config.json", "parity.json"} <= set(files)

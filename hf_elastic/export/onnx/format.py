@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ class OnnxFormat(Format):
     packages = PACKAGES
     extra = EXTRA
     options = OPTIONS
+    hub_name = "model"
 
     def write(self, export: Export, folder: Path) -> None:
         """Write the graph and its description."""
@@ -75,11 +75,9 @@ def load_graph(path: Path) -> Predict:
 
 
 def describe(export: Export, folder: Path) -> None:
-    """Write what other libraries read beside the graph: a manifest, and the code of an elastic checkpoint."""
+    """Write the manifest that other libraries read beside the graph."""
     from ...runtimes.onnxruntime import OnnxRunner
     from .manifest import write_manifest
 
     outputs = OnnxRunner(folder / GRAPH).outputs
     write_manifest(folder, GRAPH, export.view, export.inputs.tensors, outputs, is_cached(export))
-    for path in export.staging.glob("*.py"):
-        shutil.copy(path, folder / path.name)

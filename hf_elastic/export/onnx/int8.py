@@ -40,6 +40,7 @@ class OnnxInt8Format(OnnxFormat):
     name = "onnx-int8"
     description = "int8, activations as it runs"
     options = OPTIONS | {"fallback", "cpu_instructions"}
+    hub_name = "model_quantized"
     takes_calibration = True  # for the sensitivity of layers
 
     def quantize(self, export: Export, prepared: Path, target: Path, excluded: Collection[str]) -> None:

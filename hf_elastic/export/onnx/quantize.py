@@ -17,6 +17,7 @@ from ...core.errors import UserError
 from ...graphs.exporters import missing_extra, staged_graph, weight_file
 from ...graphs.onnx import quiet
 from .instructions import INSTRUCTIONS, resolve_instructions
+from .tied import share_tied_tables
 
 try:
     import onnx
@@ -152,6 +153,7 @@ def quantize_dynamically(
             nodes_to_exclude=sorted(excluded),
             extra_options=dict(HIDDEN_TYPE),
         )
+        share_tied_tables(prepared, staged)
 
 
 def quantize_statically(
