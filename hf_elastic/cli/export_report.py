@@ -46,10 +46,10 @@ def table_of(records: Mapping[str, Mapping]):
     for name, record in records.items():
         found, latency = record["held_out"], record.get("latency")
         values = [_metric(metric, found["file"][metric]) for metric in metrics]
+        drop = found["accuracy_drop_points"]
         ratio = f"{latency['view_ms'] / latency['file_ms']:.1f}x" if latency else ""
-        table.add_row(
-            name, f"{record['size_mb']:.1f}", *values, f"{found['accuracy_drop_points']:+.2f}", _times(record, "file"), ratio
-        )
+        lost = "" if drop is None else f"{drop:+.2f}"
+        table.add_row(name, f"{record['size_mb']:.1f}", *values, lost, _times(record, "file"), ratio)
     return table
 
 

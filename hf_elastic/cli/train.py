@@ -71,8 +71,9 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     """
     from transformers import set_seed
 
+    from ..core.modeling_elastic import ElasticForSequenceClassification
     from ..export.checkpoint import save_standard
-    from ..metrics import compute_classification
+    from ..metrics import metrics_for
     from ..training import ElasticTrainer
     from ..training.lora import add_lora
 
@@ -90,7 +91,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
     with training.main_process_first(desc="data preparation"):  # the others then find it in the cache
         data = prepare_for(model, tokenizer, args)
     if data.labels:
-        model.config.id2label = dict(enumerate(data.labels))
+        model.config.id2label = dict(enumerate(data.labels))  # those of the head, where it has named them
         model.config.label2id = {name: index for index, name in enumerate(data.labels)}
     trainer = ElasticTrainer(
         model=model if args.lora is None else add_lora(model, args.lora),
@@ -100,7 +101,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
         eval_dataset=data.splits["validation"],
         data_collator=data.collator,
         processing_class=tokenizer,
-        compute_metrics=compute_classification if data.labels else None,
+        compute_metrics=metrics_for(model.config) if isinstance(model, ElasticForSequenceClassification) else None,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()

@@ -11,8 +11,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import UserError
-from ..core.modeling_elastic import ElasticPreTrainedModel
+from ..core.modeling_elastic import ElasticForSequenceClassification, ElasticPreTrainedModel
 from ..utils.files import check_output, full_disk_is_one_error, staged
+from ..utils.tokenizer import set_padding
 from .certificate import certify
 from .config import ExportConfig
 from .format import Export, Format
@@ -73,6 +74,8 @@ def export_subnet(
     for one in chosen:
         one.check(model, options)
     folder = check_output(output_dir, overwrite=overwrite)
+    if isinstance(model, ElasticForSequenceClassification):
+        set_padding(model.config, tokenizer)
     inputs = held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
     view = model.view(subnet)
     with full_disk_is_one_error(folder), staged(folder) as staging:
