@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 from transformers import PretrainedConfig
 
 from ..core.errors import UserError
@@ -17,6 +17,7 @@ from .loading import row_number
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 INTEGER = re.compile(r"[+-]?\d+(\.0*)?")
+NEW = "labels of the head"  # a column while it takes the place of another
 MOST_SHOWN = 20  # labels in a message
 
 
@@ -225,8 +226,9 @@ def _lookup(names: Sequence[str]) -> Callable:
     folded = _unambiguous({index: _fold(name) for index, name in enumerate(names)})
 
     def by_name(item) -> int | None:
-        text = str(int(item)) if isinstance(item, float) and item.is_integer() else str(item)
-        return exact.get(text, folded.get(_fold(text)))
+        texts = [str(item), *([str(int(item))] if isinstance(item, float) and item.is_integer() else [])]
+        found = [names.get(key) for text in texts for names, key in ((exact, text), (folded, _fold(text)))]
+        return next((index for index in found if index is not None), None)
 
     return by_name
 
@@ -236,7 +238,9 @@ def _nothing(item) -> None:
 
 
 def _fold(name: str) -> str:
-    return name.strip().casefold()
+    """The same of names that a user would not tell apart, and of what a reader of files makes of them: 01 is read as 1."""
+    name = name.strip()
+    return str(int(name)) if name.isdecimal() else name.casefold()
 
 
 def _unambiguous(names: Mapping[int, str]) -> dict[str, int]:
@@ -267,15 +271,15 @@ class _Column:
             return [self._plain(item, names, split, row, within=True) for item in value]
         if isinstance(value, bool):
             return int(value) if within else str(value)
-        is_float = isinstance(value, float)
-        is_missing = not value.strip() if isinstance(value, str) else value is None or (is_float and math.isnan(value))
+        is_nan = isinstance(value, float) and math.isnan(value)
+        is_missing = not value.strip() if isinstance(value, str) else value is None or is_nan
         if is_missing or (names is not None and value == -1):
             raise self.error(split, row, "no label")
         if names is not None and isinstance(value, int):
             if not 0 <= value < len(names):
                 raise self.error(split, row, f"label {value!r}, for which the data set has no name,")
             return names[value]
-        if isinstance(value, (int, str)) or (is_float and (value.is_integer() or self.head.problem_type == REGRESSION)):
+        if isinstance(value, (int, float, str)):
             return value
         raise self.error(split, row, f"label {value!r}")
 
@@ -317,9 +321,5 @@ def _inner(feature):
 def _replace(rows: Dataset, column: str, values: list, feature) -> Dataset:
     if not len(rows) or (rows.features[column] == feature and rows[column][:] == values):
         return rows
-    features = Features({**rows.features, column: feature})
-
-    def encoded(_, places: list[int]) -> dict:
-        return {column: [values[place] for place in places]}
-
-    return rows.map(encoded, with_indices=True, batched=True, features=features)
+    added = rows.add_column(NEW, values, feature=feature)  # first: rows without a column are no rows
+    return added.remove_columns(column).rename_column(NEW, column)

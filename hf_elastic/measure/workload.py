@@ -127,8 +127,8 @@ class Workload:
 
     def call(self, model: ElasticPreTrainedModel, subnet: Subnet, path: Path) -> Callable[[], None]:
         """What is timed for one subnet; the file that an exported runtime needs is written into the folder `path`."""
-        inputs = self.make_input(model)
         self.check_phase(model)
+        inputs = self.make_input(model)
         if self.exports:
             return exported_call(self, self.write_file(model.view(subnet), inputs, path), inputs)
         return model_call(self, model.view(subnet), inputs)

@@ -44,6 +44,8 @@ RIGHT = {
     "integers that are names and no ids": (head("1", "2", "3"), [3, 1, 2], None, [2, 0, 1]),
     "integers below 0 that are names": (head("-1", "0", "1"), [-1, 1, 0], None, [0, 2, 1]),
     "strings that are names and ids": (head("1", "0"), ["1", "0"], None, [0, 1]),
+    "zeros that a file loses": (head("01", "02"), [2, 1], None, [1, 0]),
+    "fractions that are names": (head("1.5", "2.0"), [1.5, 2.0], None, [0, 1]),
     "truth values": (head("TRUE", "FALSE"), [True, False], None, [0, 1]),
     "fewer classes than the head": (head(*NLI), ["neutral", "neutral"], None, [2, 2]),
     "a class that no row has": (head("no", "yes"), [0, 2], ["yes", "maybe", "no"], [1, 0]),
