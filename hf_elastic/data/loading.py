@@ -6,6 +6,7 @@
 import glob
 import gzip
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -226,8 +227,11 @@ def _with_standard_splits(dataset: DatasetDict, name: str, seed: int) -> Dataset
     if "validation" not in splits:
         if len(splits["train"]) < 2:
             raise UserError(f"{name}: {len(splits['train'])} row(s) in train, 2 are needed to split off a validation set")
-        parts = splits["train"].train_test_split(test_size=VALIDATION_SHARE, seed=seed)
-        splits |= {"train": parts["train"], "validation": parts["test"]}
+        # As `train_test_split` draws them, which forgets where in the file rows were that stand side by side there.
+        order = np.random.default_rng(seed).permutation(len(splits["train"]))
+        count = math.ceil(VALIDATION_SHARE * len(order))
+        parts = {"train": order[count:], "validation": order[:count]}
+        splits |= {split: splits["train"]._select_with_indices_mapping(places) for split, places in parts.items()}
     return DatasetDict({split: splits[split] for split in SPLITS if split in splits})
 
 

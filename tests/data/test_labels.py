@@ -5,7 +5,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import BertConfig
 
 from hf_elastic.core.errors import UserError
-from hf_elastic.data import encode_labels
+from hf_elastic.data import encode_labels, load_text_dataset
 from hf_elastic.data.labels import MULTI, REGRESSION, SINGLE, label_names, labels_by_name
 
 pytestmark = pytest.mark.one_lane
@@ -107,7 +107,6 @@ WRONG = {
     "not a number": (head(2), [1.0, float("nan")], None, "row 1: no label"),
     "ids and names at once": (head("1", "0"), [0, 1], None, "0 is the id of the head's '1' and the name of its label 1; give"),
     "lists": (head("pos", "neg", problem_type=SINGLE), [["pos"], ["neg"]], None, r"row 0: \['pos'\] is not one label"),
-    "unknown problem": (head(2, problem_type="ranking"), [0], None, "problem_type: 'ranking' is unknown; known: single_label"),
     "several numbers": (head(2, problem_type=REGRESSION), [0], None, "regression of 2 numbers a row"),
 }
 
@@ -128,11 +127,23 @@ def test_every_split_is_read_by_the_same_names():
         encode_labels(of(["a", "b"], test=["a", "c"]), "label")
 
 
-def test_the_row_is_that_of_the_file():
+@pytest.mark.parametrize("size", [2, 3, 5, 10, 20])
+def test_the_row_is_that_of_the_file(size, tmp_path):
     """A tenth of a file becomes validation, and rows are drawn from the rest: the numbers are still those of the file."""
-    parts = Dataset.from_dict({"label": [*["a"] * 18, "", "a"]}).train_test_split(test_size=4, seed=0)
-    with pytest.raises(UserError, match="row 18: no label"):
-        encode_labels(DatasetDict(train=parts["train"].shuffle(seed=1), validation=parts["test"]), "label", head("a", "b"))
+    for empty in range(size):
+        path = tmp_path / f"{empty}.csv"
+        path.write_text("text,label\n" + "".join(f"x,{'' if row == empty else 'a'}\n" for row in range(size)))
+        dataset = load_text_dataset(str(path))
+        dataset["train"] = dataset["train"].shuffle(seed=1)
+        with pytest.raises(UserError, match=f"row {empty}: no label"):
+            encode_labels(dataset, "label", head("a", "b"))
+
+
+def test_the_problem_type_is_one_of_three():
+    config = head(2)
+    config.problem_type = "ranking"
+    with pytest.raises(UserError, match="problem_type: 'ranking' is unknown; known: single_label_classification, multi_label"):
+        encode_labels(of([0]), "label", config)
 
 
 def test_label2id_counts_where_id2label_says_nothing():
