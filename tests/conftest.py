@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests share tests/tiny.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start: more of them than cores run side by side
 torch.set_num_threads(1)
+# Of property-based tests: the same examples at every run, and many others in make test-all.
+settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
+settings.register_profile("all", max_examples=5000, deadline=None)
+settings.load_profile(os.environ.get("HF_ELASTIC_EXAMPLES", "default"))
 OTHER = "HF_ELASTIC_OTHER_PYTHON"
 
 

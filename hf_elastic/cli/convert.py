@@ -162,16 +162,23 @@ def calibration(config: ConvertConfig) -> list[dict] | None:
     """Batches of 32 rows of the training data, with labels, for importance taylor."""
     if config.dataset is None:
         return None
+    import torch
     from torch.utils.data import DataLoader
+    from transformers import AutoModel
 
     from ..data.task import prepare
+    from ..utils.lengths import longest_sequence
     from .data import located
 
+    stock = load_config(config.model)
+    with torch.device("meta"):
+        empty = AutoModel.from_config(stock)
     data = prepare(
         config.task,
         located(config.dataset, config.data_dir),
         _tokenizer(config, 0),
-        config=load_config(config.model),
+        config=stock,
+        longest=longest_sequence(empty),
         max_length=config.max_length,
         max_train_rows=config.calibration_rows,
     )

@@ -29,7 +29,7 @@ class DataArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     text_columns: list[str] | None = field(default=None, metadata={"help": "One or two text columns; default: found by name."})
     label_column: str | None = field(default=None, metadata={"help": "Label column; default: found by name."})
-    max_length: int = field(default=128, metadata={"help": "Longest input (tokens)."})
+    max_length: int = field(default=128, metadata={"help": "Longest input (tokens); no more than the model takes."})
 
 
 def load_elastic(name: str, dtype: str = "auto"):
@@ -125,12 +125,14 @@ def prepare_for(model, tokenizer, args: DataArguments):
         ValueError: `max_train_rows` is below 1; or as for `prepare`.
     """
     from ..data.task import prepare, task_of
+    from ..utils.lengths import longest_sequence
 
     return prepare(
         task_of(type(model).__name__),
         located(args.dataset, args.data_dir),
         tokenizer,
         config=model.config,
+        longest=longest_sequence(model.base),
         dataset_config=args.dataset_config,
         text=args.text_columns,
         label=args.label_column,

@@ -47,8 +47,8 @@ def table_of(records: Mapping[str, Mapping]):
     for name, which, record, megabytes in rows:
         scores = record.get("held_out", held_out)[which]
         values = [_metric(metric, scores[metric]) for metric in metrics]
-        lost = 100 * (held_out["full"]["accuracy"] - scores["accuracy"])
-        table.add_row(name, megabytes, *values, f"{lost:+.2f}", _times(record, which), _speed(record, which))
+        lost = f"{100 * (held_out['full']['accuracy'] - scores['accuracy']):+.2f}" if "accuracy" in scores else ""
+        table.add_row(name, megabytes, *values, lost, _times(record, which), _speed(record, which))
     return table
 
 

@@ -118,14 +118,19 @@ def convert(args: QuickstartArguments, console):
     from transformers import AutoConfig, AutoTokenizer
 
     from .. import ElasticForSequenceClassification
+    from ..data.labels import SINGLE, label_names
     from ..data.loading import load_text_dataset
     from ..data.minilm import minilm_path
-    from ..data.task import prepare, read_classes
+    from ..data.task import prepare, read_labels
+    from ..utils.lengths import check_length, longest_sequence
 
     torch.manual_seed(args.seed)
     name = args.model or str(minilm_path())
-    _, _, _, labels = read_classes(load_text_dataset(args.dataset), None, None)
     base_config = AutoConfig.from_pretrained(name)
+    head = None if label_names(base_config) is None else base_config
+    _, _, (_, labels, problem_type) = read_labels(load_text_dataset(args.dataset), None, None, head)
+    if problem_type != SINGLE:
+        raise UserError(f"dataset: this is {problem_type}, and the quickstart is for one label a row; use convert, train, search")
     model = ElasticForSequenceClassification.from_base(
         name,
         space=space_for(base_config),
@@ -133,10 +138,19 @@ def convert(args: QuickstartArguments, console):
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
+        problem_type=problem_type,
         dtype=torch.float32,
     )
+    check_length("max_length", args.max_length, model.base)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    data = prepare("sequence-classification", args.dataset, tokenizer, config=model.config, max_length=args.max_length)
+    data = prepare(
+        "sequence-classification",
+        args.dataset,
+        tokenizer,
+        config=model.config,
+        longest=longest_sequence(model.base),
+        max_length=args.max_length,
+    )
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in data.splits.items())
     console.print(f"task: which of {len(labels)} classes ({', '.join(labels)}); rows: {sizes}")
     console.print(f"model: {model.num_parameters_of(None):,} parameters, now {model.space.size} sizes: {model.space.to_dict()}")

@@ -101,8 +101,9 @@ def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path
     """Train from the start or from a checkpoint, and write to a folder that is nobody else's; returns the metrics."""
     from transformers import set_seed
 
+    from ..core.modeling_elastic import ElasticForSequenceClassification
     from ..export.checkpoint import save_standard
-    from ..metrics import compute_classification
+    from ..metrics import metrics_for
     from ..training import ElasticTrainer
     from ..training.lora import add_lora
     from ..training.precision import describe
@@ -113,7 +114,7 @@ def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path
     with training.main_process_first(desc="data preparation"):  # the others then find it in the cache
         data = prepare_for(model, tokenizer, args)
     if data.labels:
-        model.config.id2label = dict(enumerate(data.labels))
+        model.config.id2label = dict(enumerate(data.labels))  # those of the head, where it has named them
         model.config.label2id = {name: index for index, name in enumerate(data.labels)}
     trainer = ElasticTrainer(
         model=model if args.lora is None else add_lora(model, args.lora),
@@ -123,7 +124,7 @@ def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path
         eval_dataset=data.splits["validation"],
         data_collator=data.collator,
         processing_class=tokenizer,
-        compute_metrics=compute_classification if data.labels else None,
+        compute_metrics=metrics_for(model.config) if isinstance(model, ElasticForSequenceClassification) else None,
     )
     if trainer.is_world_process_zero():
         print(describe(training))

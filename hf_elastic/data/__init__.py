@@ -5,9 +5,8 @@ from importlib import import_module
 # Imported when they are first used: data sets are slow to import, and `python -m hf_elastic.data.minilm` would warn.
 _LAZY = {
     "build_docstrings": "docstrings",
-    "check_labels": "loading",
     "columns_of": "loading",
-    "encode_labels": "loading",
+    "encode_labels": "labels",
     "load_text_dataset": "loading",
     "minilm_path": "minilm",
     "tokenize_classification": "loading",

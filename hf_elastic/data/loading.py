@@ -1,17 +1,18 @@
 """Text data sets from the standard library, from local files or from the Hub, brought to one form for training.
 
-`columns_of`, `encode_labels` and `check_labels` find out what the columns mean; `tokenize_*` make model input of them.
+`columns_of` finds out what the columns mean, `labels.encode_labels` what the labels do; `tokenize_*` make model input of them.
 """
 
 import glob
 import gzip
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
@@ -31,6 +32,7 @@ ACCEPTED = (
 )
 HEADERLESS_COLUMNS = ["label", "sentence1", "sentence2"]
 VALIDATION_SHARE = 0.1
+IS_CUT = "is_cut"  # a column while texts are tokenized
 
 PAIRS = "sentence1+sentence2 premise+hypothesis question+sentence question1+question2 question+passage question+context"
 TEXT_PAIRS = tuple(tuple(pair.split("+")) for pair in PAIRS.split())
@@ -94,50 +96,12 @@ def columns_of(
     return text_columns, _first_present(dataset, "label", labels)[0] if labelled else None
 
 
-def check_labels(dataset: DatasetDict, label_column: str, num_labels: int) -> None:
-    """Check that every label is an integer in `[0, num_labels)`.
-
-    Raises:
-        UserError: one is not; names the split, the row and the value.
-    """
-    for split, rows in dataset.items():
-        for row, value in enumerate(rows[label_column][:]):
-            if type(value) is not int or not 0 <= value < num_labels:
-                raise UserError(
-                    f"split {split!r}, row {row}: label {value!r} in column {label_column!r} is out of range; "
-                    f"{num_labels} labels need integers from 0 to {num_labels - 1}"
-                )
-
-
-def encode_labels(
-    dataset: DatasetDict, label_column: str, *, names: Sequence[str] | None = None
-) -> tuple[DatasetDict, list[str]]:
-    """Turn string labels into integers and return the data set with the names of its classes.
-
-    Args:
-        dataset: integer and `ClassLabel` labels stay as they are; integers are named by their digits.
-        label_column: column with the labels.
-        names: order of the classes for string labels, such as a trained head's; None sorts those found in `train`.
-
-    Raises:
-        UserError: a string label is not among the names (names split, row and value), or labels are no integers or strings.
-    """
-    feature = dataset["train"].features[label_column]
-    if isinstance(feature, ClassLabel):
-        return dataset, list(feature.names)
-    train_labels = dataset["train"][label_column][:]
-    if all(type(value) is int for value in train_labels):
-        return dataset, [str(value) for value in range(max(train_labels, default=-1) + 1)]
-    if not all(isinstance(value, str) for value in train_labels):
-        raise UserError(f"column {label_column!r} of type {feature}: labels must be all integers or all strings, none missing")
-    known = sorted(set(train_labels)) if names is None else list(names)
-    return DatasetDict({split: _encode_split(rows, split, label_column, known) for split, rows in dataset.items()}), known
-
-
 def tokenize_classification(
     dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, text_columns: Sequence[str], label_column: str, max_length: int
 ) -> DatasetDict:
     """Tokenize texts or text pairs to at most `max_length` tokens, unpadded; the label column becomes `labels`.
+
+    How many were longer is said in one line.
 
     Returns:
         The same splits and rows with the tokenizer's columns (`input_ids`, `attention_mask`, ...) and `labels`.
@@ -148,10 +112,20 @@ def tokenize_classification(
     check_integers(1, max_length=max_length)
 
     def tokenize(batch: dict) -> dict:
-        tokens = tokenizer(*(batch[column] for column in text_columns), truncation=True, max_length=max_length)
-        return {**tokens, "labels": batch[label_column]}
+        texts = [batch[column] for column in text_columns]
+        tokens = tokenizer(*texts, truncation=True, max_length=max_length)
+        if tokens.encodings is None:  # a tokenizer in Python does not say what it has cut
+            is_cut = [len(ids) > max_length for ids in tokenizer(*texts, verbose=False)["input_ids"]]
+        else:
+            is_cut = [bool(encoding.overflowing) for encoding in tokens.encodings]
+        return {**tokens, "labels": batch[label_column], IS_CUT: is_cut}
 
-    return DatasetDict({split: _map_texts(rows, split, text_columns, tokenize) for split, rows in dataset.items()})
+    splits = DatasetDict({split: _map_texts(rows, split, text_columns, tokenize) for split, rows in dataset.items()})
+    cut = sum(sum(rows[IS_CUT][:]) for rows in splits.values() if len(rows))
+    if cut:
+        rows = sum(map(len, splits.values()))
+        logger.warning("max_length: %d of %d texts were longer than %d tokens and are cut", cut, rows, max_length)
+    return splits.remove_columns(IS_CUT)
 
 
 def tokenize_language_modeling(
@@ -171,6 +145,12 @@ def tokenize_language_modeling(
     if block_size < 2:
         raise UserError(f"block_size={block_size}: must be at least 2 tokens, one to read and one to predict")
     return DatasetDict({split: _blocks(rows, split, tokenizer, text_column, block_size) for split, rows in dataset.items()})
+
+
+def row_number(rows: Dataset, place: int) -> int:
+    """Which row of its file a row is, counted from 0: rows that were drawn from a file, or shuffled, are at other places."""
+    indices = rows._indices
+    return place if indices is None else indices.column(0)[place].as_py()
 
 
 def _read_folder(folder: Path) -> DatasetDict:
@@ -247,8 +227,11 @@ def _with_standard_splits(dataset: DatasetDict, name: str, seed: int) -> Dataset
     if "validation" not in splits:
         if len(splits["train"]) < 2:
             raise UserError(f"{name}: {len(splits['train'])} row(s) in train, 2 are needed to split off a validation set")
-        parts = splits["train"].train_test_split(test_size=VALIDATION_SHARE, seed=seed)
-        splits |= {"train": parts["train"], "validation": parts["test"]}
+        # As `train_test_split` draws them, which forgets where in the file rows were that stand side by side there.
+        order = np.random.default_rng(seed).permutation(len(splits["train"]))
+        count = math.ceil(VALIDATION_SHARE * len(order))
+        parts = {"train": order[count:], "validation": order[:count]}
+        splits |= {split: splits["train"]._select_with_indices_mapping(places) for split, places in parts.items()}
     return DatasetDict({split: splits[split] for split in SPLITS if split in splits})
 
 
@@ -270,19 +253,12 @@ def _first_present(dataset: DatasetDict, kind: str, candidates: Sequence[tuple[s
     raise UserError(f"no {kind} column: needed is {needed} in every split; found are {', '.join(found)}")
 
 
-def _encode_split(rows: Dataset, split: str, column: str, names: list[str]) -> Dataset:
-    for row, value in enumerate(rows[column][:]):
-        if value not in names:
-            raise UserError(f"split {split!r}, row {row}: label {value!r} in column {column!r} is not one of {names}")
-    features = Features({**rows.features, column: ClassLabel(names=names)})
-    return rows.map(lambda batch: {column: [names.index(value) for value in batch[column]]}, batched=True, features=features)
-
-
 def _map_texts(rows: Dataset, split: str, text_columns: Sequence[str], tokenize: Callable[[dict], dict]) -> Dataset:
     """Replace all columns by those which `tokenize` makes of a batch, after checking that no text is missing."""
     for column in text_columns:
         if None in (texts := rows[column][:]):
-            raise UserError(f"split {split!r}, row {texts.index(None)}: no text in column {column!r}; every row needs one")
+            row = row_number(rows, texts.index(None))
+            raise UserError(f"split {split!r}, row {row}: no text in column {column!r}; every row needs one")
     return rows.map(tokenize, batched=True, remove_columns=rows.column_names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,10 @@ from ..utils.options import check_integers
 if TYPE_CHECKING:  # the commands read TASKS to print their help, which should not wait for these
     from datasets import DatasetDict
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from .labels import Labels
+
+logger = logging.getLogger(__name__)
 
 # Task on the command line -> elastic class.
 TASKS = {
@@ -34,7 +39,7 @@ class TaskData:
     Attributes:
         splits: `train`, `validation` and perhaps `test`, ready for a Trainer.
         collator: makes a padded batch.
-        labels: names of the classes; empty for language models.
+        labels: names of the head's labels, in the order of their ids; empty for language models and for a regression.
         text_columns: where the text came from.
         raw: the splits before tokenization.
     """
@@ -58,19 +63,19 @@ def task_of(class_name: str) -> str:
     raise UserError(f"{class_name} is not an elastic model; known: {', '.join(TASKS.values())}")
 
 
-def read_classes(
-    dataset: DatasetDict, text: Sequence[str] | None, label: str | None
-) -> tuple[DatasetDict, list[str], str, list[str]]:
-    """A classification data set with integer labels.
+def read_labels(
+    dataset: DatasetDict, text: Sequence[str] | None, label: str | None, config: PretrainedConfig | None
+) -> tuple[list[str], str, Labels]:
+    """A data set with the labels of a head; `config` as for `encode_labels`.
 
     Returns:
-        the data set, its text columns, its label column, and the names of the classes.
+        the text columns, the label column, and what `encode_labels` gives.
     """
-    from .loading import columns_of, encode_labels
+    from .labels import encode_labels
+    from .loading import columns_of
 
     columns, label_column = columns_of(dataset, text=text, label=label, task="sequence-classification")
-    dataset, names = encode_labels(dataset, label_column)
-    return dataset, columns, label_column, names
+    return columns, label_column, encode_labels(dataset, label_column, config)
 
 
 def prepare(
@@ -79,6 +84,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     *,
     config: PretrainedConfig,
+    longest: int,
     dataset_config: str | None = None,
     text: Sequence[str] | None = None,
     label: str | None = None,
@@ -91,7 +97,9 @@ def prepare(
         task: one of `PREPARED`.
         name: as for `load_text_dataset`.
         tokenizer: the model's.
-        config: the model's; its `num_labels` bounds the labels.
+        config: the model's; its `id2label` says which label is which. It gets what the head lacks for the data: a `pad_token_id`,
+            and a `problem_type` where rows have several labels.
+        longest: the most tokens that the model takes; longer texts are cut.
         dataset_config: configuration of a Hub data set.
         text: text columns; None to find them by their usual names.
         label: label column; None to find it.
@@ -99,28 +107,37 @@ def prepare(
         max_train_rows: rows of `train` to keep, drawn with the seed 0; None is all.
 
     Raises:
-        UserError: the task is prepared in Python only, a column is missing, a label is outside the head's range, or the tokenizer
-            lacks a token that the task needs.
+        UserError: the task is prepared in Python only, a column is missing, a label is none of the head's, or the tokenizer lacks
+            a token that the task needs.
     """
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, default_data_collator
 
-    from .loading import check_labels, columns_of, load_text_dataset, tokenize_classification, tokenize_language_modeling
+    from ..utils.tokenizer import set_padding
+    from .labels import MULTI
+    from .loading import columns_of, load_text_dataset, tokenize_classification, tokenize_language_modeling
 
     if task not in PREPARED:
         raise UserError(f"the command line prepares data for {', '.join(PREPARED)}; for {task}, use ElasticTrainer in Python")
     check_integers(1, or_none=True, max_train_rows=max_train_rows)
+    check_integers(1, max_length=max_length)
+    if task == "sequence-classification":
+        set_padding(config, tokenizer)
     needed = {"sequence-classification": "pad_token", "masked-lm": "mask_token"}.get(task)
     if needed is not None and getattr(tokenizer, needed) is None:
         raise UserError(f"the tokenizer has no {needed}, which {task} needs; set it and save the tokenizer with the model")
+    if max_length > longest:
+        logger.warning("max_length: the model takes %d tokens at most, so it is not %d", longest, max_length)
+        max_length = longest
     raw = load_text_dataset(name, config=dataset_config)
     if max_train_rows is not None:
         rows = raw["train"].shuffle(seed=0)
         raw["train"] = rows.select(range(min(max_train_rows, len(rows))))
     if task == "sequence-classification":
-        raw, columns, label_column, names = read_classes(raw, text, label)
-        check_labels(raw, label_column, config.num_labels)
-        splits = tokenize_classification(raw, tokenizer, columns, label_column, max_length)
-        return TaskData(splits, DataCollatorWithPadding(tokenizer), names, columns, raw)
+        columns, label_column, labels = read_labels(raw, text, label, config)
+        if labels.problem_type == MULTI:
+            config.problem_type = MULTI
+        splits = tokenize_classification(labels.dataset, tokenizer, columns, label_column, max_length)
+        return TaskData(splits, DataCollatorWithPadding(tokenizer), labels.names, columns, labels.dataset)
     columns, _ = columns_of(raw, text=text, label=None, task=task)
     splits = tokenize_language_modeling(raw, tokenizer, columns[0], max_length)
     collator = DataCollatorForLanguageModeling(tokenizer) if task == "masked-lm" else default_data_collator

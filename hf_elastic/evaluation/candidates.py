@@ -17,6 +17,7 @@ from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from ..graphs.openvino import IR
 from ..measure.digests import INCIDENTAL, SAMPLES_PER_TENSOR, model_digest
 from ..measure.workload import Workload, exported_call, load_graph, model_call
+from ..utils.lengths import check_length
 
 # File of a graph -> the runtime that it is run with.
 GRAPHS = {"model.onnx": "onnxruntime", IR: "openvino"}
@@ -165,7 +166,13 @@ def graph_call(model: GraphModel) -> Callable[[Workload], Callable[[], object]]:
 
 
 def random_input(workload: Workload, model: PreTrainedModel | GraphModel) -> dict[str, torch.Tensor]:
-    """Random tokens "batch length" without padding, drawn as `Workload.make_input` draws those of an elastic model."""
+    """Random tokens "batch length" without padding, drawn as `Workload.make_input` draws those of an elastic model.
+
+    Raises:
+        UserError: a torch model has no positions for so many.
+    """
+    if isinstance(model, PreTrainedModel):
+        check_length("sequence_length", workload.sequence_length, model)
     generator = torch.Generator().manual_seed(workload.seed)
     shape = (workload.batch_size, workload.sequence_length)
     ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ..core.errors import UserError
+from ..utils.lengths import check_length, longest_sequence
 from .format import Export
-from .inputs import LONGEST, NAMES, longest_sequence
+from .inputs import LONGEST, NAMES
 
 
 def check_calibration(calibration: Any) -> None:
@@ -39,7 +40,7 @@ def calibration_rows(export: Export) -> list[dict[str, torch.Tensor]]:
     """The calibration data of an export as batches of one, `int64[1, sequence]` each; without any, what it is compared on.
 
     Raises:
-        ValueError: they are texts, and the export has no tokenizer.
+        ValueError: they are texts, and the export has no tokenizer; or a row is longer than the model's input.
     """
     if export.calibration is None:
         batch = export.inputs.tensors
@@ -51,6 +52,7 @@ def calibration_rows(export: Export) -> list[dict[str, torch.Tensor]]:
 def _tensors(row: Any, export: Export, longest: int) -> dict[str, torch.Tensor]:
     if isinstance(row, Mapping):
         tensors = {name: torch.as_tensor(row[name])[None] for name in NAMES if name in row}
+        check_length("calibration", tensors["input_ids"].shape[-1], export.model.base)
         return {"attention_mask": torch.ones_like(tensors["input_ids"]), **tensors}
     if export.tokenizer is None:
         raise UserError("calibration: texts need a tokenizer; give one, or tokenized rows")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..data.labels import MULTI
 from . import outputs
 from .format import Export, Format
 from .parity import ParityError, compare, violations, write_parity
@@ -24,8 +25,9 @@ def certify(export: Export, one: Format) -> dict[str, Any]:
     """
     folder, reference = one.folder(export.staging), export.reference
     mask = export.inputs.tensors["attention_mask"].numpy()
-    mask = mask if mask.shape == reference.shape[:2] else None  # a prediction per sequence has nothing to mask
-    comparison = compare(reference, one.run(export, folder), mask)
+    # A prediction per sequence has nothing to mask, even if it has as many classes as the sequence has tokens.
+    mask = mask if reference.ndim == 3 and mask.shape == reference.shape[:2] else None
+    comparison = compare(reference, one.run(export, folder), mask, several=export.model.config.problem_type == MULTI)
     limits = one.tolerance(export.options)
     found = violations(comparison, limits)
     if found:
@@ -50,7 +52,7 @@ def worth(export: Export, one: Format, folder: Path) -> dict[str, Any]:
     record["held_out"] = {
         "name": held_out.name, "rows": held_out.rows,
         "full": dict(export.full_scores), "view": dict(export.view_scores), "file": scores,
-        "accuracy_drop_points": round(drop, 4), "max_accuracy_drop": export.max_accuracy_drop,
+        "accuracy_drop_points": None if drop is None else round(drop, 4), "max_accuracy_drop": export.max_accuracy_drop,
     }  # fmt: skip
     if one.is_timed:
         inputs = held_out.typical_input()

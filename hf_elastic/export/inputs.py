@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..utils.lengths import longest_sequence
 from .scoring import HeldOut
 
 # Compared where the caller has no text of its own: of several lengths, so that padding is exercised.
@@ -21,7 +21,6 @@ TEXTS = (
 )
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 LONGEST = 128  # tokens of a text that is tokenized here
-UNLIMITED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -35,19 +34,6 @@ class Inputs:
 
     tensors: dict[str, torch.Tensor]
     record: list | dict
-
-
-def longest_sequence(model: PreTrainedModel) -> int:
-    """The most tokens that a stock model takes: its positions, less those that RoBERTa's kind of table keeps for padding.
-
-    `UNLIMITED` where positions have no table and the config names no limit (Transformer-XL).
-    """
-    reserved = [
-        module.padding_idx + 1
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None
-    ]
-    return getattr(model.config, "max_position_embeddings", UNLIMITED) - max(reserved, default=0)
 
 
 def make_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str] | None = None) -> Inputs:

@@ -44,7 +44,9 @@ INT8 = Tolerance(min_argmax_agreement=0.9)
 NEAR_TIE = 0.05
 
 
-def compare(reference: np.ndarray, candidate: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float | int]:
+def compare(
+    reference: np.ndarray, candidate: np.ndarray, mask: np.ndarray | None = None, *, several: bool = False
+) -> dict[str, float | int]:
     """Measure how far `candidate` is from `reference`.
 
     Args:
@@ -52,11 +54,13 @@ def compare(reference: np.ndarray, candidate: np.ndarray, mask: np.ndarray | Non
         candidate: the same shape, e.g. the logits of the export.
         mask: which leading positions count (nonzero = counts), e.g. an attention mask `[batch, sequence]` with logits
             `[batch, sequence, classes]`, or with start logits `[batch, sequence]`.
+        several: whether every value is a decision of its own, that between a label and its absence.
 
     Returns:
         `max_abs_difference`, `mean_abs_difference` and `largest_reference` in the units of the output,
         `max_relative_difference` (the first divided by the third), `argmax_agreement` (share of rows, 0 to 1, whose largest entry
-        is the same), `near_argmax_agreement` (near ties count as the same; see `NEAR_TIE`) and `rows`.
+        is the same), `near_argmax_agreement` (near ties count as the same; see `NEAR_TIE`) and `rows`. One value a row is no
+        choice: it agrees where it moves by less than `NEAR_TIE` of the largest.
 
     Raises:
         ValueError: if the shapes do not fit or nothing is left to compare.
@@ -75,17 +79,31 @@ def compare(reference: np.ndarray, candidate: np.ndarray, mask: np.ndarray | Non
     rows = kept.any(-1)
     difference = np.abs(expected - actual)
     largest = float(np.abs(expected).max())
-    best, chosen = _best(reference, kept)[rows], _best(candidate, kept)[rows]
-    near = _below_best(reference[rows], best, chosen) <= NEAR_TIE * np.ptp(expected)
+    agreement, near_agreement = _agreement(reference, candidate, kept, several)
     return {
         "max_abs_difference": float(difference.max()),
         "mean_abs_difference": float(difference.mean()),
         "largest_reference": largest,
         "max_relative_difference": float(difference.max()) / (largest or 1.0),
-        "argmax_agreement": float(np.mean(best == chosen)),
-        "near_argmax_agreement": float(np.mean((best == chosen) | near)),
+        "argmax_agreement": agreement,
+        "near_argmax_agreement": near_agreement,
         "rows": int(rows.sum()),
     }
+
+
+def _agreement(reference: np.ndarray, candidate: np.ndarray, kept: np.ndarray, several: bool) -> tuple[float, float]:
+    """Share of decisions that are the same, and with near ties."""
+    if reference.shape[-1] == 1:
+        moved = np.abs(reference - candidate)[kept]
+        same = float(np.mean(moved <= NEAR_TIE * np.abs(reference[kept]).max()))
+        return same, same
+    if several:
+        reference, candidate = (np.stack([values, np.zeros_like(values)], axis=-1) for values in (reference, candidate))
+        kept = np.stack([kept, kept], axis=-1)
+    rows = kept.any(-1)
+    best, chosen = _best(reference, kept)[rows], _best(candidate, kept)[rows]
+    near = _below_best(reference[rows], best, chosen) <= NEAR_TIE * np.ptp(reference[kept].astype(np.float64))
+    return float(np.mean(best == chosen)), float(np.mean((best == chosen) | near))
 
 
 def _kept(shape: tuple[int, ...], mask: np.ndarray | None) -> np.ndarray:

@@ -12,11 +12,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..core.modeling_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticPreTrainedModel
+from ..core.errors import UserError
+from ..core.modeling_elastic import (
+    ElasticForCausalLM,
+    ElasticForMaskedLM,
+    ElasticForSequenceClassification,
+    ElasticPreTrainedModel,
+)
 from ..measure.latency import Latency, Watch, measure_latency, measurement_warnings
 from ..measure.quality import IGNORED, QualityPass
-from ..measure.values import ACCURACY, PERPLEXITY
-from ..metrics import compute_classification
+from ..measure.values import ACCURACY, LOSS, PERPLEXITY
+from ..metrics import compute_classification, metrics_for
 from .outputs import predict
 from .parity import ParityError
 
@@ -33,8 +39,9 @@ class HeldOut:
         batches: inputs and `labels`.
         rows: how many.
         is_language_model: labels are tokens; scored by accuracy of the next (or masked) token and perplexity, the others by
-            accuracy, F1 and Matthews correlation.
+            accuracy, F1 and Matthews correlation, or by `compute`.
         is_shifted: labels are scored against the logits one place before.
+        compute: of labels that are numbers: (logits, labels) -> scores. A regression has no accuracy.
         reference_scores: what a loss of accuracy counts from; None for what the exported view scores. Where the model was changed
             before the export, as by pruning its vocabulary, they are those of the model before.
         full_scores: likewise, of the full size.
@@ -45,6 +52,7 @@ class HeldOut:
     rows: int
     is_language_model: bool
     is_shifted: bool
+    compute: Callable[[tuple], Mapping[str, float]] | None = None
     reference_scores: Mapping[str, float] | None = None
     full_scores: Mapping[str, float] | None = None
 
@@ -62,12 +70,14 @@ class HeldOut:
             batch_size: rows per batch (count).
 
         Raises:
-            ValueError: no rows, or no labels that are classes.
+            ValueError: no rows, or labels that do not fit the head.
         """
         rows = list(rows)
-        quality = QualityPass(model, rows, [ACCURACY], batch_size, collator)
+        is_sequence = isinstance(model, ElasticForSequenceClassification)
+        quality = QualityPass(model, rows, [LOSS if is_sequence else ACCURACY], batch_size, collator)
         is_language_model = isinstance(model, (ElasticForCausalLM, ElasticForMaskedLM))
-        return cls(name, tuple(quality.batches), len(rows), is_language_model, quality.shifted)
+        compute = metrics_for(model.config) if quality.batches[0]["labels"].is_floating_point() else None
+        return cls(name, tuple(quality.batches), len(rows), is_language_model, quality.shifted, compute)
 
     def score_of(self, model: PreTrainedModel) -> dict[str, float]:
         """`score` of a model in torch."""
@@ -84,6 +94,10 @@ class HeldOut:
         for batch in self.batches:
             found = run({name: tensor for name, tensor in batch.items() if name != "labels"})
             wanted = batch["labels"].numpy()
+            if self.compute is not None:
+                logits.append(found)
+                labels.append(wanted)
+                continue
             if self.is_shifted:
                 found, wanted = found[:, :-1], wanted[:, 1:]
             counted = wanted != IGNORED
@@ -94,6 +108,8 @@ class HeldOut:
             logits.append(found.argmax(-1))
             labels.append(wanted)
         predicted, expected = np.concatenate(logits), np.concatenate(labels)
+        if self.compute is not None:
+            return dict(self.compute((predicted, expected)))
         if self.is_language_model:
             return {ACCURACY: float((predicted == expected).mean()), PERPLEXITY: math.exp(min(loss / len(expected), 700.0))}
         one_hot = np.eye(int(max(predicted.max(), expected.max())) + 1)[predicted]
@@ -119,12 +135,19 @@ def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(torch.nn.functional.cross_entropy(values, torch.from_numpy(labels), reduction="sum"))
 
 
-def check_drop(name: str, held_out: HeldOut, view: Mapping, file: Mapping, max_drop: float | None) -> float:
+def check_drop(name: str, held_out: HeldOut, view: Mapping, file: Mapping, max_drop: float | None) -> float | None:
     """Percentage points of accuracy that a file lost against the view that it came from; negative is a gain.
+
+    None of a regression, which has no accuracy.
 
     Raises:
         ParityError: they are more than `max_drop`.
+        UserError: `max_drop` is given for a regression.
     """
+    if ACCURACY not in view:
+        if max_drop is not None:
+            raise UserError(f"max_accuracy_drop: a regression has no accuracy; it is scored by {', '.join(view)}")
+        return None
     drop = 100 * (view[ACCURACY] - file[ACCURACY])
     if max_drop is not None and drop > max_drop + 1e-9:
         raise ParityError(

@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import UserError
-from ..core.modeling_elastic import ElasticPreTrainedModel
+from ..core.modeling_elastic import ElasticForSequenceClassification, ElasticPreTrainedModel
 from ..utils.folders import check_output, filled
+from ..utils.tokenizer import set_padding
 from .certificate import certify
 from .config import ExportConfig
 from .format import HUB, HUB_FOLDER, Export, Format
@@ -75,6 +76,8 @@ def export_subnet(
         one.check(model, options)
     where = {"overwrite": overwrite, "inputs": _sources(model, tokenizer)}
     check_output(output_dir, **where)
+    if isinstance(model, ElasticForSequenceClassification):
+        set_padding(model.config, tokenizer)
     inputs = held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
     with filled(output_dir, **where) as staging:
         view = exact_view(model, subnet)

@@ -6,13 +6,16 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..core.errors import UserError
-from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
-from .values import ACCURACY, LOSS, PERPLEXITY
+from ..core.modeling_elastic import ElasticForCausalLM, ElasticForSequenceClassification, ElasticPreTrainedModel
+from ..utils.lengths import check_length
+from ..utils.tokenizer import set_padding
+from .values import ACCURACY, F1, LOSS, MATTHEWS, MSE, PEARSON, PERPLEXITY, SPEARMAN
 
 IGNORED = -100
 LABELS = ("label", "label_ids", "labels")
@@ -37,23 +40,29 @@ METRICS: dict[str, Callable[[Totals], float]] = {
     PERPLEXITY: lambda totals: math.exp(min(totals.loss / totals.count, LARGEST_EXPONENT)),
 }
 
+# Scores of heads for sequences, which `metrics_for` computes from all rows at once: of one label a row, several, or a number.
+CLASSES, SEVERAL, NUMBERS = (F1, MATTHEWS), (ACCURACY, F1), (PEARSON, SPEARMAN, MSE)
+
 
 class QualityPass:
     """Computes the wanted metrics of a model in one pass; every model sees the same batches.
 
-    A label of -100 does not count. Causal language models are scored on the next token. The loss is the model's own, weighted
-    by the labels that count, so that batches of different sizes average correctly.
+    A label of -100 does not count; one that the data set names (`ClassLabel`) is the head's label of that name. Causal language
+    models are scored on the next token. The loss is the model's own, weighted by the labels that count, so that batches of
+    different sizes average correctly.
 
     Args:
         model: the supernet; it decides which columns are inputs.
         rows: tokenized rows with labels: a `datasets.Dataset` or a list of dicts.
-        wanted: any of accuracy, loss and perplexity; of none only the batches are made.
+        wanted: any of accuracy, loss and perplexity, and the scores of the head's kind: f1 and matthews_correlation, with several
+            labels a row f1, of a regression pearson, spearmanr and mse without accuracy; of none only the batches are made.
         batch_size: rows per batch; rows of similar length share one.
         data_collator: rows -> batch; padding to the longest row by default. A random one draws once, with `seed`.
         seed: seed of the collator.
 
     Raises:
-        ValueError: no rows, rows that make no batch, no labels, or accuracy wanted where labels are no classes.
+        ValueError: no rows, rows that make no batch or are longer than the model's input, no labels, or a score that this head
+            has not.
     """
 
     def __init__(
@@ -69,7 +78,15 @@ class QualityPass:
         self.shifted = isinstance(model, ElasticForCausalLM)
         inputs = set(inspect.signature(model.base.forward).parameters)
         kept = {*inputs, *FOR_COLLATORS}
+        is_sequence = isinstance(model, ElasticForSequenceClassification)
+        if is_sequence:
+            set_padding(model.config)
+        from ..data.labels import labels_by_name  # which imports datasets, and is slow
+
+        rows = labels_by_name(rows, model.config)
         ordered = sorted(rows, key=row_length, reverse=True)  # long rows first: memory runs out at once or not at all
+        if ordered:
+            check_length("eval_dataset", row_length(ordered[0]), model.base)
         ordered = [{key: value for key, value in row.items() if key in kept} for row in ordered]
         collate = data_collator or PadRows(model.config.pad_token_id or 0)
         with torch.random.fork_rng(devices=[]):
@@ -77,8 +94,10 @@ class QualityPass:
             chunks = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
             batches = [_collate(collate, chunk) for chunk in chunks]
         self.batches = [{key: value for key, value in batch.items() if key in inputs} for batch in batches]
+        self._compute, self._scores = None, []
         if self.wanted:
             self._check_labels(batches)
+            self._check_scores(model, batches[0]["labels"], is_sequence)
 
     def _check_labels(self, batches: list[Mapping]) -> None:
         if not batches:
@@ -88,10 +107,30 @@ class QualityPass:
                 f"eval_dataset needs labels for {', '.join(self.wanted)}; its batches have: {', '.join(batches[0])}. "
                 "Add a labels column, or give a data_collator or compute_quality"
             )
-        if ACCURACY in self.wanted and batches[0]["labels"].is_floating_point():
-            raise UserError("accuracy needs class labels, but eval_dataset has floating-point ones; use loss or compute_quality")
         if not any(self._counted(batch["labels"]).any() for batch in batches):
             raise UserError(f"eval_dataset has no label other than {IGNORED}")
+
+    def _check_scores(self, model: ElasticPreTrainedModel, labels: torch.Tensor, is_sequence: bool) -> None:
+        """Which of what is wanted is computed from all rows at once, and how."""
+        known, is_float = [ACCURACY], labels.is_floating_point()
+        if is_sequence:
+            from ..data.labels import MULTI, REGRESSION, Head
+            from ..metrics import metrics_for
+
+            kind = Head.of(model.config).problem_type or (MULTI if is_float else None)
+            if kind == MULTI:
+                model.config.problem_type = MULTI  # as the stock model would with the first such batch
+            if is_float != (kind in (MULTI, REGRESSION)):
+                raise UserError(f"eval_dataset has labels of type {labels.dtype}, which a head with problem_type {kind} has not")
+            self._scores = list({MULTI: SEVERAL, REGRESSION: NUMBERS}.get(kind, CLASSES))
+            self._compute = metrics_for(model.config)
+            known = [*([] if kind == REGRESSION else [ACCURACY]), *self._scores]
+        elif is_float:
+            known = []
+        known = dict.fromkeys([*known, LOSS, PERPLEXITY])
+        if unknown := [name for name in self.wanted if name not in known]:
+            raise UserError(f"{unknown[0]} is no score of this head and these labels; they have: {', '.join(known)}")
+        self._scores = [name for name in self._scores if name in self.wanted]
 
     def _scored(self, labels: torch.Tensor) -> torch.Tensor:
         return labels[:, 1:] if self.shifted else labels
@@ -102,7 +141,7 @@ class QualityPass:
     @torch.inference_mode()
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         """The wanted metrics of a stock model or a view."""
-        totals = Totals()
+        totals, predicted, expected = Totals(), [], []
         for batch in self.batches:
             batch = {key: value.to(model.device) for key, value in batch.items()}
             counted = self._counted(batch["labels"])
@@ -112,11 +151,15 @@ class QualityPass:
             output = model(**batch)
             totals.count += count
             totals.loss += count * float(output.loss)
-            if ACCURACY in self.wanted:
+            if self._scores:
+                predicted.append(output.logits.float().cpu().numpy())
+                expected.append(batch["labels"].cpu().numpy())
+            if ACCURACY in self.wanted and ACCURACY not in self._scores:
                 logits = output.logits[:, :-1] if self.shifted else output.logits
                 hits = logits.argmax(-1) == self._scored(batch["labels"])
                 totals.correct += int((hits & counted).sum())
-        return {name: METRICS[name](totals) for name in self.wanted}
+        scores = self._compute((np.concatenate(predicted), np.concatenate(expected))) if self._scores else {}
+        return {name: scores[name] if name in self._scores else METRICS[name](totals) for name in self.wanted}
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,17 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ..core.errors import MissingPackageError, UserError
-from ..core.modeling_elastic import ElasticForCausalLM, ElasticForMultipleChoice, ElasticPreTrainedModel
+from ..core.modeling_elastic import (
+    ElasticForCausalLM,
+    ElasticForMultipleChoice,
+    ElasticForSequenceClassification,
+    ElasticPreTrainedModel,
+)
 from ..core.portable import cache_argument
 from ..core.space import Subnet
+from ..utils.lengths import check_length
 from ..utils.options import check_integers
+from ..utils.tokenizer import set_padding
 from .latency import Latency, measure_latency
 
 RUNTIMES = ("torch", "torch.compile", "onnxruntime", "openvino")
@@ -105,7 +112,14 @@ class Workload:
             return list(measure_latency(calls, seed=self.seed, progress=progress, **options).values())
 
     def make_input(self, model: ElasticPreTrainedModel) -> dict[str, torch.Tensor]:
-        """Random tokens "batch length", for multiple choice "batch 1 length", without padding."""
+        """Random tokens "batch length", for multiple choice "batch 1 length", without padding.
+
+        Raises:
+            UserError: the model has no positions for so many.
+        """
+        check_length("sequence_length", self.sequence_length + (self.phase == "token"), model.base)
+        if isinstance(model, ElasticForSequenceClassification):
+            set_padding(model.config)
         choices = (1,) if isinstance(model, ElasticForMultipleChoice) else ()
         shape = (self.batch_size, *choices, self.sequence_length)
         generator = torch.Generator().manual_seed(self.seed)
@@ -114,8 +128,8 @@ class Workload:
 
     def call(self, model: ElasticPreTrainedModel, subnet: Subnet, path: Path) -> Callable[[], None]:
         """What is timed for one subnet; the file that an exported runtime needs is written into the folder `path`."""
-        inputs = self.make_input(model)
         self.check_phase(model)
+        inputs = self.make_input(model)
         if self.exports:
             return exported_call(self, self.write_file(model.view(subnet), inputs, path), inputs)
         return model_call(self, model.view(subnet), inputs)

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from numbers import Real
 
 from ..core.errors import UserError
-from ..measure.values import ACCURACY, FLOPS, LATENCY, LOSS, MEMORY, PARAMETERS, PERPLEXITY
+from ..measure.values import (
+    ACCURACY,
+    F1,
+    FLOPS,
+    LATENCY,
+    LOSS,
+    MATTHEWS,
+    MEMORY,
+    MSE,
+    PARAMETERS,
+    PEARSON,
+    PERPLEXITY,
+    SPEARMAN,
+)
 from .proxies.table import PROXIES
 
 DIRECTIONS = ("maximize", "minimize")
@@ -49,13 +62,18 @@ OBJECTIVES = {
     "accuracy": Objective(ACCURACY, "maximize"),
     "loss": Objective(LOSS, "minimize"),
     "perplexity": Objective(PERPLEXITY, "minimize"),
+    **{name: Objective(name, "maximize") for name in (F1, MATTHEWS, PEARSON, SPEARMAN)},
+    MSE: Objective(MSE, "minimize"),
     "latency": Objective(LATENCY, "minimize", "ms"),
     "peak_memory": Objective(MEMORY, "minimize", "MB"),
     "parameters": Objective(PARAMETERS, "minimize"),
     "flops": Objective(FLOPS, "minimize"),
     **{name: Objective(name, "maximize") for name in PROXIES},
 }
-FROM_DATA = (ACCURACY, LOSS, PERPLEXITY, *(name for name, proxy in PROXIES.items() if proxy.needs in ("inputs", "labels")))
+FROM_DATA = (
+    *(ACCURACY, LOSS, PERPLEXITY, F1, MATTHEWS, PEARSON, SPEARMAN, MSE),
+    *(name for name, proxy in PROXIES.items() if proxy.needs in ("inputs", "labels")),
+)
 # What is neither a quality nor a cost that is measured.
 COUNTS = (PARAMETERS, FLOPS, *PROXIES)
 MOST_SHOWN = 200  # characters of a value in a message
@@ -71,8 +89,8 @@ class Constraint:
     """A limit that a subnet must keep.
 
     Attributes:
-        name: key of a value: accuracy, loss, perplexity, latency_ms, peak_memory_mb, parameters, flops, a proxy, or one of the
-            caller's.
+        name: key of a value: accuracy or another score, loss, perplexity, latency_ms, peak_memory_mb, parameters, flops, a proxy,
+            or one of the caller's.
         relation: "<=" or ">=".
         limit: in the unit of the value.
     """

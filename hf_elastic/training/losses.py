@@ -150,6 +150,8 @@ def _predictions(inputs: DistillationInputs, term: Callable) -> torch.Tensor:
     for key in PREDICTIONS:
         if key in inputs.student and key in inputs.teacher:
             student, teacher = inputs.student[key].float(), inputs.teacher[key].float()
+            if key == "logits" and _has_several(inputs.batch, student):  # each label is a choice between it and its absence
+                student, teacher = (torch.stack([x, torch.zeros_like(x)], dim=-1) for x in (student, teacher))
             items = counted_items(inputs.batch, student, shifted=inputs.shifted)
             if key != "logits" and inputs.tokens is not None:  # the classes are the tokens
                 lowest = torch.finfo(student.dtype).min
@@ -159,6 +161,12 @@ def _predictions(inputs: DistillationInputs, term: Callable) -> torch.Tensor:
             else:
                 terms.append(term(student, teacher, items))
     return torch.stack(terms).mean()
+
+
+def _has_several(batch: Mapping, logits: torch.Tensor) -> bool:
+    """Whether a row may have several labels: one number for each logit says which, `[batch, labels]`, two or more."""
+    labels = batch.get("labels")
+    return labels is not None and labels.is_floating_point() and labels.shape == logits.shape and logits.shape[-1] > 1
 
 
 def _layers(inputs: DistillationInputs, *, from_embeddings: bool):

@@ -69,7 +69,7 @@ def test_tokenize_bad_input(tokenizer):
 def test_a_task_that_the_tokenizer_cannot_do(task, missing):
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(unk_token="[UNK]")))
     with pytest.raises(UserError, match=f"the tokenizer has no {missing}, which {task} needs"):
-        prepare(task, "unused", bare, config=BertConfig())
+        prepare(task, "unused", bare, config=BertConfig(), longest=8)
 
 
 def test_a_trained_tokenizer_asks_for_no_token_types(tmp_path):

@@ -133,3 +133,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_installed_versions_names_the_libraries():
     assert {"hf-elastic", "torch", "transformers"} <= set(installed_versions())
     assert ("optimum" in installed_versions()) == is_installed("optimum.onnxruntime")
+
+
+def test_several_labels_agree_one_by_one():
+    """Two rows of three labels, one of which is decided the other way; the largest entry is the same throughout."""
+    reference = np.array([[4.0, 1.0, -2.0], [3.0, -1.0, -4.0]])
+    candidate = np.array([[4.0, -1.0, -2.0], [3.0, -1.0, -4.0]])
+    assert compare(reference, candidate)["argmax_agreement"] == 1
+    found = compare(reference, candidate, several=True)
+    assert found["argmax_agreement"] == pytest.approx(5 / 6) == found["near_argmax_agreement"] and found["rows"] == 2
+
+
+def test_one_value_a_row_agrees_where_it_hardly_moves():
+    reference = np.array([[4.0], [1.0], [-2.0], [0.0]])
+    found = compare(reference, reference + np.array([[0.1], [-0.1], [0.0], [0.3]]))
+    assert found["argmax_agreement"] == found["near_argmax_agreement"] == 0.75

@@ -15,10 +15,10 @@ from transformers import AutoModelForMaskedLM
 
 from hf_elastic import ElasticForMaskedLM
 from hf_elastic.export import export_subnet
-from hf_elastic.export.inputs import longest_sequence
 from hf_elastic.export.tensorrt.graph import FLOAT32_OPERATORS, count_in_floats, fix_axes, lower_precision
 from hf_elastic.export.tensorrt.operators import check_operators, operator_table, problems
 from hf_elastic.export.tensorrt.profile import Profile, profile_of, provider_options, trtexec_command
+from hf_elastic.utils.lengths import longest_sequence
 
 # `provider_option_names` of onnxruntime/core/providers/tensorrt/tensorrt_execution_provider_info.cc (microsoft/onnxruntime).
 PROVIDER_OPTIONS = frozenset(

@@ -13,7 +13,7 @@ ROWS = classification_rows(3)
     [
         (
             {"objectives": ["speed"]},
-            "'speed' is unknown; known: accuracy, loss, perplexity, latency, peak_memory, parameters, flops",
+            "'speed' is unknown; known: accuracy, loss, perplexity, f1, .*, mse, latency, peak_memory, parameters, flops",
         ),
         ({"objectives": "accuracy"}, "objectives must be a list.*'accuracy'"),
         ({"objectives": ["flops", "flops"]}, "must differ, got flops, flops"),
@@ -43,11 +43,14 @@ def model():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"objectives": [Objective("f1", "maximize")]}, "'f1'.*give compute_quality"),
+        ({"objectives": [Objective("bleu", "maximize")]}, "'bleu'.*give compute_quality"),
         ({"objectives": ["accuracy"], "eval_dataset": None}, "accuracy needs eval_dataset or compute_quality"),
         ({"objectives": ["snip"], "eval_dataset": None}, "snip needs eval_dataset"),
         ({"constraints": ["latency<=10"]}, "unknown value 'latency'; known: .*latency_ms"),
-        ({"sequence_length": 1000, "objectives": ["latency"]}, "sequence_length 1000: the model cannot run"),
+        (
+            {"sequence_length": 1000, "objectives": ["latency"]},
+            "1000 tokens, but the model has positions for 64",
+        ),
         ({"model": torch.nn.Linear(2, 2)}, "elastic model, got Linear"),
         ({"objectives": torch.nn.Linear(2, 2)}, "objectives must be a list .*; got a? ?Linear"),
         ({"compute_quality": 3}, "compute_quality must be a function or None, got 3"),

@@ -86,9 +86,11 @@ def test_regression_has_a_loss_but_no_accuracy():
     model = classifier()
     model = ElasticForSequenceClassification.from_base(BertForSequenceClassification(tiny.config_of("bert", num_labels=1)))
     rows = [{"input_ids": row["input_ids"], "label": 0.5} for row in classification_rows(4)]
-    assert search_subnets(model, ["loss"], rows, progress=False).points
-    with pytest.raises(ValueError, match="floating-point"):
+    assert search_subnets(model, ["loss", "mse"], rows, progress=False).points
+    with pytest.raises(ValueError, match=r"accuracy is no score of this head.*: pearson, spearmanr, mse, loss, perplexity"):
         search_subnets(model, ["accuracy"], rows, progress=False)
+    with pytest.raises(ValueError, match=r"labels of type torch.int64, which a head with problem_type regression has not"):
+        search_subnets(model, ["mse"], [{**row, "label": 1} for row in rows], progress=False)
 
 
 def test_a_random_collator_draws_once_and_reproducibly():

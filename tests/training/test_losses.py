@@ -51,6 +51,17 @@ def test_logits_by_hand():
     assert float(found) == pytest.approx(4 * sum(rows) / 2, abs=1e-6)
 
 
+def test_several_labels_are_decisions_of_their_own():
+    """Each of them against its absence: the softmax over all would not see that all logits have grown alike."""
+    ours, theirs = torch.randn(2, 3), torch.randn(2, 3)
+    batch = {"attention_mask": MASK, "labels": torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])}
+    pairs = [(softmax([t / 2, 0.0]), softmax([s / 2, 0.0])) for s, t in zip(ours.flatten().tolist(), theirs.flatten().tolist())]
+    found = DISTILLATION["logits"](inputs_of({"logits": ours}, {"logits": theirs}, batch=batch))
+    assert float(found) == pytest.approx(4 * sum(divergence(*pair) for pair in pairs) / 6, abs=1e-6)
+    for name in ("logits", "dist"):
+        assert float(DISTILLATION[name](inputs_of({"logits": ours}, {"logits": ours + 3}, batch=batch))) > 0.01
+
+
 def test_dist_by_hand():
     ours, theirs = torch.randn(4, 3), torch.randn(4, 3)
     p, q = ([softmax((row / 2).tolist()) for row in x] for x in (ours, theirs))

@@ -12,8 +12,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from ...core.modeling_elastic import ElasticForCausalLM
 from ...core.portable import cache_argument
 from ...runtimes.decoding import Decoded, decode_greedily, pad_left
+from ...utils.lengths import longest_sequence
 from ..format import Export
-from ..inputs import longest_sequence
 from ..parity import FLOAT32, ParityError
 
 # How many tokens a graph with a cache has to generate like torch.
