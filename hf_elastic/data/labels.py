@@ -240,7 +240,7 @@ def _nothing(item) -> None:
 def _fold(name: str) -> str:
     """The same of names that a user would not tell apart, and of what a reader of files makes of them: 01 is read as 1."""
     name = name.strip()
-    return str(int(name)) if name.isdecimal() else name.casefold()
+    return (name.lstrip("0") or "0") if name.isdecimal() else name.casefold()
 
 
 def _unambiguous(names: Mapping[int, str]) -> dict[str, int]:
