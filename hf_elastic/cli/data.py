@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.hub import cached_file, has_file
 
@@ -13,11 +15,35 @@ from ..core.loading import check_path, load_config
 from ..utils.options import read_mapping
 
 
-@dataclass
-class DataArguments:
-    """An elastic model and a data set."""
+@dataclass(kw_only=True)
+class Source:
+    """Where in a repository the checkpoint `model` is."""
+
+    revision: str | None = field(default=None, metadata={"help": "Of a model on the Hub: branch, tag or commit; default: main."})
+    subfolder: str | None = field(default=None, metadata={"help": "Of the model's repository or folder, with its tokenizer."})
+
+    @property
+    def checkpoint(self) -> str:
+        """The model as every loader takes it: its id or folder, or the folder that holds the revision and subfolder.
+
+        Raises:
+            UserError: a revision of a local folder, or no such subfolder; the message lists those that there are.
+            OSError: no such repository, revision or connection.
+        """
+        return fetch(self.model, self.revision, self.subfolder)
+
+
+@dataclass(kw_only=True)
+class ModelArguments(Source):
+    """An elastic model."""
 
     model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint, or of an adapter for one."})
+
+
+@dataclass(kw_only=True)
+class DataArguments(ModelArguments):
+    """An elastic model and a data set."""
+
     dataset: str = field(
         default="stdlib-docstrings",
         metadata={"help": "'stdlib-docstrings', 'stdlib-texts', a local folder or file, or a Hub id."},
@@ -30,6 +56,24 @@ class DataArguments:
     text_columns: list[str] | None = field(default=None, metadata={"help": "One or two text columns; default: found by name."})
     label_column: str | None = field(default=None, metadata={"help": "Label column; default: found by name."})
     max_length: int = field(default=128, metadata={"help": "Longest input (tokens); no more than the model takes."})
+
+
+@cache
+def fetch(name: str, revision: str | None, subfolder: str | None) -> str:
+    """See `Source.checkpoint`."""
+    if revision is None and subfolder is None:
+        return name
+    check_path(name)
+    if Path(name).is_dir():
+        if revision is not None:
+            raise UserError(f"revision: {name} is a local folder, which has none")
+        folder = Path(name)
+    else:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=subfolder and f"{subfolder}/*"))
+    if not (folder / (subfolder or "")).is_dir():
+        known = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
+        raise UserError(f"subfolder: there is no {subfolder!r} in {name}; it has: {known}")
+    return str(folder / (subfolder or ""))
 
 
 def load_elastic(name: str, dtype: str = "auto"):

@@ -9,13 +9,13 @@ from ..core.errors import UserError
 from ..core.loading import check_path
 from ..evaluation.config import EvaluationConfig
 from .common import parse
-from .data import check_device, load_elastic, load_tokenizer
+from .data import Source, check_device, load_elastic, load_tokenizer
 
 WIDTH = 110  # of the tables in a file (columns)
 
 
-@dataclass
-class EvaluateArguments:
+@dataclass(kw_only=True)
+class EvaluateArguments(Source):
     """What to evaluate, and where the results go."""
 
     model: str = field(
@@ -54,10 +54,10 @@ def run(args: EvaluateArguments, config: EvaluationConfig):
     check_device(config.device)
     if args.dry_run:
         return None
-    candidates, console = load_candidates(args.model, config), Console()
+    candidates, console = load_candidates(args.checkpoint, config), Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    results = evaluate(candidates, load_tokenizer(args.model), files, path, config, overwrite=args.overwrite)
+    results = evaluate(candidates, load_tokenizer(args.checkpoint), files, path, config, overwrite=args.overwrite)
     for table in make_tables(results, candidates.sizes, files, config):
         console.print(table)
     for line in remarks(results, candidates.sizes, files, config):

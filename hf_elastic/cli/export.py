@@ -84,7 +84,7 @@ def run(args: ExportArguments, config: ExportConfig) -> dict | None:
 
         subnet = Frontier.load(args.frontier).best(**(args.limits or {})).subnet
     with filled(output, overwrite=args.overwrite) as folder:
-        model, tokenizer = load_elastic(args.model), load_tokenizer(args.model)
+        model, tokenizer = load_elastic(args.checkpoint), load_tokenizer(args.checkpoint)
         model.resolve(subnet)
         held_out = None if args.dataset is None else read_held_out(args, model, tokenizer)
         if corpus is not None:

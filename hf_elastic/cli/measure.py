@@ -8,14 +8,13 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..measure.config import MeasureConfig
 from .common import parse
-from .data import check_device, load_elastic
+from .data import ModelArguments, check_device, load_elastic
 
 
-@dataclass
-class MeasureArguments:
+@dataclass(kw_only=True)
+class MeasureArguments(ModelArguments):
     """Which model to measure, and where the profile goes."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of an elastic checkpoint, or of an adapter for one."})
     output: str = field(default="profile.json", metadata={"help": "File for the device profile."})
     device: str = field(default="cpu", metadata={"help": "Device for torch, such as cpu or cuda."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a profile that is there."})
@@ -51,7 +50,7 @@ def run(args: MeasureArguments, config: MeasureConfig):
     from ..measure.profile import measure_profile
     from ..utils.progress import Bar
 
-    model = load_elastic(args.model).to(device)
+    model = load_elastic(args.checkpoint).to(device)
     with Bar(True) as bar:
         profile = measure_profile(model, config, bar=bar)
     profile.save(path)

@@ -18,7 +18,7 @@ from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 FRONTIER = "frontier.json"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SearchArguments(DataArguments):
     """Which model to search, on which data, and where the results go."""
 
@@ -56,7 +56,7 @@ def run(args: SearchArguments, config: SearchConfig):
 
     from ..search import search_subnets
 
-    model = load_elastic(args.model)
+    model = load_elastic(args.checkpoint)
     rows, collator = _rows(model, args, config)
     config = replace(config, storage=storage)
     frontier = search_subnets(model, eval_dataset=rows, config=config, data_collator=collator)
@@ -75,7 +75,7 @@ def run(args: SearchArguments, config: SearchConfig):
 
 def _next(args: SearchArguments, frontier) -> str:
     """The command that exports the size in the middle of the frontier."""
-    command = ["hf-elastic", "export", "--model", args.model, "--frontier", f"{args.output_dir}/frontier.json"]
+    command = ["hf-elastic", "export", "--model", args.checkpoint, "--frontier", f"{args.output_dir}/frontier.json"]
     if len(frontier.objectives) > 1:
         goal = frontier.objectives[1]
         middle = sorted(point.values[goal.name] for point in frontier.points)[len(frontier.points) // 2]
@@ -102,7 +102,7 @@ def _rows(model, args: SearchArguments, config: SearchConfig):
 
     if not set(config.wanted) & set(FROM_DATA):
         return None, None
-    data = prepare_for(model, load_tokenizer(args.model), args)
+    data = prepare_for(model, load_tokenizer(args.checkpoint), args)
     if args.split not in data.splits:
         raise UserError(f"split: {args.split!r} is not in the data; it has: {', '.join(data.splits)}")
     rows = data.splits[args.split]

@@ -18,7 +18,7 @@ from .common import parse
 from .data import DataArguments, load_elastic, load_tokenizer, prepare_for
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainArguments(DataArguments):
     """What to train and on what."""
 
@@ -109,8 +109,8 @@ def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path
     from ..training.precision import describe
 
     set_seed(training.seed)  # a new head and a new adapter are drawn before Trainer sets it
-    model = load_elastic(args.model, args.dtype) if args.task is None else load_stock(args)
-    tokenizer = load_tokenizer(args.model)
+    model = load_elastic(args.checkpoint, args.dtype) if args.task is None else load_stock(args)
+    tokenizer = load_tokenizer(args.checkpoint)
     with training.main_process_first(desc="data preparation"):  # the others then find it in the cache
         data = prepare_for(model, tokenizer, args)
     if data.labels:
@@ -149,7 +149,7 @@ def load_stock(args: TrainArguments):
 
     elastic_class = getattr(hf_elastic, TASKS[args.task])
     options = {} if args.num_labels is None else {"num_labels": args.num_labels}
-    return elastic_class.from_base(args.model, importance="none", dtype=args.dtype, **options)
+    return elastic_class.from_base(args.checkpoint, importance="none", dtype=args.dtype, **options)
 
 
 def load_teacher(name: str | None, model, tokenizer):

@@ -1,6 +1,7 @@
 """The command line: recipes, the whole path on a tiny model, and one-line errors."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -197,3 +198,33 @@ def test_labels_outside_the_head(elastic, tmp_path, capsys):
     (tmp_path / "train.tsv").write_text("label\tsentence\n" + "\n".join(f"{i % 5}\tword{i}" for i in range(20)) + "\n")
     assert main(["search", "--model", str(elastic), "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 2
     assert "label" in capsys.readouterr().err
+
+
+def test_a_model_in_a_subfolder_or_a_revision(elastic, tmp_path):
+    """What `push` makes with its layouts, in a local folder and in the cache of the Hub."""
+    shutil.copytree(elastic, tmp_path / "local" / "small")
+    snapshot = tmp_path / "cache" / "models--me--sizes" / "snapshots" / ("a" * 40)
+    shutil.copytree(elastic, snapshot / "small")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "v1").write_text(snapshot.name)
+    sources = {"local": ["--model", tmp_path / "local"], "hub": ["--model", "me/sizes", "--revision", "v1"]}
+    for name, source in sources.items():
+        command = [sys.executable, "-m", "hf_elastic.cli.main", "export", *map(str, source), "--subfolder", "small"]
+        environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [*command, "--output_dir", str(tmp_path / "out" / name)], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert {"tokenizer.json", "model.safetensors"} <= {path.name for path in (tmp_path / "out" / name).iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--subfolder", "large"], "subfolder: there is no 'large' in "),
+        (["--revision", "v1"], "is a local folder, which has none"),
+    ],
+)
+def test_a_subfolder_or_a_revision_that_is_not_there(options, message, elastic, tmp_path, capsys):
+    assert main(["export", "--model", str(elastic), *options, "--output_dir", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
