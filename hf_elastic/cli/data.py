@@ -44,9 +44,12 @@ class ModelArguments(Source):
 class DataArguments(ModelArguments):
     """An elastic model and a data set."""
 
-    dataset: str = field(
-        default="stdlib-docstrings",
-        metadata={"help": "'stdlib-docstrings', 'stdlib-texts', a local folder or file, or a Hub id."},
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "A local folder or file, or a Hub id; or what comes with Python: 'stdlib-docstrings' (the default for "
+            "classifiers) or 'stdlib-texts' (for language models)."
+        },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder in which a relative `dataset` is looked up."})
     max_train_rows: int | None = field(
@@ -171,9 +174,13 @@ def prepare_for(model, tokenizer, args: DataArguments):
     from ..data.task import prepare, task_of
     from ..utils.lengths import longest_sequence
 
+    task, name = task_of(type(model).__name__), args.dataset
+    if name is None:
+        name = "stdlib-docstrings" if task == "sequence-classification" else "stdlib-texts"
+        print(f"dataset: none given, so {name}, which comes with Python")
     return prepare(
-        task_of(type(model).__name__),
-        located(args.dataset, args.data_dir),
+        task,
+        located(name, args.data_dir),
         tokenizer,
         config=model.config,
         longest=longest_sequence(model.base),

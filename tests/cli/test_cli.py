@@ -70,6 +70,14 @@ def test_a_search_with_its_storage_elsewhere_goes_on(elastic, data, tmp_path, ca
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_data_that_nobody_named_are_said(elastic, tmp_path, capsys):
+    options = ["--objectives", "accuracy", "--n_trials", "2", "--max_examples", "4", "--max_length", "8"]
+    assert main(["search", "--model", str(elastic), *options, "--output_dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert "dataset: none given, so stdlib-docstrings, which comes with Python" in said.out
+    assert "label" in said.err  # a head of two labels, and eight kinds of modules
+
+
 def test_finetune_rank_and_train(stock, data, tmp_path):
     """A stock checkpoint is fine-tuned into a stock checkpoint, ranked on its task, and teaches its own sizes."""
     shared = ["--dataset", data.name, "--data_dir", str(data.parent), "--max_length", "8"]
