@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from .activations import influence_order
 from .configuration_elastic import ElasticConfig
 from .errors import UserError
-from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
-from .layout import named_layer_order
+from .importance import FROM_DATA, IMPORTANCE, WITHOUT_DATA, apply_order, importance_order
+from .layout import Layout, named_layer_order
 from .loading import check_path, load_checkpoint, load_config
 from .partition import partition_heads
 from .space import Space
@@ -35,7 +36,7 @@ class ConversionMixin:
         base: str | os.PathLike | PreTrainedModel,
         space: Mapping | Space | None = None,
         subnets: Mapping | None = None,
-        importance: str = "magnitude",
+        importance: str | None = None,
         layer_order: str | Sequence[int] = "first",
         calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
         head_partition: bool = False,
@@ -63,10 +64,19 @@ class ConversionMixin:
             ValueError: see the class; or an unknown `importance` or `layer_order`; or heads that cannot be partitioned anew.
             OSError: no such folder, or a checkpoint file that cannot be read.
         """
+        by_influence = layer_order == "influence"
+        if importance is None:
+            importance = WITHOUT_DATA if calibration is None else "activation"
         if importance not in IMPORTANCE:
             raise UserError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
-        if (importance == "taylor") != (calibration is not None):
-            raise UserError(f"importance: {importance!r} {'needs' if calibration is None else 'takes no'} calibration batches")
+        if calibration is None and (by_influence or importance in FROM_DATA):
+            option = f"importance: {importance!r}" if importance in FROM_DATA else "layer_order: 'influence'"
+            raise UserError(f"{option} needs calibration batches")
+        if calibration is not None:
+            if not (by_influence or importance in FROM_DATA):
+                raise UserError(f"importance: {importance!r} takes no calibration batches")
+            if not (calibration := list(calibration)):
+                raise UserError("calibration: needs at least one batch")
         if isinstance(base, PreTrainedModel):
             if kwargs:
                 raise UserError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
@@ -79,12 +89,13 @@ class ConversionMixin:
         if not isinstance(base, cls.stock_class(base.config)):
             raise UserError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
         space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
+        spec = partition_heads(spec_for(base.config.model_type)) if head_partition else spec_for(base.config.model_type)
+        if by_influence:
+            layer_order = influence_order(base, Layout(spec, base), calibration)
         order = named_layer_order(layer_order, base.config.num_hidden_layers)
-        spec = partition_heads(spec_for(base.config.model_type)).to_dict() if head_partition else None
-        config = ElasticConfig(base.config, spec, space and space.to_dict(), subnets, layer_order=order)
+        config = ElasticConfig(base.config, spec.to_dict(), space and space.to_dict(), subnets, layer_order=order)
         model = cls(config, base=base)
-        if importance != "none":
-            apply_order(model, importance_order(model, None if calibration is None else gradients_of(model, calibration)))
+        apply_order(model, importance_order(model, importance, calibration))
         return model.eval()
 
     @classmethod
