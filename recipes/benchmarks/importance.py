@@ -3,10 +3,10 @@
     python recipes/benchmarks/importance.py run --data-dir DATA_DIR
     python recipes/benchmarks/importance.py table --output recipes/benchmarks/results/importance    prints what is recorded
 
-DATA_DIR has glue/sst2 and wikitext2. Three models: all-MiniLM-L6-v2 as it is (mean cosine to the embeddings of the full model), MiniLM
-fine-tuned for a moment (accuracy), and a small Llama with grouped queries, trained from new weights (loss, nats per token);
-two tasks each. Half of the neurons, of the heads, of the layers, or a quarter of the hidden channels goes. A seed draws new weights, the
-order of rows, the texts that rank, and the random ranking. Every case writes a record, so that an interrupted run goes on.
+DATA_DIR has glue/sst2 and wikitext2. Three models: all-MiniLM-L6-v2 as it is (mean cosine to the embeddings of the full model),
+MiniLM fine-tuned for a moment (accuracy), and a small Llama with grouped queries, trained from new weights (loss, nats per
+token); two tasks each. Half of the neurons, of the heads, of the layers, or a quarter of the channels goes. A seed draws the
+texts that rank, and the random ranking. Every case writes a record, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,12 @@ from hf_elastic.data.calibration import calibration_batches
 from hf_elastic.utils.files import write_atomically
 
 CALIBRATION = 256  # texts
+CHANNELS = "3/4 of the channels"
+CUTS = {
+    "half the FFN": ("intermediate_size", 0.5),
+    "half the heads": ("num_attention_heads", 0.5),
+    CHANNELS: ("hidden_size", 0.75),
+}
 RANKINGS = {
     "none": {"importance": "none"},
     "random": {"importance": "none"},
@@ -50,11 +55,7 @@ DEPTHS = {
 
 def sizes_of(layout) -> dict[str, dict]:
     """The cuts, one axis each."""
-    return {
-        "half the FFN": {"intermediate_size": layout.value("intermediate_size") // 2},
-        "half the heads": {"num_attention_heads": layout.value("num_attention_heads") // 2},
-        "3/4 of the channels": {"hidden_size": layout.value("hidden_size") * 3 // 4},
-    }
+    return {cut: {axis: int(layout.value(axis) * share)} for cut, (axis, share) in CUTS.items()}
 
 
 def shuffle(model, seed: int) -> None:
@@ -68,84 +69,104 @@ def shuffle(model, seed: int) -> None:
     apply_order(model, order)
 
 
-def measure(case: Case, seed: int) -> dict:
-    """Every ranking of a case.
+class Bench:
+    """The rankings of one case.
 
-    Returns:
-        "full", and for each cut the quality by ranking.
+    Args:
+        case: the model and the task.
     """
-    stock = case.stock.eval()
-    batches = {
-        "texts": calibration_batches(case.tokenizer, case.texts(CALIBRATION, seed), max_length=case.max_length),
-        "docstrings": calibration_batches(case.tokenizer, max_length=case.max_length),
-        "labels": case.labelled(CALIBRATION, seed),
-    }
 
-    def convert(options: dict, space: dict):
-        name = options.get("calibration")
-        if name is not None and not batches[name]:
-            return None
-        given = {**options, "calibration": batches[name]} if name else options
-        return case.elastic_class.from_base(copy.deepcopy(stock), space, **{"importance": "none", **given})
+    def __init__(self, case: Case):
+        self.case, self.stock = case, case.stock.eval()
+        whole = self.convert({}, None, {})
+        self.quality = case.quality(whole.base)
+        self.layout = whole.layout
+        self.found: dict = {"full": self.quality(whole.base)}
+        self.docstrings = calibration_batches(case.tokenizer, max_length=case.max_length)
 
-    full = convert({}, None)
-    quality: Callable = case.quality(full.base)
-    sizes = sizes_of(full.layout)
-    space = {axis: [value, full.layout.value(axis)] for size in sizes.values() for axis, value in size.items()}
-    found: dict = {"full": quality(full.base), **{cut: {} for cut in sizes}, "half the layers": {}}
-    for name, options in RANKINGS.items():
-        model = convert(options, space)
-        if model is None:
-            continue
-        if name == "random":
-            shuffle(model, seed)
-        for cut, size in sizes.items():
-            if cut != "3/4 of the channels" or case.has_head:  # else they are what is returned, and keep their order
-                found[cut][name] = quality(model.view(size))
-    layers = full.layout.num_layers
-    for name, options in DEPTHS.items():
-        order = {"layer_order": np.random.default_rng(seed).permutation(layers).tolist()} if name == "random" else options
-        model = convert(order, {"num_hidden_layers": [layers // 2, layers]})
-        found["half the layers"][name] = quality(model.view({"num_hidden_layers": layers // 2}))
-    return found
+    def convert(self, options: dict, space: dict | None, batches: dict):
+        """The model, elastic and ranked."""
+        given = {"importance": "none", **options}
+        if "calibration" in options:
+            given["calibration"] = batches[options["calibration"]]
+        return self.case.elastic_class.from_base(copy.deepcopy(self.stock), space, **given)
+
+    def add(self, cut: str, ranking: str, model, size: dict) -> None:
+        """Measure a size."""
+        self.found.setdefault(cut, {}).setdefault(ranking, []).append(self.quality(model.view(size)))
+
+    def run(self, seed: int) -> None:
+        """Measure every ranking that the seed changes; with the first one all."""
+        case = self.case
+        batches = {
+            "texts": calibration_batches(case.tokenizer, case.texts(CALIBRATION, seed), max_length=case.max_length),
+            "docstrings": self.docstrings,
+            "labels": case.labelled(CALIBRATION, seed),
+        }
+        sizes = sizes_of(self.layout)
+        space = {axis: [value, self.layout.value(axis)] for size in sizes.values() for axis, value in size.items()}
+        for name, options in RANKINGS.items():
+            if (seed and not is_drawn(name)) or not batches.get(options.get("calibration"), True):
+                continue
+            model = self.convert(options, space, batches)
+            if name == "random":
+                shuffle(model, seed)
+            for cut, size in sizes.items():
+                if cut != CHANNELS or case.has_head:  # else they are what is returned, and keep their order
+                    self.add(cut, name, model, size)
+        layers = self.layout.num_layers
+        for name, options in DEPTHS.items():
+            if seed and not is_drawn(name):
+                continue
+            drawn = {"layer_order": np.random.default_rng(seed).permutation(layers).tolist()}
+            model = self.convert(drawn if name == "random" else options, {"num_hidden_layers": [layers // 2, layers]}, batches)
+            self.add("half the layers", name, model, {"num_hidden_layers": layers // 2})
+
+
+def is_drawn(ranking: str) -> bool:
+    """Whether a ranking depends on the seed."""
+    return ranking == "random" or "the task's" in ranking
 
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """Measure what is missing."""
     torch.set_num_threads(1)
     for name in cases():
+        record = folder / f"{name}.json"
+        if record.exists():
+            continue
+        started = time.process_time()
+        bench = Bench(case_of(name, folder, args.data_dir))
         for seed in range(args.seeds):
-            record = folder / f"{name}-{seed}.json"
-            if record.exists():
-                continue
-            started = time.process_time()
-            case = case_of(name, seed, folder, args.data_dir)
-            result = {"case": name, "unit": case.unit, "seed": seed, **measure(case, seed)}
-            result["seconds"] = time.process_time() - started
-            write_atomically(record, json.dumps(result, indent=2) + "\n")
-            print(f"{record}: {result['seconds']:.0f} s of one core")
+            bench.run(seed)
+        result = {"case": name, "unit": bench.case.unit, "seconds": time.process_time() - started, **bench.found}
+        write_atomically(record, json.dumps(result, indent=2) + "\n")
+        print(f"{record}: {result['seconds']:.0f} s of one core", flush=True)
 
 
 def table(folder: Path) -> None:
-    """Print what is recorded: mean and sample deviation over seeds."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*-[0-9].json"))]
+    """Print what is recorded: mean, and sample deviation over seeds where there are several.
+
+    Raises:
+        ValueError: nothing is recorded.
+    """
+    records = [json.loads(path.read_text()) for name in cases() if (path := folder / f"{name}.json").exists()]
     if not records:
         raise ValueError(f"output: {folder} has no records")
-    names = [name for name in cases() if any(record["case"] == name for record in records)]
-    by_case = {name: [record for record in records if record["case"] == name] for name in names}
-    console = Console(width=170)
-    for cut in ("full", "half the FFN", "half the heads", "3/4 of the channels", "half the layers"):
-        grid = Table("ranking", *(f"{name}, {by_case[name][0]['unit']}" for name in names), title=cut, title_justify="left")
-        for ranking in [""] if cut == "full" else dict.fromkeys(key for record in records for key in record[cut]):
-            cells = [[row[cut] if cut == "full" else row[cut].get(ranking) for row in by_case[name]] for name in names]
-            grid.add_row(ranking, *map(cell, cells))
+    console = Console(width=150)
+    heads = [f"{record['case']}, {record['unit']}" for record in records]
+    for cut in (*CUTS, "half the layers"):
+        grid = Table(cut, *heads)
+        grid.add_row("(full)", *(f"{record['full']:.3f}" for record in records))
+        for ranking in dict.fromkeys(key for record in records for key in record.get(cut, ())):
+            grid.add_row(ranking, *(cell(record.get(cut, {}).get(ranking, [])) for record in records))
         console.print(grid)
-    console.print(f"seconds of one core, training included: {sum(record['seconds'] for record in records):.0f}")
+    console.print(f"seconds of one core: {sum(record['seconds'] for record in records):.0f}")
 
 
-def cell(values: list) -> str:
+def cell(values: list[float]) -> str:
     """`mean ± deviation`, or a dash."""
-    if None in values:
+    if not values:
         return "-"
     return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
@@ -155,7 +176,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--data-dir", help="folder that holds glue/sst2 and wikitext2; to run")
-    parser.add_argument("--output", default="runs/importance", help="folder for models and records")
+    parser.add_argument("--output", default="runs/importance", help="folder for models and records, one for each case")
     parser.add_argument("--seeds", type=int, default=3, help="how many (count)")
     args = parser.parse_args()
     if args.command == "run" and args.data_dir is None:

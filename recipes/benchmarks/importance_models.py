@@ -11,8 +11,8 @@ import torch
 
 MAX_LENGTH = 48
 LENGTH = 128  # of a block of running text (tokens)
-EVALUATED = {"stdlib-docstrings": 300, "glue/sst2": 400}  # validation rows
-BLOCKS = 24  # of validation text
+EVALUATED = {"stdlib-docstrings": 200, "glue/sst2": 300}  # validation rows
+BLOCKS = 16  # of validation text
 TRAINING = {
     "docstrings": {"dataset": "stdlib-docstrings", "max_steps": 80, "learning_rate": 2e-4},
     "sst2": {"dataset": "glue/sst2", "max_steps": 100, "learning_rate": 1e-4, "max_train_rows": 2000},
@@ -127,7 +127,8 @@ class Case:
         if self.kind == "decoder":
             batches = self._blocks("validation", 0, BLOCKS)
             return lambda module: _mean(module(**batch).loss.item() for batch in batches)
-        batches = self._rows(self.rows["validation"].shuffle(seed=0).select(range(EVALUATED[self.dataset])))
+        rows = EVALUATED[self.dataset] // (1 if self.has_head else 2)
+        batches = self._rows(self.rows["validation"].shuffle(seed=0).select(range(rows)))
         if self.kind == "classifier":
             return lambda module: _accuracy(module, batches)
         inputs = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
@@ -156,7 +157,7 @@ def _embed(module: torch.nn.Module, batches: list[dict]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def case_of(name: str, seed: int, output: Path, data_dir: str) -> Case:
+def case_of(name: str, output: Path, data_dir: str) -> Case:
     """Load a case; train its model if that is not done yet."""
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -165,7 +166,7 @@ def case_of(name: str, seed: int, output: Path, data_dir: str) -> Case:
     from hf_elastic.data.minilm import minilm_path
 
     trained, dataset = _CASES[name.replace("-", " ", 1)]
-    folder = minilm_path() if trained is None else train(trained, seed, output, data_dir)
+    folder = minilm_path() if trained is None else train(trained, output, data_dir)
     if trained is None:
         kind, stock = "embedding", AutoModel.from_pretrained(folder)
     elif trained == "decoder":
@@ -182,23 +183,23 @@ def _located(dataset: str, data_dir: str) -> str:
     return dataset if dataset.startswith("stdlib") else located(dataset, data_dir)
 
 
-def train(name: str, seed: int, output: Path, data_dir: str) -> Path:
+def train(name: str, output: Path, data_dir: str) -> Path:
     """Train a model, or find it in the output folder."""
     from hf_elastic.cli import train as command
     from hf_elastic.data.loading import load_text_dataset
     from hf_elastic.data.minilm import minilm_path
     from hf_elastic.training.arguments import ElasticTrainingArguments
 
-    folder = output / f"{name}-{seed}"
+    folder = output / name
     if (folder / "metrics.json").exists():
         return folder
     options = dict(TRAINING[name])
     data = {"dataset": _located(options.pop("dataset"), data_dir), "max_train_rows": options.pop("max_train_rows", None)}
     size = {"per_device_train_batch_size": 8 if name == "decoder" else 16, "warmup_steps": 10, "logging_steps": 10}
-    fixed = {"report_to": ["none"], "save_strategy": "no", "disable_tqdm": True, "output_dir": str(folder), "seed": seed}
+    fixed = {"report_to": ["none"], "save_strategy": "no", "disable_tqdm": True, "output_dir": str(folder)}
     with tempfile.TemporaryDirectory() as scratch:
         if name == "decoder":
-            data |= {"model": _new_decoder(scratch, data["dataset"], seed), "max_length": LENGTH}
+            data |= {"model": _new_decoder(scratch, data["dataset"]), "max_length": LENGTH}
         else:
             labels = 2 if name == "sst2" else load_text_dataset(data["dataset"])["train"].features["label"].num_classes
             head = {"task": "sequence-classification", "num_labels": labels}
@@ -207,9 +208,9 @@ def train(name: str, seed: int, output: Path, data_dir: str) -> Path:
     return folder
 
 
-def _new_decoder(folder: str, dataset: str, seed: int) -> str:
+def _new_decoder(folder: str, dataset: str) -> str:
     from hf_elastic.cli import convert
 
-    options = {"task": "causal-lm", "model_config": DECODER, "tokenizer_dataset": dataset, "seed": seed}
+    options = {"task": "causal-lm", "model_config": DECODER, "tokenizer_dataset": dataset}
     convert.run(convert.ConvertArguments(folder, overwrite=True), convert.ConvertConfig(**options))
     return folder
