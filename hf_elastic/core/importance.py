@@ -9,7 +9,7 @@ import torch
 
 from .activations import Batches, activation_energies
 from .errors import UserError
-from .shapes import Dim, axis_index, permute
+from .shapes import Dim, axes_in, axis_index, permute
 
 IMPORTANCE = ("activation", "magnitude", "taylor", "none")
 # Those that look at calibration batches.
@@ -50,8 +50,9 @@ def ranked_axes(model) -> set[str]:
     layout = model.layout
     cuts = [model.resolve(subnet) for subnet in (*model.space.extremes(), *model.config.subnets.values())]
     sizes = {item for cut in cuts for items in (cut.shared, *cut.per_layer) for item in items}
+    stored = axes_in(dim for entry in layout.entries for dim in entry.dims)  # heads are not, where they partition channels anew
     kept = {"head", *(layout.model_axes if model.base.base_model is model.base else ())}
-    return {axis for axis, size in sizes if size < layout.full[axis]} & {*layout.layer_axes, *layout.model_axes} - kept
+    return {axis for axis, size in sizes if size < layout.full[axis]} & stored & {*layout.layer_axes, *layout.model_axes} - kept
 
 
 def importance_order(model, importance: str = "magnitude", batches: Batches | None = None) -> Order:
