@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from tiny import WORDS
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_elastic.cli.main import main
 
@@ -72,6 +72,9 @@ def test_rankings_from_texts(stock, data, tmp_path, capsys):
     pairs = tmp_path / "pairs"
     pairs.mkdir()
     (pairs / "train.jsonl").write_text("".join(json.dumps({"premise": word, "hypothesis": WORDS[1]}) + "\n" for word in WORDS))
+    body = tmp_path / "body"
+    shutil.copytree(stock, body)
+    AutoModel.from_pretrained(stock).save_pretrained(body)
     space = json.dumps({"num_hidden_layers": [2, 4], "intermediate_size": [16, 48], "hidden_size": [16, 32]})
     weights = {}
     for name, options, said in (
@@ -80,7 +83,7 @@ def test_rankings_from_texts(stock, data, tmp_path, capsys):
         ("file", ["--calibration", str(texts), "--layer_order", "influence"], f"texts of {texts}"),
         ("again", ["--calibration", str(texts), "--layer_order", "influence"], f"texts of {texts}"),
         ("pairs", ["--calibration", str(pairs), "--calibration_rows", "8"], f"ranked on 8 texts of {pairs}"),
-        ("choices", ["--task", "multiple-choice", "--calibration", str(texts)], f"texts of {texts}"),
+        ("choices", ["--model", str(body), "--task", "multiple-choice", "--calibration", str(texts)], f"texts of {texts}"),
         ("none", ["--importance", "none"], "largest:"),
         ("without a tokenizer", ["--tokenizer", "none"], "largest:"),
     ):
