@@ -64,7 +64,7 @@ class ConvertConfig:
         default=None,
         metadata={
             "help": "Texts for importance activation and layer_order influence: a text file with one in a line, or any data set. "
-            "Default: those of dataset; without one, docstrings of Python's standard library."
+            "Default: those of dataset; without one, docstrings of Python's standard library and random tokens."
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder in which relative data sets are looked up."})
@@ -194,7 +194,7 @@ def calibration(config: ConvertConfig) -> list[dict] | None:
     longest = getattr(base_config, "max_position_embeddings", config.max_length + 2) - 2
     batches = calibration_batches(tokenizer, texts, max_length=min(config.max_length, longest))
     number = sum(len(batch["input_ids"]) for batch in batches)
-    print(f"ranked on {number} texts of {source or 'Python, docstrings of its standard library'}")
+    print(f"ranked on {number} texts of {source or 'our own: docstrings and random tokens'}")
     if config.task == "multiple-choice":
         return [{key: value.unsqueeze(1) for key, value in batch.items()} for batch in batches]  # one choice
     return batches

@@ -41,7 +41,7 @@ RANKINGS = {
     "random": {"importance": "none"},
     "magnitude": {"importance": "magnitude"},
     "activation, the task's texts": {"importance": "activation", "calibration": "texts"},
-    "activation, docstrings": {"importance": "activation", "calibration": "docstrings"},
+    "activation, embedded texts": {"importance": "activation", "calibration": "embedded"},
     "taylor, the task's labels": {"importance": "taylor", "calibration": "labels"},
 }
 DEPTHS = {
@@ -49,7 +49,7 @@ DEPTHS = {
     "random": {},
     "ends": {"layer_order": "ends"},
     "influence, the task's texts": {"layer_order": "influence", "calibration": "texts"},
-    "influence, docstrings": {"layer_order": "influence", "calibration": "docstrings"},
+    "influence, embedded texts": {"layer_order": "influence", "calibration": "embedded"},
 }
 
 
@@ -82,7 +82,7 @@ class Bench:
         self.quality = case.quality(whole.base)
         self.layout = whole.layout
         self.found: dict = {"full": self.quality(whole.base)}
-        self.docstrings = calibration_batches(case.tokenizer, max_length=case.max_length)
+        self.embedded = calibration_batches(case.tokenizer, max_length=case.max_length)
 
     def convert(self, options: dict, space: dict | None, batches: dict):
         """The model, elastic and ranked."""
@@ -100,7 +100,7 @@ class Bench:
         case = self.case
         batches = {
             "texts": calibration_batches(case.tokenizer, case.texts(CALIBRATION, seed), max_length=case.max_length),
-            "docstrings": self.docstrings,
+            "embedded": self.embedded,
             "labels": case.labelled(CALIBRATION, seed),
         }
         sizes = sizes_of(self.layout)

@@ -78,7 +78,7 @@ def test_rankings_from_texts(stock, data, tmp_path, capsys):
     space = json.dumps({"num_hidden_layers": [2, 4], "intermediate_size": [16, 48], "hidden_size": [16, 32]})
     weights = {}
     for name, options, said in (
-        ("embedded", [], "ranked on 256 texts of Python, docstrings of its standard library"),
+        ("embedded", [], "ranked on 512 texts of our own: docstrings and random tokens"),
         ("dataset", ["--dataset", str(data), "--max_length", "8"], f"ranked on 64 texts of {data}"),
         ("file", ["--calibration", str(texts), "--layer_order", "influence"], f"texts of {texts}"),
         ("again", ["--calibration", str(texts), "--layer_order", "influence"], f"texts of {texts}"),

@@ -5,7 +5,7 @@ import torch
 from tiny import WORDS, save_tokenizer
 
 from hf_elastic.data import calibration_batches
-from hf_elastic.data.calibration import training_texts
+from hf_elastic.data.calibration import embedded_texts, training_texts
 from hf_elastic.data.docstrings import sample_docstrings
 
 
@@ -36,10 +36,13 @@ def test_pairs(tokenizer):
 
 
 def test_embedded_texts(tokenizer):
-    texts = sample_docstrings()
-    assert len(set(texts)) == 256 and texts == sample_docstrings()
-    batches = calibration_batches(tokenizer, max_length=16, batch_size=100)
-    assert [len(batch["input_ids"]) for batch in batches] == [100, 100, 56]
+    texts = embedded_texts(tokenizer)
+    assert len(texts) == 512 and texts == embedded_texts(tokenizer)
+    assert max(len(text.split()) for text in texts) == 24
+    words = set(" ".join(texts[256:]).split())
+    assert set(WORDS) <= words and not words & {"[PAD]", "[CLS]"}
+    batches = calibration_batches(tokenizer, max_length=16, batch_size=200)
+    assert [len(batch["input_ids"]) for batch in batches] == [200, 200, 112]
 
 
 def test_no_text(tokenizer, tmp_path):
