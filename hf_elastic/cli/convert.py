@@ -70,11 +70,12 @@ class ConvertConfig:
     data_dir: str | None = field(default=None, metadata={"help": "Folder in which relative data sets are looked up."})
     max_length: int = field(default=128, metadata={"help": "Longest input for a ranking (tokens)."})
     calibration_rows: int = field(default=1024, metadata={"help": "Training rows that a ranking looks at, at most (count)."})
-    layer_order: str = field(
-        default="first",
+    layer_order: str | None = field(
+        default=None,
         metadata={
             "help": "Which layers a depth keeps: first, ends (first and last, then from the front), influence (those that change "
-            "what they read most, on texts), or a JSON list of all."
+            "what they read most, on texts), or a JSON list of all. "
+            "Default: influence where importance looks at data, else first."
         },
     )
     head_partition: bool = field(
@@ -112,6 +113,8 @@ class ConvertConfig:
         check_integers(1, max_length=self.max_length, calibration_rows=self.calibration_rows)
         if self.importance is None:
             self.importance = "none" if self.model is None else WITHOUT_DATA if self.tokenizer == "none" else "activation"
+        if self.layer_order is None:
+            self.layer_order = "influence" if self.importance in FROM_DATA else "first"
         if self.importance not in IMPORTANCE:
             raise UserError(f"importance: {self.importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
         if self.model is None and (self.importance != "none" or self.layer_order == "influence"):
@@ -192,7 +195,9 @@ def calibration(config: ConvertConfig) -> list[dict] | None:
         texts = training_texts(located(source, config.data_dir), config.calibration_rows)
     # RoBERTa's positions begin two behind its first.
     longest = getattr(base_config, "max_position_embeddings", config.max_length + 2) - 2
-    batches = calibration_batches(tokenizer, texts, max_length=min(config.max_length, longest))
+    # Classifiers that read the last token refuse several rows where the config has no token for padding.
+    size = 1 if getattr(base_config, "pad_token_id", None) is None else 8
+    batches = calibration_batches(tokenizer, texts, max_length=min(config.max_length, longest), batch_size=size)
     number = sum(len(batch["input_ids"]) for batch in batches)
     print(f"ranked on {number} texts of {source or 'our own: docstrings and random tokens'}")
     if config.task == "multiple-choice":

@@ -109,6 +109,7 @@ def convert(args: QuickstartArguments, console):
     from transformers import AutoConfig, AutoTokenizer
 
     from .. import ElasticForSequenceClassification
+    from ..data.calibration import calibration_batches
     from ..data.loading import load_text_dataset
     from ..data.minilm import minilm_path
     from ..data.task import prepare, read_classes
@@ -117,16 +118,17 @@ def convert(args: QuickstartArguments, console):
     name = args.model or str(minilm_path())
     _, _, _, labels = read_classes(load_text_dataset(args.dataset), None, None)
     base_config = AutoConfig.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name)
     model = ElasticForSequenceClassification.from_base(
         name,
         space=space_for(base_config),
         layer_order=order_for(base_config.num_hidden_layers),
+        calibration=calibration_batches(tokenizer, max_length=args.max_length),
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         dtype=torch.float32,
     )
-    tokenizer = AutoTokenizer.from_pretrained(name)
     data = prepare("sequence-classification", args.dataset, tokenizer, config=model.config, max_length=args.max_length)
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in data.splits.items())
     console.print(f"task: which of {len(labels)} classes ({', '.join(labels)}); rows: {sizes}")

@@ -37,7 +37,7 @@ class ConversionMixin:
         space: Mapping | Space | None = None,
         subnets: Mapping | None = None,
         importance: str | None = None,
-        layer_order: str | Sequence[int] = "first",
+        layer_order: str | Sequence[int] | None = None,
         calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
         head_partition: bool = False,
         **kwargs,
@@ -48,13 +48,18 @@ class ConversionMixin:
             base: a Hub id, a local folder, or a stock model.
             space: which sizes; None for the full size only.
             subnets: name -> subnet.
-            importance: how heads, neurons and channels are ranked before the prefixes are taken: "magnitude" of their weights;
-                "taylor", by what their removal does to the loss on `calibration`, best for a checkpoint that is fine-tuned
-                already; or "none" to keep their order. The full model computes the same either way.
+            importance: how heads, neurons and channels are ranked before the prefixes are taken: "activation", by what they give
+                to the layers that read them, on `calibration`; "taylor", by what their removal does to the loss on it, for a
+                checkpoint that is fine-tuned already; "magnitude" of their weights; or "none" to keep their order. Default:
+                "activation" with calibration, else "magnitude", the best without data. The full model computes the same with
+                each. Axes that neither the space nor a named subnet cuts keep their order, as do the hidden channels of a
+                headless model.
             layer_order: which layers `num_hidden_layers` keeps: "first", the first ones; "ends", the first, the last, then the
-                others from the front, so that every size ends with the layer that the head was pretrained on; or all layer
-                indices, the one to keep longest first.
-            calibration: for "taylor": a few dozen batches of model inputs with labels.
+                others from the front, so that every size ends with the layer that the head was pretrained on; "influence",
+                those that change most what they read, on `calibration`; or all layer indices, the one to keep longest first.
+                Default: "influence" where `importance` looks at calibration, else "first".
+            calibration: batches of model inputs, some hundred rows; for "taylor" with labels.
+                `hf_elastic.data.calibration_batches` makes them of texts.
             head_partition: `num_attention_heads` partitions the hidden size anew, so that more heads are narrower ones and no
                 parameter changes, instead of keeping the size of a head and dropping heads. Not with grouped queries or rotary
                 positions.
@@ -64,9 +69,11 @@ class ConversionMixin:
             ValueError: see the class; or an unknown `importance` or `layer_order`; or heads that cannot be partitioned anew.
             OSError: no such folder, or a checkpoint file that cannot be read.
         """
-        by_influence = layer_order == "influence"
         if importance is None:
             importance = WITHOUT_DATA if calibration is None else "activation"
+        if layer_order is None:
+            layer_order = "first" if calibration is None or importance not in FROM_DATA else "influence"
+        by_influence = layer_order == "influence"
         if importance not in IMPORTANCE:
             raise UserError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
         if calibration is None and (by_influence or importance in FROM_DATA):
