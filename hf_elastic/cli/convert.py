@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from ..core.configuration_elastic import check_names
 from ..core.errors import UserError
+from ..core.importance import FROM_DATA, IMPORTANCE, WITHOUT_DATA
 from ..core.loading import load_config
 from ..core.space import Space, Subnet
 from ..data.task import TASKS
 from ..utils.folders import check_output, filled
-from ..utils.options import check_dtype, read_mapping
+from ..utils.options import check_dtype, check_integers, read_mapping
 from ..utils.tokenizer import save_tokenizer
 from .common import parse
 
@@ -48,21 +49,33 @@ class ConvertConfig:
     task: str = field(default="sequence-classification", metadata={"help": f"One of: {', '.join(TASKS)}."})
     space: str | None = field(default=None, metadata={"help": "axis -> list of values (mapping, JSON or JSON file)."})
     subnets: str | None = field(default=None, metadata={"help": "name -> subnet (mapping, JSON or JSON file)."})
-    importance: str = field(
-        default="magnitude",
+    importance: str | None = field(
+        default=None,
         metadata={
-            "help": "Ranking of heads, neurons and channels: magnitude of the weights, taylor (their effect on the loss on "
-            "`dataset`, for a fine-tuned checkpoint) or none."
+            "help": "Ranking of heads, neurons and channels: activation (what they give to the layers that read them, on texts), "
+            "magnitude of the weights, taylor (their effect on the loss on `dataset`, for a fine-tuned checkpoint) or none. "
+            f"Default: activation; without a tokenizer {WITHOUT_DATA}; for new weights none."
         },
     )
-    dataset: str | None = field(default=None, metadata={"help": "For importance taylor: the data, as for hf-elastic train."})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder in which relative data sets are looked up."})
-    max_length: int = field(default=128, metadata={"help": "Longest input for importance taylor (tokens)."})
-    calibration_rows: int = field(default=1024, metadata={"help": "Training rows that importance taylor looks at (count)."})
-    layer_order: str = field(
-        default="first",
+    dataset: str | None = field(
+        default=None, metadata={"help": "Data that rank, as for hf-elastic train; only importance taylor needs its labels."}
+    )
+    calibration: str | None = field(
+        default=None,
         metadata={
-            "help": "Which layers a depth keeps: first, ends (first and last, then from the front), or a JSON list of all."
+            "help": "Texts for importance activation and layer_order influence: a text file with one in a line, or any data set. "
+            "Default: those of dataset; without one, docstrings of Python's standard library and random tokens."
+        },
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder in which relative data sets are looked up."})
+    max_length: int = field(default=128, metadata={"help": "Longest input for a ranking (tokens)."})
+    calibration_rows: int = field(default=1024, metadata={"help": "Training rows that a ranking looks at, at most (count)."})
+    layer_order: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which layers a depth keeps: first, ends (first and last, then from the front), influence (those that change "
+            "what they read most, on texts), or a JSON list of all. "
+            "Default: influence where importance looks at data, else first."
         },
     )
     head_partition: bool = field(
@@ -82,10 +95,9 @@ class ConvertConfig:
         if self.task not in TASKS:
             raise UserError(f"task: {self.task!r} is unknown; known: {', '.join(TASKS)}")
         check_dtype(self.dtype, "auto")
-        if (self.importance == "taylor") != (self.dataset is not None):
-            raise UserError("importance taylor needs a dataset, and nothing else takes one")
         if (self.model is None) == (self.model_config is None):
             raise UserError("give either model or model_config")
+        self._check_ranking()
         if isinstance(self.layer_order, str) and self.layer_order.startswith("["):
             try:
                 self.layer_order = json.loads(self.layer_order)
@@ -99,6 +111,30 @@ class ConvertConfig:
         check_names(self.subnets or {})
         for subnet in (self.subnets or {}).values():
             Subnet(subnet)
+
+    def _check_ranking(self) -> None:
+        """Raise UserError for a ranking that lacks its data, or data that nothing looks at; fill in the default."""
+        check_integers(1, max_length=self.max_length, calibration_rows=self.calibration_rows)
+        if self.importance is None:
+            self.importance = "none" if self.model is None else WITHOUT_DATA if self.tokenizer == "none" else "activation"
+        if self.layer_order is None:
+            self.layer_order = "influence" if self.importance in FROM_DATA else "first"
+        if self.importance not in IMPORTANCE:
+            raise UserError(f"importance: {self.importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
+        if self.model is None and (self.importance != "none" or self.layer_order == "influence"):
+            raise UserError("model_config: new weights are not ranked; leave out importance and layer_order influence")
+        if self.importance == "taylor" and (self.dataset is None or self.calibration is not None):
+            raise UserError("importance taylor needs a dataset with labels, and takes no calibration")
+        given = [name for name in ("dataset", "calibration") if getattr(self, name) is not None]
+        if given and not self.uses_data:
+            raise UserError(f"{given[0]}: importance {self.importance} and layer_order {self.layer_order} look at no data")
+        if self.uses_data and self.tokenizer == "none":
+            raise UserError(f"importance {self.importance} and layer_order {self.layer_order} need a tokenizer; it is none")
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether the ranking looks at data."""
+        return self.importance in FROM_DATA or self.layer_order == "influence"
 
 
 def main(argv: list[str]) -> int:
@@ -159,26 +195,49 @@ def make_elastic(config: ConvertConfig):
 
 
 def calibration(config: ConvertConfig) -> list[dict] | None:
-    """Batches of 32 rows of the training data, with labels, for importance taylor."""
-    if config.dataset is None:
+    """Batches of model inputs for the rankings that look at data, and a line that says of which; None where none do."""
+    if not config.uses_data:
         return None
     import torch
-    from torch.utils.data import DataLoader
     from transformers import AutoModel
 
-    from ..data.task import prepare
     from ..utils.lengths import longest_sequence
+
+    base_config = load_config(config.model)
+    with torch.device("meta"):
+        longest = longest_sequence(AutoModel.from_config(base_config))
+    tokenizer = _tokenizer(config, base_config.vocab_size)
+    if config.importance == "taylor":
+        return _labelled(config, base_config, tokenizer, longest)
+    from ..data.calibration import calibration_batches, training_texts
     from .data import located
 
-    stock = load_config(config.model)
-    with torch.device("meta"):
-        empty = AutoModel.from_config(stock)
+    source, texts = config.calibration or config.dataset, None
+    if source is not None:
+        texts = training_texts(located(source, config.data_dir), config.calibration_rows)
+    # Classifiers that read the last token refuse several rows where the config has no token for padding.
+    size = 1 if getattr(base_config, "pad_token_id", None) is None else 8
+    batches = calibration_batches(tokenizer, texts, max_length=min(config.max_length, longest), batch_size=size)
+    number = sum(len(batch["input_ids"]) for batch in batches)
+    print(f"ranked on {number} texts of {source or 'our own: docstrings and random tokens'}")
+    if config.task == "multiple-choice":
+        return [{key: value.unsqueeze(1) for key, value in batch.items()} for batch in batches]  # one choice
+    return batches
+
+
+def _labelled(config: ConvertConfig, base_config, tokenizer, longest: int) -> list[dict]:
+    """Batches of 32 rows of the training data, with labels."""
+    from torch.utils.data import DataLoader
+
+    from ..data.task import prepare
+    from .data import located
+
     data = prepare(
         config.task,
         located(config.dataset, config.data_dir),
-        _tokenizer(config, 0),
-        config=stock,
-        longest=longest_sequence(empty),
+        tokenizer,
+        config=base_config,
+        longest=longest,
         max_length=config.max_length,
         max_train_rows=config.calibration_rows,
     )

@@ -118,6 +118,7 @@ def convert(args: QuickstartArguments, console):
     from transformers import AutoConfig, AutoTokenizer
 
     from .. import ElasticForSequenceClassification
+    from ..data.calibration import calibration_batches
     from ..data.labels import SINGLE, label_names
     from ..data.loading import load_text_dataset
     from ..data.minilm import minilm_path
@@ -131,10 +132,12 @@ def convert(args: QuickstartArguments, console):
     _, _, (_, labels, problem_type) = read_labels(load_text_dataset(args.dataset), None, None, head)
     if problem_type != SINGLE:
         raise UserError(f"dataset: this is {problem_type}, and the quickstart is for one label a row; use convert, train, search")
+    tokenizer = AutoTokenizer.from_pretrained(name)
     model = ElasticForSequenceClassification.from_base(
         name,
         space=space_for(base_config),
         layer_order=order_for(base_config.num_hidden_layers),
+        calibration=calibration_batches(tokenizer, max_length=args.max_length),
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
@@ -142,7 +145,6 @@ def convert(args: QuickstartArguments, console):
         dtype=torch.float32,
     )
     check_length("max_length", args.max_length, model.base)
-    tokenizer = AutoTokenizer.from_pretrained(name)
     data = prepare(
         "sequence-classification",
         args.dataset,

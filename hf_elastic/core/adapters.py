@@ -36,6 +36,11 @@ def is_table(name: str) -> bool:
     return "lora_embedding_A" in name.split(".")
 
 
+def is_factor(name: str) -> bool:
+    """Whether a parameter is a factor of an adapter."""
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
 def find_wrappers(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> wrapper of every layer that an adapter has replaced."""
     layers, utils = sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other")

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from .activations import influence_order
 from .configuration_elastic import ElasticConfig
 from .errors import UserError
-from .importance import IMPORTANCE, apply_order, gradients_of, importance_order
-from .layout import named_layer_order
+from .importance import FROM_DATA, IMPORTANCE, WITHOUT_DATA, apply_order, importance_order
+from .layout import Layout, named_layer_order
 from .loading import check_path, load_checkpoint, load_config
 from .partition import partition_heads
 from .space import Space
@@ -35,8 +36,8 @@ class ConversionMixin:
         base: str | os.PathLike | PreTrainedModel,
         space: Mapping | Space | None = None,
         subnets: Mapping | None = None,
-        importance: str = "magnitude",
-        layer_order: str | Sequence[int] = "first",
+        importance: str | None = None,
+        layer_order: str | Sequence[int] | None = None,
         calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
         head_partition: bool = False,
         **kwargs,
@@ -47,13 +48,18 @@ class ConversionMixin:
             base: a Hub id, a local folder, or a stock model.
             space: which sizes; None for the full size only.
             subnets: name -> subnet.
-            importance: how heads, neurons and channels are ranked before the prefixes are taken: "magnitude" of their weights;
-                "taylor", by what their removal does to the loss on `calibration`, best for a checkpoint that is fine-tuned
-                already; or "none" to keep their order. The full model computes the same either way.
+            importance: how heads, neurons and channels are ranked before the prefixes are taken: "activation", by what they give
+                to the layers that read them, on `calibration`; "taylor", by what their removal does to the loss on it, for a
+                checkpoint that is fine-tuned already; "magnitude" of their weights; or "none" to keep their order. Default:
+                "activation" with calibration, else "magnitude", the best without data. The full model computes the same with
+                each. Axes that neither the space nor a named subnet cuts keep their order, as do the hidden channels of a
+                headless model.
             layer_order: which layers `num_hidden_layers` keeps: "first", the first ones; "ends", the first, the last, then the
-                others from the front, so that every size ends with the layer that the head was pretrained on; or all layer
-                indices, the one to keep longest first.
-            calibration: for "taylor": a few dozen batches of model inputs with labels.
+                others from the front, so that every size ends with the layer that the head was pretrained on; "influence",
+                those that change most what they read, on `calibration`; or all layer indices, the one to keep longest first.
+                Default: "influence" where `importance` looks at calibration, else "first".
+            calibration: batches of model inputs, some hundred rows; for "taylor" with labels.
+                `hf_elastic.data.calibration_batches` makes them of texts.
             head_partition: `num_attention_heads` partitions the hidden size anew, so that more heads are narrower ones and no
                 parameter changes, instead of keeping the size of a head and dropping heads. Not with grouped queries or rotary
                 positions.
@@ -63,10 +69,21 @@ class ConversionMixin:
             ValueError: see the class; or an unknown `importance` or `layer_order`; or heads that cannot be partitioned anew.
             OSError: no such folder, or a checkpoint file that cannot be read.
         """
+        if importance is None:
+            importance = WITHOUT_DATA if calibration is None else "activation"
+        if layer_order is None:
+            layer_order = "first" if calibration is None or importance not in FROM_DATA else "influence"
+        by_influence = layer_order == "influence"
         if importance not in IMPORTANCE:
             raise UserError(f"importance: {importance!r} is unknown; known: {', '.join(IMPORTANCE)}")
-        if (importance == "taylor") != (calibration is not None):
-            raise UserError(f"importance: {importance!r} {'needs' if calibration is None else 'takes no'} calibration batches")
+        if calibration is None and (by_influence or importance in FROM_DATA):
+            option = f"importance: {importance!r}" if importance in FROM_DATA else "layer_order: 'influence'"
+            raise UserError(f"{option} needs calibration batches")
+        if calibration is not None:
+            if not (by_influence or importance in FROM_DATA):
+                raise UserError(f"importance: {importance!r} takes no calibration batches")
+            if not (calibration := list(calibration)):
+                raise UserError("calibration: needs at least one batch")
         if isinstance(base, PreTrainedModel):
             if kwargs:
                 raise UserError(f"{', '.join(kwargs)}: only for a checkpoint that is loaded here, not for a ready model")
@@ -79,12 +96,13 @@ class ConversionMixin:
         if not isinstance(base, cls.stock_class(base.config)):
             raise UserError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
         space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
+        spec = partition_heads(spec_for(base.config.model_type)) if head_partition else spec_for(base.config.model_type)
+        if by_influence:
+            layer_order = influence_order(base, Layout(spec, base), calibration)
         order = named_layer_order(layer_order, base.config.num_hidden_layers)
-        spec = partition_heads(spec_for(base.config.model_type)).to_dict() if head_partition else None
-        config = ElasticConfig(base.config, spec, space and space.to_dict(), subnets, layer_order=order)
+        config = ElasticConfig(base.config, spec.to_dict(), space and space.to_dict(), subnets, layer_order=order)
         model = cls(config, base=base)
-        if importance != "none":
-            apply_order(model, importance_order(model, None if calibration is None else gradients_of(model, calibration)))
+        apply_order(model, importance_order(model, importance, calibration))
         return model.eval()
 
     @classmethod

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 
+from .activations import Batches, activation_energies
 from .errors import UserError
-from .shapes import Dim, axis_index, permute
+from .shapes import Dim, axes_in, axis_index, permute
 
-IMPORTANCE = ("magnitude", "taylor", "none")
+IMPORTANCE = ("activation", "magnitude", "taylor", "none")
+# Those that look at calibration batches.
+FROM_DATA = ("activation", "taylor")
+# Where there is no data: what is best without.
+WITHOUT_DATA = "magnitude"
 
 # For each axis that is reordered, the order in every layer: (axis, layer index or None for the whole model) -> indices.
 Order = Mapping[tuple[str, "int | None"], np.ndarray]
+# Query heads, those that share a key-value head side by side: the axes of both as one.
+QUERIES = "kv group"
 
 
 def axis_scores(tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, int], axis: str) -> np.ndarray:
@@ -35,56 +41,103 @@ def axis_scores(tensor: torch.Tensor, dims: tuple[Dim, ...], full: Mapping[str, 
     return total
 
 
-def importance_order(model, gradients: Mapping[str, torch.Tensor] | None = None) -> Order:
-    """Order of heads, neurons and channels of an elastic model, most important first.
+def ranked_axes(model) -> set[str]:
+    """The axes of an elastic model that are reordered: those that a size of its space, or a named one, cuts.
 
-    The hidden channels of a headless model are what it returns, so they keep their order.
+    Channels within a head belong together, and the hidden channels of a headless model are what it returns: they keep their
+    order.
+    """
+    layout = model.layout
+    cuts = [model.resolve(subnet) for subnet in (*model.space.extremes(), *model.config.subnets.values())]
+    sizes = {item for cut in cuts for items in (cut.shared, *cut.per_layer) for item in items}
+    stored = axes_in(dim for entry in layout.entries for dim in entry.dims)  # heads are not, where they partition channels anew
+    kept = {"head", *(layout.model_axes if model.base.base_model is model.base else ())}
+    return {axis for axis, size in sizes if size < layout.full[axis]} & stored & {*layout.layer_axes, *layout.model_axes} - kept
+
+
+def importance_order(model, importance: str = "magnitude", batches: Batches | None = None) -> Order:
+    """Order of heads, neurons and channels of an elastic model, most important first, on the axes that its sizes cut.
+
+    Query heads that share keys and values are ranked among each other, each such group for itself.
 
     Args:
         model: an elastic model.
-        gradients: parameter name -> gradient of a loss. With it the score of a weight is `(w * g)^2`, the first-order Taylor
-            estimate of what its removal changes (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning",
-            eq. 8); without it `w^2`.
+        importance: the score of an index, summed over what belongs to it. "magnitude": `w^2` of its weights. "taylor": their
+            `(w g)^2`, the first-order estimate of what removal does to a loss (Molchanov et al. 2019, "Importance Estimation for
+            Neural Network Pruning", eq. 8). "activation": what it gives to the outputs of the layers that read it, see
+            `activation_energies`. "none": all alike.
+        batches: model inputs, for "taylor" with labels.
+
+    Raises:
+        UserError: for "activation" no linear layer that reads an axis has run.
     """
+    axes = ranked_axes(model)
+    if importance == "none" or not axes:
+        return {}
     layout = model.layout
-    parameters = dict(model.base.named_parameters())
-    scores: dict[tuple[str, int | None], np.ndarray] = defaultdict(lambda: np.zeros(0))
-    # Hidden channels are what a headless model returns: their order is part of its result.
-    is_output = model.base.base_model is model.base
-    reordered = [axis for axis in (*layout.layer_axes, *(() if is_output else layout.model_axes)) if axis != "head"]
-    for entry in layout.entries:
-        if entry.tied_to is not None:
-            continue
-        weight = parameters[entry.name].detach()
-        squared = (weight if gradients is None else weight * gradients[entry.name]).float() ** 2
-        for axis in reordered:
-            if any(axis in segment for dim in entry.dims for segment in dim):
-                key = (axis, entry.layer if axis in layout.layer_axes else None)
-                score = axis_scores(squared, entry.dims, layout.full, axis)
-                scores[key] = score + (scores[key] if len(scores[key]) else 0)
+    if importance == "activation":
+        found = activation_energies(model.base, layout, batches, axes)
+    else:
+        found = _weight_scores(model, None if importance == "magnitude" else gradients_of(model, batches))
+    full = _full(layout)
+    ranked = {QUERIES if axis == "group" else axis for axis in axes}
+    keys = [(axis, layer) for axis in ranked for layer in ((None,) if axis in layout.model_axes else range(layout.num_layers))]
+    scores: dict[tuple[str, int | None], np.ndarray] = {}
+    for tensor, dims, layer in found:
+        for axis in ranked:
+            shape = _join(dims) if axis == QUERIES else dims
+            if any(axis in segment for dim in shape for segment in dim):
+                key = (axis, None if axis in layout.model_axes else layer)
+                scores[key] = axis_scores(tensor, shape, full, axis) + scores.get(key, 0)
+    if missing := [f"{axis} in layer {layer}" for axis, layer in keys if (axis, layer) not in scores]:
+        raise UserError(f"importance: 'activation' finds no linear layer that reads {missing[0]}; take another ranking")
     # A stable sort keeps the checkpoint's order among equals, so that ranking twice changes nothing.
-    return {key: np.argsort(-score, kind="stable") for key, score in scores.items()}
+    order = {key: np.argsort(-score, kind="stable") for key, score in scores.items() if key[0] != QUERIES}
+    for layer in range(layout.num_layers) if QUERIES in ranked else ():
+        score = scores[QUERIES, layer].reshape(full["kv"], full["group"])
+        first = np.arange(full[QUERIES]).reshape(score.shape)[:, :1] + np.argsort(-score, axis=1, kind="stable")
+        order[QUERIES, layer] = first[order.get(("kv", layer), slice(None))].ravel()
+    return order
 
 
-def gradients_of(model, batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Root of the summed squares of each batch's gradient, of the full model without dropout, for `importance_order`.
+def _join(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Dimensions in which key-value heads and the query heads of each are one axis."""
+    return tuple(tuple(_joined(segment) for segment in dim) for dim in dims)
+
+
+def _joined(segment: tuple) -> tuple:
+    place = segment.index("group") if "group" in segment else 0
+    return (*segment[: place - 1], QUERIES, *segment[place + 1 :]) if place else segment
+
+
+def _full(layout) -> dict[str, int]:
+    return {**layout.full, QUERIES: layout.full["kv"] * layout.full["group"]} if "group" in layout.full else dict(layout.full)
+
+
+def _weight_scores(
+    model, gradients: Mapping[str, torch.Tensor] | None
+) -> Iterator[tuple[torch.Tensor, tuple[Dim, ...], int | None]]:
+    parameters = dict(model.base.named_parameters())
+    for entry in model.layout.entries:
+        if entry.tied_to is None:
+            weight = parameters[entry.name].detach()
+            yield (weight if gradients is None else weight * gradients[entry.name]).float() ** 2, entry.dims, entry.layer
+
+
+def gradients_of(model, batches: Batches) -> dict[str, torch.Tensor]:
+    """Root of the summed squares of each batch's gradient, of the full model without dropout.
 
     The checkpoint should have been trained for the task: the gradients of a new head say little.
 
     Args:
         model: an elastic model; its own gradients are cleared.
         batches: model inputs with labels, a few dozen.
-
-    Raises:
-        ValueError: there is no batch.
     """
     base = model.base
     training = base.training
     base.eval()
     squares = {name: torch.zeros_like(parameter) for name, parameter in base.named_parameters()}
-    number = 0
     for batch in batches:
-        number += 1
         base.zero_grad(set_to_none=True)
         with torch.enable_grad():
             base(**{key: value.to(base.device) for key, value in batch.items()}).loss.backward()
@@ -93,8 +146,6 @@ def gradients_of(model, batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
                 squares[name] += parameter.grad**2
     base.zero_grad(set_to_none=True)
     base.train(training)
-    if not number:
-        raise UserError("importance: taylor needs at least one batch with labels")
     return {name: square.sqrt() for name, square in squares.items()}
 
 
@@ -106,11 +157,11 @@ def apply_order(model, order: Order) -> None:
         model: an elastic model.
         order: as from `importance_order`.
     """
-    layout = model.layout
+    full = _full(model.layout)
     parameters = dict(model.base.named_parameters())
-    for entry in layout.entries:
+    for entry in model.layout.entries:
         if entry.tied_to is not None:
             continue
         moves = {axis: indices for (axis, layer), indices in order.items() if layer is None or layer == entry.layer}
         parameter = parameters[entry.name]
-        parameter.copy_(permute(parameter, entry.dims, layout.full, moves))
+        parameter.copy_(permute(parameter, _join(entry.dims) if QUERIES in moves else entry.dims, full, moves))

@@ -20,7 +20,7 @@ from .twins import named_weights
 # Sequence-level heads apply their classifier once per sequence; headless models only their pooler.
 SEQUENCE_LEVEL = ("ForSequenceClassification", "ForMultipleChoice", "Model")
 
-LAYER_ORDERS = ("first", "ends")
+LAYER_ORDERS = ("first", "ends", "influence")
 
 
 @dataclass(frozen=True)

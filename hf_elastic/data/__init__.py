@@ -5,6 +5,7 @@ from importlib import import_module
 # Imported when they are first used: data sets are slow to import, and `python -m hf_elastic.data.minilm` would warn.
 _LAZY = {
     "build_docstrings": "docstrings",
+    "calibration_batches": "calibration",
     "columns_of": "loading",
     "encode_labels": "labels",
     "load_text_dataset": "loading",

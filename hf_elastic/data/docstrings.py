@@ -26,6 +26,8 @@ SPLIT_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 # Of the larger data set: what tells sizes apart is the number of rows that they are compared on.
 LARGE_SHARES = {"train": 0.5, "validation": 0.25, "test": 0.25}
 MIN_TEXTS = 400
+MIN_LENGTH = 32  # of a text, in characters
+PER_FILE = 8  # docstrings of a file in a sample
 MASK = "package"
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
@@ -47,7 +49,7 @@ def build_docstrings(
     seed: int = 0,
     *,
     stdlib: Path | None = None,
-    min_length: int = 32,
+    min_length: int = MIN_LENGTH,
     min_docstrings: int = 100,
     min_files: int = 4,
     shares: Mapping[str, float] = SPLIT_SHARES,
@@ -87,7 +89,7 @@ def build_docstrings(
     return DatasetDict({split: _to_dataset(kept, splits, split, features, seed) for split in shares})
 
 
-def collect_docstrings(root: Path, min_length: int = 32, *, with_code: bool = False) -> list[Docstring]:
+def collect_docstrings(root: Path, min_length: int = MIN_LENGTH, *, with_code: bool = False) -> list[Docstring]:
     """Return the module, class and function docstrings of every package under `root`, in the order of their file names.
 
     Args:
@@ -100,15 +102,36 @@ def collect_docstrings(root: Path, min_length: int = 32, *, with_code: bool = Fa
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; expected a Python standard library with .py files")
-    packages = sorted(init.parent for init in root.glob("*/__init__.py") if init.parent.name not in SKIPPED_FOLDERS)
-    files = (path for package in packages for path in sorted(package.rglob("*.py")))
     return [
         Docstring(path.relative_to(root).parts[0], path.relative_to(root).as_posix(), text)
-        for path in files
-        if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)
+        for path in _files_of_packages(root)
         for text in _texts_in(path, with_code)
         if len(text) >= min_length
     ]
+
+
+def sample_docstrings(count: int = 256, *, stdlib: Path | None = None) -> list[str]:
+    """Some docstrings of the standard library, from few files, so that it takes a moment; the same Python gives the same ones.
+
+    Args:
+        count: how many at most.
+        stdlib: folder of the standard library; None takes the running interpreter's.
+
+    Raises:
+        FileNotFoundError: there are no docstrings, as where Python comes without its `.py` files.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"]) if stdlib is None else Path(stdlib)
+    files = _files_of_packages(root)
+    random.Random(0).shuffle(files)
+    found: dict[str, None] = {}
+    for path in files:
+        texts = [text for text in _texts_in(path, False) if len(text) >= MIN_LENGTH]
+        found.update(dict.fromkeys(texts[:PER_FILE]))
+        if len(found) >= count:
+            break
+    if not found:
+        raise FileNotFoundError(f"{root}: no docstrings; is this a Python installation with its .py files?")
+    return list(found)[:count]
 
 
 def large_packages(docstrings: Iterable[Docstring], min_docstrings: int, min_files: int) -> list[str]:
@@ -159,6 +182,12 @@ def assign_files(docstrings: Iterable[Docstring], seed: int, shares: Mapping[str
             splits[file] = split
             filled[split] += counts[file]
     return splits
+
+
+def _files_of_packages(root: Path) -> list[Path]:
+    packages = sorted(init.parent for init in root.glob("*/__init__.py") if init.parent.name not in SKIPPED_FOLDERS)
+    files = (path for package in packages for path in sorted(package.rglob("*.py")))
+    return [path for path in files if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)]
 
 
 def _texts_in(path: Path, with_code: bool) -> Iterator[str]:

@@ -88,12 +88,20 @@ def columns_of(
         if not 1 <= len(candidates[0]) <= (2 if labelled else 1):
             raise UserError(f"text={text!r}: task {task} takes {'1 or 2 text columns' if labelled else '1 text column'}")
     text_columns = _first_present(dataset, "text", candidates)
-    for split, rows in dataset.items():
-        for column in text_columns:
-            if rows.features[column] not in (Value("string"), Value("large_string")):
-                raise UserError(f"split {split!r}: text column {column!r} must hold strings, found {rows.features[column]}")
+    _check_strings(dataset, text_columns)
     labels = (("label",), ("labels",)) if label is None else ((label,),)
     return text_columns, _first_present(dataset, "label", labels)[0] if labelled else None
+
+
+def text_columns_of(dataset: DatasetDict) -> list[str]:
+    """Return the text columns of a data set whose labels do not matter, one, or two for pairs, by their usual names.
+
+    Raises:
+        UserError: there is none, or it holds no strings.
+    """
+    columns = _first_present(dataset, "text", (*TEXT_PAIRS, *TEXT_SINGLES))
+    _check_strings(dataset, columns)
+    return columns
 
 
 def tokenize_classification(
@@ -241,6 +249,13 @@ def _labels_hidden(name: str, split: str, rows: Dataset) -> bool:
     if hidden:
         logger.warning("%s: leaving out the split %r, all of its labels are withheld (-1)", name, split)
     return hidden
+
+
+def _check_strings(dataset: DatasetDict, columns: Sequence[str]) -> None:
+    for split, rows in dataset.items():
+        for column in columns:
+            if rows.features[column] not in (Value("string"), Value("large_string")):
+                raise UserError(f"split {split!r}: text column {column!r} must hold strings, found {rows.features[column]}")
 
 
 def _first_present(dataset: DatasetDict, kind: str, candidates: Sequence[tuple[str, ...]]) -> list[str]:

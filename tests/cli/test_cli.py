@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny import WORDS
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.cli.main import main
@@ -96,6 +97,42 @@ def test_finetune_rank_and_train(stock, data, tmp_path):
     assert metrics["eval_accuracy"] > 0.9 and "eval_smallest_accuracy" in metrics
 
 
+def test_rankings_from_texts(stock, data, tmp_path, capsys):
+    """By default texts rank: the embedded ones, those of the data set, or a file's; the same texts give the same model."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"{word} {WORDS[0]} and others\n\n" for word in WORDS[:20]))
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "train.jsonl").write_text("".join(json.dumps({"premise": word, "hypothesis": WORDS[1]}) + "\n" for word in WORDS))
+    body = tmp_path / "body"
+    shutil.copytree(stock, body)
+    AutoModel.from_pretrained(stock).save_pretrained(body)
+    space = json.dumps({"num_hidden_layers": [2, 4], "intermediate_size": [16, 48], "hidden_size": [16, 32]})
+    weights = {}
+    for name, options, said in (
+        ("embedded", [], "ranked on 512 texts of our own: docstrings and random tokens"),
+        ("dataset", ["--dataset", str(data), "--max_length", "8"], f"ranked on 64 texts of {data}"),
+        ("file", ["--calibration", str(texts), "--layer_order", "influence"], f"texts of {texts}"),
+        ("again", ["--calibration", str(texts), "--layer_order", "influence"], f"texts of {texts}"),
+        ("pairs", ["--calibration", str(pairs), "--calibration_rows", "8"], f"ranked on 8 texts of {pairs}"),
+        ("choices", ["--model", str(body), "--task", "multiple-choice", "--calibration", str(texts)], f"texts of {texts}"),
+        ("none", ["--importance", "none"], "largest:"),
+        ("without a tokenizer", ["--tokenizer", "none"], "largest:"),
+    ):
+        folder = tmp_path / f"of {name}"
+        assert main(["convert", "--model", str(stock), "--space", space, "--output_dir", str(folder), *options]) == 0
+        out = capsys.readouterr().out
+        assert said in out and ("ranked" in out) == ("ranked" in said or "texts" in said)
+        weights[name] = (folder / "model.safetensors").read_bytes()
+    assert weights["file"] == weights["again"]
+    assert len({weights[name] for name in ("embedded", "dataset", "file", "none", "without a tokenizer")}) == 5
+    expected = AutoModelForSequenceClassification.from_pretrained(stock).eval()
+    inputs = {"input_ids": torch.arange(5, 12)[None]}
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "of file").eval()
+    torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits, atol=1e-5, rtol=0)
+    assert sorted(model.config.layer_order) == [0, 1, 2, 3]
+
+
 def test_lora_by_recipe(elastic, data, tmp_path):
     """`lora` trains an adapter, which alone is saved; its folder is a model for the other commands."""
     adapter, out = tmp_path / "adapter", tmp_path / "out"
@@ -178,6 +215,30 @@ BAD = {
     "taylor without data": (
         ["convert", "--model", "{stock}", "--output_dir", "{out}", "--importance", "taylor"],
         "importance taylor needs a dataset",
+    ),
+    "taylor with texts": (
+        ["convert", "--model", "{stock}", "--output_dir", "{out}", "--importance", "taylor", "--calibration", "{data}"],
+        "importance taylor needs a dataset with labels",
+    ),
+    "unknown ranking": (
+        ["convert", "--model", "{stock}", "--output_dir", "{out}", "--importance", "fisher"],
+        "importance: 'fisher' is unknown; known: activation, magnitude, taylor, none",
+    ),
+    "texts that nothing reads": (
+        ["convert", "--model", "{stock}", "--output_dir", "{out}", "--importance", "magnitude", "--calibration", "{data}"],
+        "calibration: importance magnitude and layer_order first look at no data",
+    ),
+    "texts without a tokenizer": (
+        ["convert", "--model", "{stock}", "--output_dir", "{out}", "--tokenizer", "none", "--layer_order", "influence"],
+        "need a tokenizer; it is none",
+    ),
+    "no such texts": (
+        ["convert", "--model", "{stock}", "--output_dir", "{out}", "--calibration", "./nowhere.txt"],
+        "./nowhere.txt: no such file",
+    ),
+    "ranked new weights": (
+        ["convert", "--model_config", '{"model_type": "bert"}', "--output_dir", "{out}", "--importance", "activation"],
+        "model_config: new weights are not ranked",
     ),
     "bad task to fine-tune": (["train", *TRAIN, "--task", "question-answering"], "task: 'question-answering' is unknown"),
 }

@@ -86,15 +86,31 @@ def test_uniform_subnets_are_standard(model_type):
         torch.testing.assert_close(model.view(subnet)(**batch()).logits, extracted(**batch()).logits, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("importance", ["magnitude", "activation"])
 @pytest.mark.parametrize("model_type", CONFIGS)
 @torch.no_grad()
-def test_importance_permutation_changes_nothing(model_type):
+def test_importance_permutation_changes_nothing(model_type, importance):
     model = elastic_lm(model_type)
     before = model(**batch()).logits
-    order = importance_order(model)
+    order = importance_order(model, importance, [batch(seed=1)])
+    attention = {"kv", "kv group"} if "kv" in model.layout.full else {"heads"}
+    assert {axis for axis, _ in order} == {"ffn", "hidden", *attention}
     assert any((indices != sorted(indices)).any() for indices in order.values())
     apply_order(model, order)
     torch.testing.assert_close(model(**batch()).logits, before, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@torch.no_grad()
+def test_hidden_channels_keep_their_order_where_no_size_cuts_them(model_type):
+    model = elastic_lm(model_type, hidden=False)
+    expected = model(**batch(), output_hidden_states=True)
+    order = importance_order(model, "activation", [batch(seed=1)])
+    assert any((indices != sorted(indices)).any() for indices in order.values())
+    apply_order(model, order)
+    found = model(**batch(), output_hidden_states=True)
+    for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

@@ -125,7 +125,7 @@ def test_grouped_heads(llama, subnet, message):
         ({"space": {"num_key_value_heads": [2]}}, says("num_key_value_heads", "its axes")),
         ({"space": SPACE, "subnets": {"wide": {"intermediate_size": 96}}}, says("subnets.wide", "intermediate_size", 96, 48)),
         ({"space": SPACE, "subnets": {"odd": {"width": 96}}}, says("subnets.odd", "width", AXES)),
-        ({"space": SPACE, "importance": "fisher"}, says("importance", "'fisher'", "magnitude, taylor, none")),
+        ({"space": SPACE, "importance": "fisher"}, says("importance", "'fisher'", "activation, magnitude, taylor, none")),
         ({"space": SPACE, "num_labels": 3}, says("num_labels", "ready model")),
     ],
 )

@@ -267,5 +267,5 @@ def test_named_layer_orders(tmp_path):
         "ends": [(0,), (0, 3), (0, 1, 3)],
         "[2, 0, 1, 3]": [(2,), (0, 2), (0, 1, 2)],
     }
-    with pytest.raises(ValueError, match="layer_order: 'last' is unknown; known: first, ends, or a list"):
+    with pytest.raises(ValueError, match="layer_order: 'last' is unknown; known: first, ends, influence, or a list"):
         ElasticModel.from_base(AutoModel.from_config(config), layer_order="last")
