@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 
 from ..core.configuration_elastic import check_names
+from ..core.conversion import DEFAULT_SPACE
 from ..core.errors import UserError
 from ..core.importance import FROM_DATA, IMPORTANCE, WITHOUT_DATA
 from ..core.loading import load_config
@@ -15,6 +16,7 @@ from ..utils.folders import check_output, filled
 from ..utils.options import check_dtype, check_integers, read_mapping
 from ..utils.tokenizer import save_tokenizer
 from .common import parse
+from .data import Source
 
 
 @dataclass
@@ -26,8 +28,8 @@ class ConvertArguments:
     dry_run: bool = field(default=False, metadata={"help": "Check everything that needs no download, write nothing."})
 
 
-@dataclass
-class ConvertConfig:
+@dataclass(kw_only=True)
+class ConvertConfig(Source):
     """What to convert, and into which sizes.
 
     Raises:
@@ -47,7 +49,13 @@ class ConvertConfig:
         default=None, metadata={"help": "Without a tokenizer: train a byte-level BPE on this data set's training text."}
     )
     task: str = field(default="sequence-classification", metadata={"help": f"One of: {', '.join(TASKS)}."})
-    space: str | None = field(default=None, metadata={"help": "axis -> list of values (mapping, JSON or JSON file)."})
+    space: str | None = field(
+        default=None,
+        metadata={
+            "help": "axis -> list of values (mapping, JSON or JSON file); none: one size. Default: for a model depth and "
+            "feed-forward width in quarters, for new weights one size."
+        },
+    )
     subnets: str | None = field(default=None, metadata={"help": "name -> subnet (mapping, JSON or JSON file)."})
     importance: str | None = field(
         default=None,
@@ -103,10 +111,15 @@ class ConvertConfig:
                 self.layer_order = json.loads(self.layer_order)
             except json.JSONDecodeError as error:
                 raise UserError(f"layer_order: {self.layer_order!r} is not a JSON list ({error})") from error
-        self.space = read_mapping("space", self.space)
+        if self.space in (None, DEFAULT_SPACE) and self.model is not None:
+            self.space = DEFAULT_SPACE
+        elif self.space == "none":
+            self.space = None
+        else:
+            self.space = read_mapping("space", self.space)
         self.subnets = read_mapping("subnets", self.subnets)
         self.model_config = read_mapping("model_config", self.model_config)
-        if self.space is not None:
+        if isinstance(self.space, dict):
             Space.from_dict(self.space)
         check_names(self.subnets or {})
         for subnet in (self.subnets or {}).values():
@@ -163,6 +176,8 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder, longest_sequence(model.base))
         copy_sentence_modules(model, folder)
+    if config.space == DEFAULT_SPACE:
+        print(f"space: none given, so {json.dumps(model.space.to_dict())}; --space none is one size")
     sizes = {"largest": model.space.largest, "smallest": model.space.smallest, **model.config.subnets}
     for name, subnet in sizes.items():
         print(f"{name}: {model.num_parameters_of(subnet):,} parameters, {model.subnet(subnet).to_dict()}")
@@ -182,7 +197,7 @@ def make_elastic(config: ConvertConfig):
         return model if config.dtype == "auto" else model.to(getattr(torch, config.dtype))
     options = {} if config.num_labels is None else {"num_labels": config.num_labels}
     return elastic_class.from_base(
-        config.model,
+        config.checkpoint,
         space=config.space,
         subnets=config.subnets,
         importance=config.importance,
@@ -203,7 +218,7 @@ def calibration(config: ConvertConfig) -> list[dict] | None:
 
     from ..utils.lengths import longest_sequence
 
-    base_config = load_config(config.model)
+    base_config = load_config(config.checkpoint)
     with torch.device("meta"):
         longest = longest_sequence(AutoModel.from_config(base_config))
     tokenizer = _tokenizer(config, base_config.vocab_size)
@@ -226,7 +241,7 @@ def calibration(config: ConvertConfig) -> list[dict] | None:
 
 
 def _labelled(config: ConvertConfig, base_config, tokenizer, longest: int) -> list[dict]:
-    """Batches of 32 rows of the training data, with labels."""
+    """Batches of the training data, with labels."""
     from torch.utils.data import DataLoader
 
     from ..data.task import prepare
@@ -241,7 +256,8 @@ def _labelled(config: ConvertConfig, base_config, tokenizer, longest: int) -> li
         max_length=config.max_length,
         max_train_rows=config.calibration_rows,
     )
-    return [dict(batch) for batch in DataLoader(data.splits["train"], batch_size=32, collate_fn=data.collator)]
+    size = 1 if getattr(base_config, "pad_token_id", None) is None else 32
+    return [dict(batch) for batch in DataLoader(data.splits["train"], batch_size=size, collate_fn=data.collator)]
 
 
 def from_scratch(elastic_class, config: ConvertConfig):
@@ -292,4 +308,4 @@ def _tokenizer(config: ConvertConfig, vocab_size: int):
         raise UserError("a model from scratch needs tokenizer (none, to search only) or tokenizer_dataset")
     if config.tokenizer == "none":
         return None
-    return AutoTokenizer.from_pretrained(config.tokenizer or config.model)
+    return AutoTokenizer.from_pretrained(config.tokenizer or config.checkpoint)

@@ -18,6 +18,16 @@ from .partition import partition_heads
 from .space import Space
 from .spec import spec_for
 
+DEFAULT_SPACE = "default"
+
+
+def default_space(layout: Layout) -> dict[str, list[int]]:
+    """Depth and feed-forward width in quarters: sizes that every architecture has, and nearly always stock models."""
+    full = {"num_hidden_layers": layout.num_layers}
+    if "intermediate_size" in layout.axes:
+        full["intermediate_size"] = layout.value("intermediate_size")
+    return {axis: sorted({max(1, size * quarter // 4) for quarter in (1, 2, 3, 4)}) for axis, size in full.items()}
+
 
 class ConversionMixin:
     """How an elastic model comes about: of a stock checkpoint, or of an elastic one."""
@@ -34,7 +44,7 @@ class ConversionMixin:
     def from_base(
         cls,
         base: str | os.PathLike | PreTrainedModel,
-        space: Mapping | Space | None = None,
+        space: Mapping | Space | str | None = None,
         subnets: Mapping | None = None,
         importance: str | None = None,
         layer_order: str | Sequence[int] | None = None,
@@ -46,7 +56,7 @@ class ConversionMixin:
 
         Args:
             base: a Hub id, a local folder, or a stock model.
-            space: which sizes; None for the full size only.
+            space: which sizes; "default" for depth and feed-forward width in quarters; None for the full size only.
             subnets: name -> subnet.
             importance: how heads, neurons and channels are ranked before the prefixes are taken: "activation", by what they give
                 to the layers that read them, on `calibration`; "taylor", by what their removal does to the loss on it, for a
@@ -95,8 +105,10 @@ class ConversionMixin:
             base = load_checkpoint(cls.base_auto_class.from_pretrained, base, **kwargs)
         if not isinstance(base, cls.stock_class(base.config)):
             raise UserError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
-        space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
         spec = partition_heads(spec_for(base.config.model_type)) if head_partition else spec_for(base.config.model_type)
+        if space == DEFAULT_SPACE:
+            space = default_space(Layout(spec, base))
+        space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
         if by_influence:
             layer_order = influence_order(base, Layout(spec, base), calibration)
         order = named_layer_order(layer_order, base.config.num_hidden_layers)

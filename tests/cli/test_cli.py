@@ -71,6 +71,22 @@ def test_a_search_with_its_storage_elsewhere_goes_on(elastic, data, tmp_path, ca
     assert "is not empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("space", "wanted"),
+    [
+        ([], {"num_hidden_layers": [1, 2, 3, 4], "intermediate_size": [12, 24, 36, 48]}),
+        (["--space", "none"], {"layers": [[0, 1, 2, 3]]}),
+    ],
+)
+def test_a_space_that_nobody_gave_is_said(space, wanted, stock, tmp_path, capsys):
+    options = ["--model", str(stock), "--num_labels", "2", "--importance", "none", *space]
+    assert main(["convert", *options, "--output_dir", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    model = ElasticForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert {axis: list(map(list, values)) if axis == "layers" else list(values) for axis, values in model.space.items()} == wanted
+    assert ("space: none given, so " in printed) == (not space)
+
+
 def test_data_that_nobody_named_are_said(elastic, tmp_path, capsys):
     options = ["--objectives", "accuracy", "--n_trials", "2", "--max_examples", "4", "--max_length", "8"]
     assert main(["search", "--model", str(elastic), *options, "--output_dir", str(tmp_path / "out")]) == 2
