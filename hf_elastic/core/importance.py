@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from transformers import AutoModel
 
 from .activations import Batches, activation_energies
 from .errors import UserError
@@ -51,7 +52,7 @@ def ranked_axes(model) -> set[str]:
     cuts = [model.resolve(subnet) for subnet in (*model.space.extremes(), *model.config.subnets.values())]
     sizes = {item for cut in cuts for items in (cut.shared, *cut.per_layer) for item in items}
     stored = axes_in(dim for entry in layout.entries for dim in entry.dims)  # heads are not, where they partition channels anew
-    kept = {"head", *(layout.model_axes if model.base.base_model is model.base else ())}
+    kept = {"head", *(layout.model_axes if model.base_auto_class is AutoModel else ())}
     return {axis for axis, size in sizes if size < layout.full[axis]} & stored & {*layout.layer_axes, *layout.model_axes} - kept
 
 

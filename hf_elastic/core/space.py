@@ -166,7 +166,7 @@ class Space(Mapping):
         if KEY_VALUE_HEADS in genes and HEADS in genes:
             if (KEY_VALUE_HEADS in self.per_layer) != (HEADS in self.per_layer):
                 raise UserError(f"per_layer: name both {HEADS} and {KEY_VALUE_HEADS}, or neither")
-            limit = max_group or genes[HEADS][-1] // genes[KEY_VALUE_HEADS][-1]
+            limit = max_group or max(1, genes[HEADS][-1] // genes[KEY_VALUE_HEADS][-1])
             pairs = [
                 (heads, shared)
                 for heads in genes[HEADS]

@@ -196,7 +196,7 @@ def train(name: str, output: Path, data_dir: str) -> Path:
     options = dict(TRAINING[name])
     data = {"dataset": _located(options.pop("dataset"), data_dir), "max_train_rows": options.pop("max_train_rows", None)}
     size = {"per_device_train_batch_size": 8 if name == "decoder" else 16, "warmup_steps": 10, "logging_steps": 10}
-    fixed = {"report_to": ["none"], "save_strategy": "no", "disable_tqdm": True, "output_dir": str(folder)}
+    fixed = {"report_to": ["none"], "save_strategy": "no", "disable_tqdm": True, "output_dir": str(folder), "seed": 0}
     with tempfile.TemporaryDirectory() as scratch:
         if name == "decoder":
             data |= {"model": _new_decoder(scratch, data["dataset"]), "max_length": LENGTH}
