@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.errors import UserError
 from .calibration import check_calibration
-from .format import FOLDERS, HUB, LAYOUTS, Format
+from .format import HUB, LAYOUTS, Format
 from .formats import FORMATS, select
 
 
@@ -29,7 +29,7 @@ class ExportConfig:
         default=None, metadata={"help": "safetensors: float32, float16 or bfloat16, rounded if need be; default: the model's."}
     )
     layout: str = field(
-        default=FOLDERS,
+        default="folders",
         metadata={
             "help": "folders: one for each format. hub: onnx/model.onnx and onnx/model_quantized.onnx beside config and "
             "tokenizer, where text-embeddings-inference and transformers.js look for them."

@@ -35,13 +35,13 @@ def test_interrupted_training_resumes(elastic, data, tmp_path):
 
 def test_failed_export_leaves_nothing(elastic, tmp_path, capsys, monkeypatch):
     """An export over its tolerance fails as a whole; what was there before stays."""
-    from hf_elastic.export import format as formats
+    from hf_elastic.export import checkpoint
     from hf_elastic.export.parity import Tolerance
 
     arguments = ["export", "--model", str(elastic), "--output_dir", str(tmp_path / "out"), "--overwrite", "true"]
     assert main(arguments) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(formats, "FLOAT32", Tolerance(max_relative_difference=-1.0))
+    monkeypatch.setattr(checkpoint, "FLOAT32", Tolerance(max_relative_difference=-1.0))
     assert main(arguments) == 2
     assert "the export differs from the model it came from" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

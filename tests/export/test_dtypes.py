@@ -35,7 +35,7 @@ def test_half_precision_is_written_bit_by_bit(name, dtype, tmp_path):
         assert record["dtype"] == str(dtype).removeprefix("torch.")
         stored = load_file(folder / "model.safetensors")
         weights = {key: weight for key, weight in model.view(subnet).named_parameters() if key in stored}
-        assert len(weights) >= 20  # gpt_neox has another name for its head on disk
+        assert len(weights) >= 14  # gpt_neox has another name for its head on disk
         assert all(stored[key].dtype == dtype and torch.equal(stored[key], weight) for key, weight in weights.items())
 
 

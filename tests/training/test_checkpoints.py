@@ -133,5 +133,9 @@ def test_not_to_resume_needs_an_empty_folder(tmp_path):
     (tmp_path / "file").touch()
     for given, refused in ((None, True), ("false", True), ("true", False)):
         args = arguments(tmp_path, resume_from_checkpoint=given)
-        with pytest.raises(UserError, match="is not empty; add --resume_from_checkpoint true") if refused else nullcontext():
+        with pytest.raises(UserError, match="is not empty; add --overwrite to start again") if refused else nullcontext():
             run(TrainArguments(model="unused", dry_run=True), args)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / SAMPLER_FILE).touch()
+    with pytest.raises(UserError, match="is not empty; add --resume_from_checkpoint true to go on, or --overwrite"):
+        run(TrainArguments(model="unused", dry_run=True), arguments(tmp_path))
