@@ -160,7 +160,7 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
     """Convert and write; with `dry_run` only check."""
     import torch
 
-    from ..export.inputs import longest_sequence
+    from ..utils.lengths import longest_sequence
     from ..utils.sentence_transformers import copy_sentence_modules
 
     if args.dry_run:

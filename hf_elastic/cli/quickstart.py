@@ -181,7 +181,7 @@ def order_for(layers: int) -> list[int]:
 
 def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan, console) -> None:
     """Train all sizes and save the supernet to `folder/elastic`; the model is on the CPU afterwards."""
-    from ..export.inputs import longest_sequence
+    from ..utils.lengths import longest_sequence
     from .quickstart_budget import StepClock, make_trainer
 
     clock = StepClock(until=plan.train_until)

@@ -15,11 +15,11 @@ from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.portable import portable_config
 from ..utils.folders import added
+from ..utils.lengths import longest_sequence
 from ..utils.options import check_dtype
 from ..utils.sentence_transformers import copy_sentence_modules
 from ..utils.tokenizer import save_tokenizer
 from .format import Export, Format, Predict
-from .inputs import longest_sequence
 from .outputs import predict
 from .parity import FLOAT32, ParityError, Tolerance
 

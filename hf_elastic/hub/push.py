@@ -19,9 +19,9 @@ from ..core.errors import UserError
 from ..core.loading import check_path
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..export import FORMATS
-from ..export.inputs import longest_sequence
 from ..export.subnet import export_subnet
 from ..search import Frontier
+from ..utils.lengths import longest_sequence
 from ..utils.sentence_transformers import copy_sentence_modules
 from ..utils.tokenizer import save_tokenizer
 from . import client
