@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from tiny import CONFIGS, DECODERS, ENCODERS, backbones, batch, config_of, randomize, space_of
+from tiny import CLASSIFIERS, CONFIGS, DECODERS, ENCODERS, backbones, batch, config_of, randomize, space_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from zeroing import keep_only
@@ -136,7 +136,7 @@ def test_counts_are_exact(model_type, sizes):
         assert flops[index] == matmul_flops(counter), subnet
 
 
-@pytest.mark.parametrize("model_type", STOCK)
+@pytest.mark.parametrize("model_type", CLASSIFIERS)
 def test_flops_of_a_classifier(model_type):
     config = config_of(model_type, num_labels=3, attn_implementation="eager")
     model = ElasticForSequenceClassification.from_base(
