@@ -28,6 +28,10 @@ _ALL = {
     "camembert": {**_ENCODER, "pad_token_id": 1},
     "ernie": {**_ENCODER, "use_task_id": True},
     "mpnet": {**_ENCODER, "pad_token_id": 1},
+    "deberta-v2": {
+        **_ENCODER, "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0, "max_relative_positions": -1,
+    },
     "nomic_bert": _ENCODER,
     "eurobert": {**_DECODER, "mask_token_id": 3},
     "distilbert": {
@@ -75,8 +79,8 @@ STOCK = tuple(name for name in CONFIGS if name not in ("transformer_xl", *NEWER)
 # Those with a head for sequence classification.
 CLASSIFIERS = tuple(name for name in CONFIGS if name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 ENCODERS = (
-    "bert", "roberta", "xlm-roberta", "camembert", "ernie", "mpnet", "nomic_bert", "eurobert", "distilbert", "electra",
-    "modernbert",
+    "bert", "roberta", "xlm-roberta", "camembert", "ernie", "mpnet", "deberta-v2", "nomic_bert", "eurobert", "distilbert",
+    "electra", "modernbert",
 )  # fmt: skip
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
 # One backbone for each Spec; what it says of sizes holds for the others with this Spec.
