@@ -1,6 +1,6 @@
 """DeBERTa-v3: BERT's layers, whose queries and keys are also made of a table of relative positions.
 
-What the models of the second version have besides (a convolution, projections of their own for positions) is no part of it.
+The second version's convolution, and projections of positions alone, are no part of it and are refused.
 """
 
 from ..core.spec import Spec, register_spec
@@ -16,8 +16,8 @@ DEBERTA_V2 = register_spec(
             "pooler_hidden_size": "hidden",
         },
         parameters={
-            "*attention.self.*_proj.weight": "(heads head) hidden",
-            "*attention.self.*_proj.bias": "(heads head)",
+            "*attention.self.[qkv]*_proj.weight": "(heads head) hidden",
+            "*attention.self.[qkv]*_proj.bias": "(heads head)",
             "*attention.output.dense.weight": "hidden (heads head)",
             "*intermediate.dense.weight": "ffn hidden",
             "*intermediate.dense.bias": "ffn",

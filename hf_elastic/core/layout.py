@@ -236,7 +236,8 @@ class Layout:
             rows.append(self._axis_sizes(row))
         for axis in self.model_axes:
             if len(differing := {row[axis] for row in rows}) > 1:
-                raise UserError(f"{axis}: {sorted(differing)} differ, but this model has one value for all its layers")
+                name = next(name for name, product in self.axes.items() if axis in product.split())
+                raise UserError(f"{name}: {sorted(differing)} differ, but this model has one value for all its layers")
         per_layer = tuple(tuple((axis, row[axis]) for axis in self.layer_axes) for row in rows)
         return Cut(layers, tuple((axis, rows[0][axis]) for axis in (*self.model_axes, *self.followers)), per_layer)
 
