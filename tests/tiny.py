@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, BertTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, BertTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_elastic.core.spec import SPECS
 
@@ -20,9 +21,19 @@ _ENCODER = {
 _DECODER = {**_ENCODER, "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2}
 _SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 
-CONFIGS = {
+_ALL = {
     "bert": _ENCODER,
     "roberta": {**_ENCODER, "pad_token_id": 1},
+    "xlm-roberta": {**_ENCODER, "pad_token_id": 1},
+    "camembert": {**_ENCODER, "pad_token_id": 1},
+    "ernie": {**_ENCODER, "use_task_id": True},
+    "mpnet": {**_ENCODER, "pad_token_id": 1},
+    "deberta-v2": {
+        **_ENCODER, "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0, "max_relative_positions": -1,
+    },
+    "nomic_bert": _ENCODER,
+    "eurobert": {**_DECODER, "mask_token_id": 3},
     "distilbert": {
         "dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 48, "vocab_size": VOCAB, "max_position_embeddings": 64
     },
@@ -50,14 +61,31 @@ CONFIGS = {
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     },
     "smollm3": {**_DECODER, "no_rope_layer_interval": 2},
+    "gemma": _DECODER,
+    "granite": {**_DECODER, "embedding_multiplier": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},
+    "olmo": _DECODER,
+    "stablelm": {key: value for key, value in _DECODER.items() if key != "head_dim"},
+    "cohere2": {**_DECODER, "sliding_window": 6, "sliding_window_pattern": 2},
+    "glm": _DECODER,
+    "glm4": _DECODER,
+    "phi": _DECODER,
+    "starcoder2": {**_DECODER, "sliding_window": None},
 }  # fmt: skip
-# Those that plain transformers has in both major versions.
-STOCK = tuple(name for name in CONFIGS if name != "transformer_xl")
-ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
+# transformers 4.57 lacks some.
+CONFIGS = {name: values for name, values in _ALL.items() if name in CONFIG_MAPPING}
+# Those that plain transformers has in version 5 alone, and in both major versions.
+NEWER = tuple(name for name in ("eurobert", "nomic_bert") if name in CONFIGS)
+STOCK = tuple(name for name in CONFIGS if name not in ("transformer_xl", *NEWER))
+# Those with a head for sequence classification.
+CLASSIFIERS = tuple(name for name in CONFIGS if name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+ENCODERS = (
+    "bert", "roberta", "xlm-roberta", "camembert", "ernie", "mpnet", "deberta-v2", "nomic_bert", "eurobert", "distilbert",
+    "electra", "modernbert",
+)  # fmt: skip
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
 # One backbone for each Spec; what it says of sizes holds for the others with this Spec.
 FAMILIES = tuple({id(SPECS[name]): name for name in reversed(CONFIGS)}.values())
-GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "smollm3")
+GROUPED = tuple(name for name in CONFIGS if SPECS[name].heads == "kv group")
 
 
 def backbones(names=CONFIGS) -> list:
@@ -91,6 +119,8 @@ def space_of(model_type: str, *, hidden: bool = True) -> dict:
         space["num_attention_heads"] = [1, 2, 4]
         space["num_key_value_heads"] = [1, 2]
         space["per_layer"].append("num_key_value_heads")
+    if model_type == "mpnet":  # its heads have a table outside the layers
+        space["per_layer"].remove("num_attention_heads")
     if hidden:
         space["hidden_size"] = [16, 24, 32]
     return space

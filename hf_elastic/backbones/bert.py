@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and ELECTRA: post-norm encoders with separate query, key and value matrices."""
+"""BERT and the encoders built like it: post-norm, with separate query, key and value matrices."""
 
 from ..core.spec import Spec, register_spec
 
@@ -18,7 +18,7 @@ HEAD_ATTRIBUTES = {"*attention.self": {"attention_head_size": "head", "scaling":
 
 BERT = register_spec(
     Spec(
-        model_types=("bert", "roberta"),
+        model_types=("bert", "roberta", "xlm-roberta", "camembert", "ernie"),
         layers="*encoder.layer.#",
         config=CONFIG,
         parameters={
@@ -26,6 +26,7 @@ BERT = register_spec(
             "*word_embeddings.weight": "vocab hidden",
             "*position_embeddings.weight": "positions hidden",
             "*token_type_embeddings.weight": "types hidden",
+            "*task_type_embeddings.weight": "tasks hidden",
             "*pooler.dense.weight": "hidden hidden",
             "cls.predictions.transform.dense.weight": "hidden hidden",
             "lm_head.dense.weight": "hidden hidden",

@@ -17,6 +17,7 @@ HEADS = {
     "qa_outputs.weight": "labels hidden",
     "qa_outputs.bias": "labels",
 }
+ENCODER_HEADS = {"dense.weight": "hidden hidden", "classifier.weight": "labels hidden", "classifier.bias": "labels"}
 LAYER = {
     "*q_proj.weight": "(kv group head) hidden",
     "*q_proj.bias": "(kv group head)",
@@ -24,6 +25,7 @@ LAYER = {
     "*[kv]_proj.bias": "(kv head)",
     "*o_proj.weight": "hidden (kv group head)",
     "*[qk]_norm.weight": "head",
+    "*gate_up_proj.weight": "(2 ffn) hidden",
     "*gate_proj.weight": "ffn hidden",
     "*gate_proj.bias": "ffn",
     "*up_proj.weight": "ffn hidden",
@@ -33,24 +35,65 @@ LAYER = {
     "*.bias": "hidden",
 }
 ATTRIBUTES = {
-    "*self_attn": {"num_key_value_groups": "group", "num_key_value_heads": "kv"},
+    "*self_attn": {
+        "num_key_value_groups": "group",
+        "num_key_value_heads": "kv",
+        "num_heads": "kv group",
+        "hidden_size": "kv group head",
+    },
     "*layers.*[0-9]": {"hidden_size": "hidden"},
     "*mlp": {"hidden_size": "hidden", "intermediate_size": "ffn"},
+    "*norm": {"normalized_shape": "hidden"},  # there may be no weights that say it
 }
 
 LLAMA = register_spec(
     Spec(
-        model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3"),
+        model_types=(
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "smollm3",
+            "granite",
+            "olmo",
+            "stablelm",
+            "cohere2",
+            "glm",
+            "glm4",
+            "eurobert",
+        ),
         layers="*layers.#",
         config=CONFIG,
-        parameters={**HEADS, **LAYER},
+        parameters={**HEADS, **ENCODER_HEADS, **LAYER},
         attributes=ATTRIBUTES,
+    )
+)
+
+PLAIN = register_spec(
+    Spec(
+        model_types=("phi", "starcoder2"),
+        layers="*layers.#",
+        config=CONFIG,
+        parameters={
+            **HEADS,
+            "lm_head.bias": "vocab",
+            "*self_attn.dense.weight": "hidden (kv group head)",
+            "*[qk]_layernorm.*": "head",
+            "*mlp.fc1.weight": "ffn hidden",
+            "*mlp.fc1.bias": "ffn",
+            "*mlp.fc2.weight": "hidden ffn",
+            "*mlp.c_fc.weight": "ffn hidden",
+            "*mlp.c_fc.bias": "ffn",
+            "*mlp.c_proj.weight": "hidden ffn",
+            **LAYER,
+        },
+        attributes={key: value for key, value in ATTRIBUTES.items() if key != "*norm"},
     )
 )
 
 GEMMA = register_spec(
     Spec(
-        model_types=("gemma2", "gemma3_text"),
+        model_types=("gemma", "gemma2", "gemma3_text"),
         layers="*layers.#",
         config=CONFIG,
         parameters={**HEADS, **LAYER},

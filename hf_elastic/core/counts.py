@@ -59,6 +59,11 @@ class Counts:
         self._per_token = self.collect(lambda entry: entry.use == "token" and entry.name not in idle)
         self._per_position = self.collect(lambda entry: entry.use == "position" and entry.name not in idle)
         self._per_sequence = self.collect(lambda entry: entry.use == "sequence" and entry.name not in idle)
+        self._per_row = {
+            axis: self.collect(lambda entry, axis=axis: entry.table == axis and entry.name not in idle)
+            for axis in layout.spec.tables.values()
+            if axis in layout.full
+        }
 
     def collect(self, wanted: Callable[[Entry], bool]) -> Parts:
         """Sum the volumes of the wanted entries: outside the layers, and for each layer."""
@@ -175,8 +180,11 @@ class Counts:
         weights = weights + 2 * sequence_length * self._evaluate(self._per_position, table, kept)
         pooled = 2 * batch_size * self._evaluate(self._per_sequence, table, kept)
         width = tuple(sorted(self.layout.spec.attention.split()))
-        products = 2 * self.layout.spec.score_products * tokens * sequence_length
-        layers = {layer: {width: products} for layer in range(self.layout.num_layers)}
+        others = self.layout.spec.score_products * sequence_length  # whatever each token is multiplied by
+        for axis, parts in self._per_row.items():
+            weights = weights + 2 * self.layout.full[axis] * self._evaluate(parts, table, kept)
+            others += self.layout.full[axis] * list(self.layout.spec.tables.values()).count(axis)
+        layers = {layer: {width: 2 * tokens * others} for layer in range(self.layout.num_layers)}
         return weights + pooled + self._evaluate(({}, layers), table, kept)
 
     def parameters_of(self, subnets: Sequence[Subnet | None]) -> np.ndarray:

@@ -36,6 +36,7 @@ class Entry:
         use: "token", "sequence" or "position" for a matrix multiplied that often, the last once for all sequences of a batch;
             "" for anything else.
         rows: the axis in whose rows a vector is stored, or None.
+        table: the axis that counts the rows of a table to which a matrix is applied besides, or None.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Entry:
     tied_to: str | None
     use: str
     rows: str | None = None
+    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Layout:
                 use = "position"
             elif sequence_level and any(fnmatch.fnmatchcase(owner, pattern) for pattern in self.spec.pooled):
                 use = "sequence"
+            table = (axis for pattern, axis in self.spec.tables.items() if fnmatch.fnmatchcase(owner, pattern))
             is_matrix = len(dims) == 2 and name not in lookups and not is_table(name)
             if inside and name in tied and self.spec.layer_of(tied[name]):
                 raise SpecError(f"{name} is the same tensor as {tied[name]}: layers that share weights cannot be cut one by one")
@@ -144,6 +147,7 @@ class Layout:
                     tied_to=tied.get(name),
                     use=use if is_matrix else "",
                     rows=None if tensor.dim() == len(dims) else parse_stored(self.spec.shape_of(owner))[1],
+                    table=next(table, None) if is_matrix else None,
                 )
             )
         return tuple(entries)
@@ -232,7 +236,8 @@ class Layout:
             rows.append(self._axis_sizes(row))
         for axis in self.model_axes:
             if len(differing := {row[axis] for row in rows}) > 1:
-                raise UserError(f"{axis}: {sorted(differing)} differ, but this model has one value for all its layers")
+                name = next(name for name, product in self.axes.items() if axis in product.split())
+                raise UserError(f"{name}: {sorted(differing)} differ, but this model has one value for all its layers")
         per_layer = tuple(tuple((axis, row[axis]) for axis in self.layer_axes) for row in rows)
         return Cut(layers, tuple((axis, rows[0][axis]) for axis in (*self.model_axes, *self.followers)), per_layer)
 

@@ -33,6 +33,8 @@ class Spec:
             never cut. An expression may be a quotient, rounded down: `hidden // division`.
         pooled: globs of weights applied once per sequence, not per token, in headless and sequence-level models.
         positional: globs of matrices that are applied to positions, once for the whole batch.
+        tables: globs of matrices of attention that are applied to a table as well as to tokens -> the axis that counts its
+            rows. It is done once for all sequences, and each token is multiplied by every row of the result.
         score_products: products of tokens by tokens in attention: with keys and values; with relative positions as well.
         per_layer_config: config fields that are lists with one entry per layer.
         layered_config: fields of `config` that the stock config takes as a list with one entry per layer as well.
@@ -49,6 +51,7 @@ class Spec:
     follows: Mapping[str, str] = field(default_factory=dict)
     pooled: tuple[str, ...] = ()
     positional: tuple[str, ...] = ()
+    tables: Mapping[str, str] = field(default_factory=dict)
     score_products: int = 2
     per_layer_config: tuple[str, ...] = ("layer_types", "no_rope_layers")
     layered_config: tuple[str, ...] = ()

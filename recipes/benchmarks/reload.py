@@ -23,7 +23,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "core")]
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from test_cross_version import SCRIPT, TOLERANCE, describe, elastic  # noqa: E402
-from tiny import GROUPED, STOCK  # noqa: E402
+from tiny import GROUPED, NEWER, STOCK  # noqa: E402
 
 from hf_elastic.export.checkpoint import save_standard  # noqa: E402
 from hf_elastic.utils.files import write_atomically  # noqa: E402
@@ -99,7 +99,9 @@ def main() -> None:
     """Run, print a table, write `reload.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100, help="standard sizes of each backbone")
-    parser.add_argument("--backbones", nargs="*", default=list(STOCK), choices=STOCK, help="which; default: all")
+    parser.add_argument(
+        "--backbones", nargs="*", default=list(STOCK), choices=[*STOCK, *NEWER], help="which; default: those of both versions"
+    )
     parser.add_argument("--python", nargs="*", default=[], help="further interpreters to load in, besides this one")
     parser.add_argument("--output", type=Path, help="folder for reload.json")
     args = parser.parse_args()

@@ -11,6 +11,7 @@ from hf_elastic import ElasticForSequenceClassification
 # Fused matrices, grouped queries, Conv1D, feed-forward and embeddings; "dense" of BERT and GPT-NeoX is several modules.
 TARGETS = {
     "bert": ["query", "value", "dense", "word_embeddings"],
+    "deberta-v2": ["query_proj", "key_proj", "dense"],
     "distilbert": ["q_lin", "out_lin", "lin1", "lin2"],
     "electra": ["query", "embeddings_project", "word_embeddings"],
     "gpt2": ["c_attn", "c_proj", "c_fc", "wte"],

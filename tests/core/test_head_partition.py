@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, DECODERS, ENCODERS, batch, config_of, randomize
+from tiny import CONFIGS, DECODERS, ENCODERS, backbones, batch, config_of, randomize
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from zeroing import keep_only
@@ -49,7 +49,7 @@ def subnets_of(model, count=12):
     return [model.space.largest, model.space.smallest, UNEQUAL, *(model.space.sample(generator) for _ in range(count))]
 
 
-@pytest.mark.parametrize("model_type", ABLE)
+@pytest.mark.parametrize("model_type", backbones(ABLE))
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @torch.no_grad()
 def test_a_size_is_the_stock_model_with_so_many_heads(model_type, heads):
@@ -65,7 +65,7 @@ def test_a_size_is_the_stock_model_with_so_many_heads(model_type, heads):
         assert (model.view(subnet)(**batch()).logits - model(**batch()).logits).abs().max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("model_type", ABLE)
+@pytest.mark.parametrize("model_type", backbones(ABLE))
 @torch.no_grad()
 def test_views_extracts_and_portability(model_type):
     model = elastic_of(model_type)
@@ -79,7 +79,7 @@ def test_views_extracts_and_portability(model_type):
         assert model.portability_of(model.nearest_standard(subnet)) == "standard"
 
 
-@pytest.mark.parametrize("model_type", ABLE)
+@pytest.mark.parametrize("model_type", backbones(ABLE))
 @torch.no_grad()
 def test_counts_are_exact(model_type):
     model = elastic_of(model_type, changes={"attn_implementation": "eager"})
@@ -94,7 +94,7 @@ def test_counts_are_exact(model_type):
         assert flops[index] == counter.get_total_flops(), subnet
 
 
-@pytest.mark.parametrize("model_type", ABLE)
+@pytest.mark.parametrize("model_type", backbones(ABLE))
 @torch.no_grad()
 def test_saved_and_loaded(model_type, tmp_path):
     model = elastic_of(model_type, subnets={"small": UNEQUAL})
@@ -112,7 +112,7 @@ def test_saved_and_loaded(model_type, tmp_path):
     )
 
 
-@pytest.mark.parametrize("model_type", [name for name in ABLE if name in DECODERS])
+@pytest.mark.parametrize("model_type", backbones([name for name in ABLE if name in DECODERS]))
 @torch.no_grad()
 def test_generation_with_a_cache_of_other_heads_in_each_layer(model_type):
     model = elastic_of(model_type)
@@ -123,7 +123,7 @@ def test_generation_with_a_cache_of_other_heads_in_each_layer(model_type):
     assert torch.equal(cached, model.extract(UNEQUAL).generate(**inputs, **options))
 
 
-@pytest.mark.parametrize("model_type", ABLE)
+@pytest.mark.parametrize("model_type", backbones(ABLE))
 def test_gradients_reach_only_the_slice(model_type):
     model = elastic_of(model_type).train()
     model.select(UNEQUAL)
@@ -142,7 +142,7 @@ def test_gradients_reach_only_the_slice(model_type):
     assert reached >= set(cut.layers)
 
 
-@pytest.mark.parametrize("model_type", ABLE)
+@pytest.mark.parametrize("model_type", backbones(ABLE))
 @torch.no_grad()
 def test_ranking_changes_no_head_count_of_the_full_width(model_type):
     """Channels within attention keep their places: which of them are one head depends on the size."""

@@ -7,10 +7,11 @@ import pytest
 import torch
 from elastic_heads import PER_LAYER, SPACE, SUBNETS, TOLERANCE, assert_same, causal_lm, classifier, train_step
 from tiny import CONFIGS, VOCAB, batch, config_of, randomize
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import hf_elastic
 from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM
+from hf_elastic.core.errors import UserError
 
 NO_DROPOUT = dict.fromkeys(
     ("hidden_dropout_prob", "attention_probs_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout"), 0.0
@@ -125,7 +126,25 @@ def test_views_see_new_weights(model_type, change):
 
 
 def test_every_backbone_is_known():
-    assert set(CONFIGS) == set(hf_elastic.core.spec.SPECS)
+    assert set(CONFIGS) == {name for name in hf_elastic.core.spec.SPECS if name in CONFIG_MAPPING}
+
+
+def test_heads_that_all_layers_share_have_one_value():
+    """MPNet's table of position biases has a column for each head."""
+    stock = AutoModelForMaskedLM.from_config(config_of("mpnet"))
+    with pytest.raises(UserError, match=r"num_attention_heads: \[2, 4\] differ"):
+        ElasticForMaskedLM.from_base(stock, space={"num_attention_heads": [4]}).view({"num_attention_heads": [4, 4, 4, 2]})
+    model = ElasticForMaskedLM.from_base(stock, space={"num_attention_heads": [2, 4]})
+    assert model.view({"num_attention_heads": 2}).get_parameter("mpnet.encoder.relative_attention_bias.weight").shape == (32, 2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"conv_kernel_size": 3}, {"share_att_key": False}], ids=["convolution", "projections of positions"]
+)
+def test_a_deberta_of_another_build_is_refused(changes):
+    stock = AutoModelForMaskedLM.from_config(config_of("deberta-v2", **changes))
+    with pytest.raises(UserError, match=r"conv\.conv|pos_key_proj"):
+        ElasticForMaskedLM.from_base(stock, space={"num_hidden_layers": [2, 4]})
 
 
 @pytest.mark.parametrize("embedding_width", [16, 32])

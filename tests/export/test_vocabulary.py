@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import ENCODERS, STOCK, config_of, randomize, space_of
+from tiny import ENCODERS, STOCK, backbones, config_of, randomize, space_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -118,7 +118,7 @@ def test_an_adaptive_vocabulary_is_refused():
         prune_vocabulary(model_for(tokenizer, "transformer_xl"), tokenizer, KEPT)
 
 
-@pytest.mark.parametrize("model_type", STOCK)
+@pytest.mark.parametrize("model_type", backbones(STOCK))
 @torch.no_grad()
 def test_every_backbone(model_type):
     tokenizer = word_piece()

@@ -34,7 +34,7 @@ def test_cost_model_predicts_sums_exactly_and_says_how_well():
         CostModel.fit(model, others[:3], [1, 2, 3])
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", tiny.backbones())
 def test_features_see_every_axis(name):
     """Whatever a backbone calls its axes: two sizes that differ in one differ in a feature."""
     from transformers import AutoModel

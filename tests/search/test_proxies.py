@@ -124,8 +124,7 @@ def test_shapes_of_subnets_are_those_of_the_views(name):
         assert shapes.ffn[row].sum() == ffn
         assert shapes.other[row].sum() == norms - head_norms
         assert shapes.attention[row].sum() == sum(inside.values()) - ffn - norms + head_norms
-        last = {"gpt2": "ln_f", "opt": "decoder.final_layer_norm", "gpt_neox": "gpt_neox.final_layer_norm"}
-        final = last.get(name, "final_norm" if name == "modernbert" else "model.norm")
+        final = LAST_NORMS.get(name, "model.norm")
         outside = [p.numel() for n, p in view.named_parameters() if n not in inside and f"{final}." in n]
         assert shapes.final[row] == sum(outside)
         sizes = model.subnet(subnet)
@@ -139,11 +138,19 @@ _BERT_FFN = (".intermediate.", *(f"layer.{i}.output.dense" for i in range(4)))
 FFN_NAMES = {
     **dict.fromkeys(tiny.CONFIGS, (".mlp.",)),
     "transformer_xl": ("CoreNet",),
-    **dict.fromkeys(("bert", "roberta", "electra"), _BERT_FFN),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "ernie", "mpnet", "deberta-v2", "electra"), _BERT_FFN),
     "distilbert": (".ffn.",),
     "opt": (".fc1.", ".fc2."),
 }
 EMBEDDINGS = {"electra": 20, "opt": 20}
+LAST_NORMS = {
+    "gpt2": "ln_f",
+    "opt": "decoder.final_layer_norm",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "modernbert": "final_norm",
+    "phi": "final_layernorm",
+    "deberta-v2": "encoder.LayerNorm",  # of its table of positions
+}
 
 
 def test_a_population_at_once_is_one_by_one():

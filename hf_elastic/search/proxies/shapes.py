@@ -133,7 +133,8 @@ class ShapeCounts:
         layers = {part: self._counts.per_layer(collected, table, kept) for part, collected in self._parts.items()}
         heads = np.ones_like(kept, dtype=np.int64)
         for axis in layout.spec.heads.split():
-            heads = heads * table.get(axis, np.full((len(kept), 1), layout.full[axis]))
+            column = table.get(axis, np.full((len(kept), 1), layout.full[axis]))
+            heads = heads * (column[:, None] if column.ndim == 1 else column)
         final = self._counts.outside(self._final, table, kept)
         width = hidden = np.broadcast_to(table.get("hidden", layout.full["hidden"]), len(kept))
         for axis in EMBEDDING_AXES:
