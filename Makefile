@@ -34,8 +34,9 @@ test-optimum: .venv/installed .venv-optimum/installed
 		tests/core/test_cross_version.py tests/core/test_portable_tokenizer.py tests/export/test_cross_loading.py
 
 # The newest of every library that pip brings today, but for torch: what a user gets who installs now.
-NEWEST = tests/core/test_features.py tests/core/test_running.py tests/core/test_hugging_face.py tests/core/test_other_libraries.py \
-	tests/core/test_pipelines.py tests/export tests/training tests/hub tests/cli tests/data
+NEWEST = $(addprefix tests/,core/test_features.py core/test_hugging_face.py core/test_other_libraries.py core/test_running.py \
+	cli/test_cli.py data/test_labels.py export/test_decoders.py export/test_dtypes.py export/test_onnx.py hub/test_push.py \
+	training/test_trainer.py training/test_trainer_contract.py training/test_lora.py)
 test-newest: .venv-newest/installed
 	.venv-newest/bin/python $(PYTEST) -m "not slow and not benchmark and not one_lane" $(ARGS) $(NEWEST)
 
@@ -54,7 +55,7 @@ format: .venv/installed
 
 # Property-based tests try 5,000 examples instead of 200.
 test-all: export HF_ELASTIC_EXAMPLES = all
-# What CI runs: at most 35 minutes on 2 cores.
+# CI runs the same with 200.
 test-all: lint test test-slow test-optimum test-newest docs
 
 # Lines of hf_elastic that all tests of .venv run, those of the commands that they start included.

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import hf_elastic_cli
 from hf_elastic.cli.main import main
 
+pytestmark = pytest.mark.one_lane
 COMMANDS = {
     "convert": {"model": "nowhere/stock", "output_dir": "out"},
     "train": {"model": "nowhere/elastic", "output_dir": "out", "use_cpu": True},

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import DECODERS, backbones, config_of, randomize, space_of
+from tiny import DECODERS, FAMILIES, config_of, randomize, space_of
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForCausalLM, ElasticForSequenceClassification, ElasticModel
@@ -26,7 +26,7 @@ def elastic(name: str, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", backbones())
+@pytest.mark.parametrize("name", FAMILIES)
 def test_half_precision_is_written_bit_by_bit(name, dtype, tmp_path):
     model = elastic(name, dtype)
     for subnet in ("largest", {"num_hidden_layers": 2, "intermediate_size": 16}):
