@@ -28,6 +28,9 @@ FILLED = ("_parameters", "_modules")
 TENSORS = ("_parameters", "_buffers")
 # How an instance is called if not as its class is: bound to the original, or compiled with its weights.
 CALLS = ("_compiled_call_impl", "_call_impl")
+# transformers puts hooks on a model that is to record hidden states or attentions, once: a twin gets its own.
+RECORDED = "_output_capturing_hooks_installed"
+RECORDING = "transformers.utils.output_capturing"
 PLAIN = (dict, OrderedDict)
 BOUND = (types.MethodType, types.FunctionType, functools.partial)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -60,7 +63,7 @@ class Twin:
 
     def __init__(self, original: nn.Module, own: Mapping, module: nn.Module | None = None):
         self.original = original
-        self.own = {*FILLED, *CALLS, *own}
+        self.own = {*FILLED, *CALLS, RECORDED, *own}
         self.own_buffers: dict[str, float] = {}
         self._known: dict = {}
         self.plain: tuple[str, ...] = ()
@@ -122,7 +125,7 @@ class Twin:
         if key in FILLED:
             return
         before = before or NOTHING
-        kept = {name: item for name, item in value.items() if not self._is_for_weights(key, name, item)}
+        kept = {name: item for name, item in value.items() if not self._is_left_out(key, name, item)}
         if key == "_buffers":
             kept |= {name: torch.full_like(value[name], fill) for name, fill in self.own_buffers.items()}
         own = {name: item for name, item in twin.get(key, {}).items() if name not in before}  # hooks on the twin alone
@@ -131,11 +134,11 @@ class Twin:
         registry.update({**kept, **own})
         twin[key] = registry
 
-    def _is_for_weights(self, key: str, name: object, item: object) -> bool:
-        """Whether a hook or buffer computes a weight of the original."""
+    def _is_left_out(self, key: str, name: object, item: object) -> bool:
+        """Whether a hook or buffer computes a weight of the original, or records what the original does."""
         if key == "_buffers":
             return bool(self._raw) and name.startswith(self._raw)
-        return any(item is computer for computer in self._computed.values())
+        return getattr(item, "__module__", None) == RECORDING or any(item is computer for computer in self._computed.values())
 
     def _rebound(self, key: str, value: object) -> object:
         """What is bound to the original, bound to the twin: accelerate and others replace `forward` on the instance."""

@@ -75,6 +75,26 @@ def test_a_size_made_after_hidden_states_were_recorded(model_type):
     torch.testing.assert_close(model.view(subnet)(**batch()).logits, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("first", ["view", "select", "full"])
+@pytest.mark.parametrize("model_type", backbones())
+@torch.no_grad()
+def test_hidden_states_are_recorded_once_whoever_recorded_first(model_type, first):
+    model = elastic_lm(model_type)
+    subnet = {"num_hidden_layers": 2, "intermediate_size": 16}
+    expected = model.extract(subnet)(**batch(), output_hidden_states=True).hidden_states
+    full = model(**batch(), output_hidden_states=True).hidden_states if first == "full" else None
+    for _ in range(3):
+        model.select(subnet if first == "select" else None)
+        running = model if first == "select" else model.view(subnet)
+        found = running(**batch(), output_hidden_states=True).hidden_states
+        assert len(found) == len(expected) == 3
+        for one, other in zip(found, expected):
+            torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=0)
+        model.select(None)
+        again = model(**batch(), output_hidden_states=True).hidden_states
+        assert len(again) == 5 and (full is None or all(map(torch.equal, again, full)))
+
+
 @pytest.mark.parametrize("model_type", backbones())
 @torch.no_grad()
 def test_uniform_subnets_are_standard(model_type):
