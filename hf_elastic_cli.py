@@ -258,7 +258,7 @@ def help_of(command: str) -> str:
 
 
 def read_yaml(path: str, *, as_text: bool = False) -> dict:
-    """The mapping in a YAML file, with the truth values of YAML 1.2, true and false: `no` is Norwegian.
+    """The mapping in a YAML file, with the truth values and numbers of YAML 1.2: `no` is Norwegian, `1e-4` a number.
 
     Args:
         path: the file.
@@ -277,6 +277,8 @@ def read_yaml(path: str, *, as_text: bool = False) -> dict:
             for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
+    # YAML 1.1 takes a number for text that has an exponent and no dot.
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile("^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
     Loader.add_implicit_resolver(_TRUTH, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
     try:
         text = Path(path).read_text(encoding="utf-8")

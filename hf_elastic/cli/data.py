@@ -74,7 +74,7 @@ def fetch(name: str, revision: str | None, subfolder: str | None) -> str:
     else:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=subfolder and f"{subfolder}/*"))
     if not (folder / (subfolder or "")).is_dir():
-        known = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
+        known = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")) or "none"
         raise UserError(f"subfolder: there is no {subfolder!r} in {name}; it has: {known}")
     return str(folder / (subfolder or ""))
 

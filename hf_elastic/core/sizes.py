@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import reprlib
 from collections import OrderedDict
@@ -275,10 +276,12 @@ class SizesMixin:
         return skeleton
 
     def _make_skeleton(self, cut: Cut, *, evaluating: bool) -> Skeleton:
-        refresh = self._refresh if evaluating else None
-        if self.frozen_cut is not None:  # the base is cut already
-            return Skeleton(self.base, None, None, evaluating=evaluating, refresh=refresh)
-        return Skeleton(self.base, self.layout, cut, evaluating=evaluating, refresh=refresh)
+        layout = None if self.frozen_cut is not None else self.layout  # a frozen base is cut already
+        options = {"evaluating": evaluating}
+        if evaluating:
+            subnet = None if layout is None else layout.subnet_of(cut)
+            options |= {"refresh": self._refresh, "extract": functools.partial(self.extract, subnet)}
+        return Skeleton(self.base, layout, None if layout is None else cut, **options)
 
     def _refresh(self, skeleton: Skeleton) -> None:
         self._follow_tree()
@@ -320,14 +323,18 @@ class SizesMixin:
         frozen at it.
 
         Raises:
-            ValueError: adapters are not merged yet.
+            ValueError: adapters are not merged yet, or a part was replaced by one that the config knows nothing of.
         """
         kind, config = self.standalone(subnet)
         weights = {name: tensor.detach().clone() for name, tensor in self.view(subnet).state_dict().items()}
         with no_init_weights():
             model = kind(config)
         model.to(device=self.device, dtype=self.dtype)
-        model.load_state_dict(weights)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"a part was replaced by one of another shape than the config says: {reason}") from error
         model.tie_weights()
         if model.can_generate():
             model.generation_config = copy.deepcopy(self.generation_config)

@@ -54,6 +54,21 @@ class FreshCall:
         return getattr, (self.skeleton.module, "_call_impl")
 
 
+class ExtractedSave:
+    """`save_pretrained` of a view: its slices are saved as the model that they are by themselves."""
+
+    def __init__(self, skeleton: Skeleton):
+        self.skeleton = skeleton
+
+    def __call__(self, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`."""
+        return self.skeleton._extract().save_pretrained(*args, **kwargs)
+
+    def __reduce__(self):
+        """A copy of a view stands on its own."""
+        return getattr, (self.skeleton.module, "save_pretrained")
+
+
 class Skeleton:
     """The stock module of one subnet, and how to fill it.
 
@@ -63,6 +78,7 @@ class Skeleton:
         cut: the subnet.
         evaluating: whether the module is for evaluation, whatever the model is in.
         refresh: called with this before the module is called; None where whoever calls it prepares it.
+        extract: with `refresh`: makes a model of its own of the subnet.
 
     Attributes:
         module: an instance of `type(model)` with its own config, without weights until `prepare`. It stays the same object.
@@ -76,12 +92,14 @@ class Skeleton:
         *,
         evaluating: bool = False,
         refresh: Callable[[Skeleton], object] | None = None,
+        extract: Callable[[], PreTrainedModel] | None = None,
     ):
         self.model = model
         self.layout = layout
         self.cut = cut
         self._evaluating = evaluating
         self._refresh = refresh
+        self._extract = extract
         self.module: nn.Module | None = None
         self._build()
 
@@ -164,7 +182,7 @@ class Skeleton:
         values = vars(original)
         own = {} if position is None else {key: position for key in POSITIONS if isinstance(values.get(key), int)}
         if original is self.model and self._refresh is not None:
-            own["_call_impl"] = FreshCall(self)
+            own |= {"_call_impl": FreshCall(self), "save_pretrained": ExtractedSave(self)}
         if original is self.model and self.cut is not None and not self.cut.is_uniform:
             own["_get_static_cache_init_shape"] = _nothing
         if self._evaluating:

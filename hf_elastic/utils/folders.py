@@ -36,9 +36,10 @@ def check_place(option: str, path: str | Path, inputs: Mapping[str, object]) -> 
     output = Path(os.path.realpath(path))
     if not output.exists():
         return
-    places = {**inputs, "the working directory": os.getcwd(), "the home folder": os.path.expanduser("~")}
-    for name, place in places.items():
-        for real in _real_paths(place):
+    own = {"the working directory": os.getcwd(), "the home folder": os.path.expanduser("~")}
+    for name, place in {**inputs, **own}.items():
+        real_paths = [Path(os.path.realpath(place))] if name in own else _real_paths(place)
+        for real in real_paths:
             if any(parent.exists() and parent.samefile(output) for parent in (real, *real.parents)):
                 what = "is" if real == output else "contains"
                 raise UserError(f"{option}: {path} {what} {name} ({place}); choose another one")

@@ -6,11 +6,12 @@ import threading
 import pytest
 import torch
 from elastic_heads import PER_LAYER, SPACE, SUBNETS, TOLERANCE, assert_same, causal_lm, classifier, train_step
-from tiny import CONFIGS, VOCAB, batch, config_of, randomize
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM
+from safetensors.torch import load_file
+from tiny import CONFIGS, FAMILIES, VOCAB, batch, config_of, randomize, space_of
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import hf_elastic
-from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM
+from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticModel
 from hf_elastic.core.errors import UserError
 
 NO_DROPOUT = dict.fromkeys(
@@ -177,3 +178,18 @@ def test_weights_are_contiguous_wherever_they_come_from(tmp_path):
         copy.deepcopy(made),
     ):
         assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("size", [{"num_hidden_layers": 2}, {"num_hidden_layers": 2, "intermediate_size": [16, 48]}], ids=str)
+def test_a_view_is_saved_as_the_model_that_it_is(model_type, size, tmp_path):
+    """Its slices are of the full model's storage, and stock files have no words for layers that differ."""
+    model = ElasticModel.from_base(randomize(AutoModel.from_config(config_of(model_type))), space=space_of(model_type))
+    view = model.view(size)
+    view.save_pretrained(tmp_path / "view")
+    model.extract(size).save_pretrained(tmp_path / "extract")
+    saved = [load_file(tmp_path / name / "model.safetensors") for name in ("view", "extract")]
+    assert saved[0].keys() == saved[1].keys() and all(torch.equal(saved[0][key], saved[1][key]) for key in saved[0])
+    again = AutoModel.from_pretrained(tmp_path / "view").eval()
+    torch.testing.assert_close(again(**batch())[0], view(**batch())[0], atol=1e-5, rtol=0)
+    copy.deepcopy(view).to(torch.float64)  # a copy is nobody's view

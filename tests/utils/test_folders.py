@@ -155,6 +155,18 @@ def test_a_folder_in_one_that_may_not_be_written_to(tmp_path, capfd):
     assert "may not be written to" in capfd.readouterr().err
 
 
+def test_a_link_in_the_working_directory_is_no_reason(tmp_path, monkeypatch):
+    """`ln -s runs/1 latest` is common, and so is a link that the output is given by."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    check_place("output_dir", "real", {})
+    check_place("output_dir", "link", {})
+    with pytest.raises(UserError, match="is the working directory"):
+        check_place("output_dir", "link/..", {})
+
+
 def test_names_that_are_as_long_as_they_can_be(tmp_path):
     folder = tmp_path / ("n" * 255)
     for text in ("old", "new"):
