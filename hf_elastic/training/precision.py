@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
+
 import torch
 from torch.utils.benchmark import Timer
 from transformers import TrainingArguments
+from transformers.hf_argparser import string_to_bool
 from transformers.utils import is_torch_bf16_gpu_available, logging
 
 from ..core.errors import UserError
@@ -17,19 +20,18 @@ MIN_SECONDS = 0.05  # of timing in each precision
 
 
 def read_bf16(value: bool | str, use_cpu: bool, fp16: bool) -> bool:
-    """What the option `bf16` says: "auto" is bfloat16 where it pays, "true" and "false" are what the command line has.
+    """What the option `bf16` says: "auto" is bfloat16 where it pays, "true", "no" and the like are what the command line has.
 
     It pays on a GPU that has it, and on a CPU that multiplies faster in it. fp16 is a choice against it.
 
     Raises:
         UserError: it is none of them.
     """
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() not in KNOWN:
-        raise UserError(f"bf16: {value!r} is unknown; known: {', '.join(KNOWN)}")
     if str(value).lower() != "auto":
-        return str(value).lower() == "true"
+        try:
+            return string_to_bool(value if isinstance(value, bool) else str(value))
+        except ArgumentTypeError as error:
+            raise UserError(f"bf16: {value!r} is unknown; known: {', '.join(KNOWN)}") from error
     if fp16:
         return False
     if use_cpu:

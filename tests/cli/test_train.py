@@ -53,7 +53,8 @@ def test_the_seed_draws_what_is_new(what, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"), [({"bf16": True}, "bfloat16"), ({"bf16": "auto", "fp16": True}, "float16"), ({}, "float32")]
+    ("option", "said"),
+    [({"bf16": True}, "bfloat16"), ({"bf16": "no"}, "float32"), ({"bf16": "auto", "fp16": True}, "float16"), ({}, "float32")],
 )
 def test_device_and_precision_are_said(option, said, folder, tmp_path, capsys):
     assert train(folder, tmp_path / "run", **option) == 0
