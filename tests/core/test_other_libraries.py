@@ -71,6 +71,10 @@ def test_a_head_of_ones_own_runs_whole_and_is_refused_in_sizes():
     assert model(**batch()).logits.shape == (3, 5)
     with pytest.raises(UserError, match=r"classifier\.0"):
         model.view(SMALL)
+    model.classifier = nn.Linear(32, 5)
+    assert model.view(SMALL)(**batch()).logits.shape == (3, 5)
+    with pytest.raises(UserError, match=r"replaced by one of another shape than the config says: .*classifier\.weight"):
+        model.extract(SMALL)
 
 
 @pytest.mark.parametrize("grad", [False, True])
