@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 
 from ..core.configuration_elastic import check_names
@@ -165,9 +166,11 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
 
     if args.dry_run:
         check_output(args.output_dir, overwrite=args.overwrite)
-        if config.model is None:
-            with torch.device("meta"):  # shapes are all that a dry run needs
+        with torch.device("meta"):  # shapes are all that a dry run needs
+            if config.model is None:
                 make_elastic(config)
+            elif os.path.isdir(config.model):
+                check_sizes(config)
         return
     with filled(args.output_dir, overwrite=args.overwrite) as folder:
         model = make_elastic(config)
@@ -182,6 +185,17 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
     for name, subnet in sizes.items():
         print(f"{name}: {model.num_parameters_of(subnet):,} parameters, {model.subnet(subnet).to_dict()}")
     print(f"{model.space.size:,} sizes in {args.output_dir}")
+
+
+def check_sizes(config: ConvertConfig) -> None:
+    """Raise UserError for sizes that a checkpoint on this machine does not have; its weights are not read."""
+    import hf_elastic
+
+    elastic_class = getattr(hf_elastic, TASKS[config.task])
+    elastic_class._check_architecture(base_config := load_config(config.checkpoint))
+    base = elastic_class.stock_class(base_config)(base_config)
+    order = "first" if config.layer_order == "influence" else config.layer_order
+    elastic_class.from_base(base, config.space, config.subnets, "none", order, head_partition=config.head_partition)
 
 
 def make_elastic(config: ConvertConfig):

@@ -87,6 +87,13 @@ def test_a_space_that_nobody_gave_is_said(space, wanted, stock, tmp_path, capsys
     assert ("space: none given, so " in printed) == (not space)
 
 
+def test_a_dry_run_knows_the_sizes_of_a_local_checkpoint(stock, tmp_path, capsys):
+    options = ["convert", "--model", str(stock), "--dry_run", "true", "--output_dir", str(tmp_path / "out")]
+    assert main(options) == 0 and not (tmp_path / "out").exists()
+    assert main([*options, "--space", '{"num_hidden_layers": [1, 9]}']) == 2
+    assert "9 is larger than the model, which has 4" in capsys.readouterr().err
+
+
 def test_data_that_nobody_named_are_said(elastic, tmp_path, capsys):
     options = ["--objectives", "accuracy", "--n_trials", "2", "--max_examples", "4", "--max_length", "8"]
     assert main(["search", "--model", str(elastic), *options, "--output_dir", str(tmp_path / "out")]) == 2
