@@ -116,8 +116,8 @@ def test_sample_and_training(runs, ranking, preset, data_dir, tmp_path, capsys):
 def test_counts_are_those_of_the_models_that_are_trained(runs, preset, data_dir, tmp_path):
     from hf_elastic.cli.data import load_elastic
 
-    (one, *_) = runs.set_up(preset, str(data_dir), tmp_path, 0)
-    model = runs.plain_model(load_elastic(str(tmp_path / "supernet")), one["subnet"])
+    (one, *_) = runs.set_up(preset, str(data_dir), tmp_path / "out", 0)
+    model = runs.plain_model(load_elastic(str(tmp_path / "out" / "supernet")), one["subnet"])
     assert sum(p.numel() for p in model.parameters()) == one["before"]["parameters"]
     inside = sum(p.numel() for name, p in model.named_parameters() if ".h." in name or "ln_f" in name)
     assert inside == one["before"]["decoder_parameters"]
