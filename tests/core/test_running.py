@@ -148,6 +148,7 @@ def test_a_deberta_of_another_build_is_refused(changes):
         ElasticForMaskedLM.from_base(stock, space={"num_hidden_layers": [2, 4]})
 
 
+@pytest.mark.one_lane  # transformers 4.57 cannot initialise them
 @pytest.mark.parametrize("embedding_width", [16, 32])
 def test_norms_without_weights_are_cut(embedding_width):
     """Nothing but the module itself says how wide they are."""

@@ -12,6 +12,7 @@ from tiny import DECODERS, GROUPED, batch, config_of, randomize, space_of
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hf_elastic import ElasticForCausalLM, export_subnet
+from hf_elastic.core.errors import UserError
 from hf_elastic.evaluation.candidates import GraphModel
 from hf_elastic.export.onnx.generation import compare_decoded, decode_with_torch
 from hf_elastic.graphs.exporters import ON_TRANSFORMERS_5
@@ -42,7 +43,13 @@ def exported(tmp_path_factory):
             space = {**space_of(name), "num_hidden_layers": [1, 2]}
             model = ElasticForCausalLM.from_base(stock, space=space)
             folder = tmp_path_factory.mktemp(name) / "out"
-            made[name] = model, folder, export_subnet(model, subnet_of(name), folder, ["onnx"])["onnx"]
+            try:
+                record = export_subnet(model, subnet_of(name), folder, ["onnx"])["onnx"]
+            except UserError as error:
+                if "is not supported yet" not in str(error):
+                    raise
+                pytest.skip(f"Optimum knows no {name}")
+            made[name] = model, folder, record
         return made[name]
 
     return export
