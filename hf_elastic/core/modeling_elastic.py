@@ -35,14 +35,14 @@ from .layout import Cut, Layout
 from .loading import load_checkpoint  # noqa: F401
 from .memory import MEMORY_LAYOUTS, set_memory_layout
 from .partition import partition_heads  # noqa: F401
-from .portable import no_init_weights
+from .portable import portable_config  # noqa: F401
 from .shapes import SpecError  # noqa: F401
 from .sizes import SizesMixin
 from .skeleton import Skeleton
 from .space import Space
 from .spec import Spec, spec_for
 from .specialised import SpecialisedMixin
-from .standard import first_difference  # noqa: F401
+from .standard import no_init_weights
 from .twin_configs import cut_values
 from .twins import is_registry
 

@@ -14,11 +14,6 @@ import torch
 import transformers
 from transformers import PretrainedConfig
 
-try:
-    from transformers.initialization import no_init_weights
-except ImportError:  # transformers 4.57
-    from transformers.modeling_utils import no_init_weights  # noqa: F401
-
 from .errors import UserError
 
 # What `forward` calls a key-value cache, by the versions of transformers; 5.24 takes the old name as well, and warns.

@@ -17,11 +17,10 @@ from .configuration_elastic import RESERVED_NAMES
 from .counts import Counts
 from .errors import UserError
 from .layout import Cut, Layout
-from .portable import no_init_weights
 from .skeleton import BUILD_LOCK, Skeleton
 from .space import DEPTH_AXES, Subnet
 from .spec import Spec
-from .standard import first_difference
+from .standard import first_difference, no_init_weights
 from .twins import Watch, named_weights
 
 # How many of each kind are kept for the next time that they are asked for.

@@ -8,8 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # transformers 4.57
+    from transformers.modeling_utils import no_init_weights
+
 from .errors import UserError
-from .portable import no_init_weights, portable_config
+from .portable import portable_config
 from .skeleton import Skeleton
 
 # Set while training or by what was run before, never by a constructor: not part of what an architecture is.
