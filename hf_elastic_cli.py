@@ -257,8 +257,25 @@ def help_of(command: str) -> str:
     return "\n".join(lines)
 
 
+@lru_cache(maxsize=1)
+def yaml_loader() -> type:
+    """PyYAML's safe loader with the truth values and numbers of YAML 1.2: `no` is Norwegian, `1e-4` a number."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in known if tag != _TRUTH]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    # YAML 1.1 takes a number for text that has an exponent and no dot.
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile("^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+    Loader.add_implicit_resolver(_TRUTH, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    return Loader
+
+
 def read_yaml(path: str, *, as_text: bool = False) -> dict:
-    """The mapping in a YAML file, with the truth values and numbers of YAML 1.2: `no` is Norwegian, `1e-4` a number.
+    """The mapping in a YAML file, read by `yaml_loader`.
 
     Args:
         path: the file.
@@ -271,18 +288,9 @@ def read_yaml(path: str, *, as_text: bool = False) -> dict:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {
-            first: [(tag, pattern) for tag, pattern in known if tag != _TRUTH]
-            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    # YAML 1.1 takes a number for text that has an exponent and no dot.
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile("^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
-    Loader.add_implicit_resolver(_TRUTH, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
     try:
         text = Path(path).read_text(encoding="utf-8")
-        recipe, root = yaml.load(text, Loader), yaml.compose(text, Loader)
+        recipe, root = (read(text, yaml_loader()) for read in (yaml.load, yaml.compose))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, or a date that is none
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(recipe, dict):
@@ -302,7 +310,7 @@ def _text(node, value: object) -> object:
     if isinstance(inner, str):
         return inner
     if isinstance(value, list) and isinstance(inner, list):
-        return [_text(one, given) or "null" for one, given in zip(inner, value)]
+        return ["null" if given is None else _text(one, given) for one, given in zip(inner, value)]
     return json.dumps(value, default=str)
 
 

@@ -49,9 +49,6 @@ def parse(types: Sequence[type], argv: Sequence[str], command: str, fixed: Mappi
     """
     parser = _OneLineParser(list(types), prog=f"hf-elastic {command}", usage=argparse.SUPPRESS, allow_abbrev=False)
     arguments = list(argv)
-    for action in parser._actions:
-        if action.dest == "bf16":  # a flag of Trainer's that may also be auto
-            action.nargs, action.const = "?", "true"
     recipe = read_yaml(arguments.pop(0), as_text=True) if arguments and not arguments[0].startswith("-") else {}
     defaults = dict(fixed or {})
     takes_many = {action.dest for action in parser._actions if action.nargs in ("+", "*")}

@@ -47,8 +47,9 @@ def run(args: SearchArguments, config: SearchConfig):
     folder = Path(args.output_dir)
     trials = folder / "trials"
     storage = config.storage or str(trials)
+    study = study_digest(storage, config.study_name)
     # A folder with trials is an earlier, perhaps interrupted, run of this search; or they are elsewhere, which the results say.
-    is_earlier = trials.exists() or _study_of(folder / FRONTIER) == study_digest(storage, config.study_name)
+    is_earlier = trials.exists() or _study_of(folder / FRONTIER) == study
     check_folder(folder, overwrite=args.overwrite or is_earlier)
     if args.dry_run:
         return None
@@ -60,7 +61,7 @@ def run(args: SearchArguments, config: SearchConfig):
     rows, collator = _rows(model, args, config)
     config = replace(config, storage=storage)
     frontier = search_subnets(model, eval_dataset=rows, config=config, data_collator=collator)
-    frontier.facts["study"] = study_digest(storage, config.study_name)
+    frontier.facts["study"] = study
     frontier.save(folder / FRONTIER)
     if len(frontier.objectives) > 1:
         frontier.plot(folder / "frontier.png")
@@ -75,7 +76,7 @@ def run(args: SearchArguments, config: SearchConfig):
 
 def _next(args: SearchArguments, frontier) -> str:
     """The command that exports the size in the middle of the frontier."""
-    command = ["hf-elastic", "export", "--model", args.checkpoint, "--frontier", f"{args.output_dir}/frontier.json"]
+    command = ["hf-elastic", "export", "--model", args.checkpoint, "--frontier", f"{args.output_dir}/{FRONTIER}"]
     if len(frontier.objectives) > 1:
         goal = frontier.objectives[1]
         middle = sorted(point.values[goal.name] for point in frontier.points)[len(frontier.points) // 2]

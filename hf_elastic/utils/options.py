@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+import hf_elastic_cli
+
 from ..core.errors import UserError
 
 # What weights may be written in.
@@ -58,7 +60,7 @@ def read_mapping(name: str, value: str | Mapping | None) -> dict | None:
     is_inline = isinstance(value, str) and _is_inline(value)
     text = value if is_inline or not Path(value).is_file() else Path(value).read_text(encoding="utf-8")
     try:
-        loaded = json.loads(text)  # before YAML, where 1e-3 is text
+        loaded = json.loads(text)
     except json.JSONDecodeError as error:
         if not (loaded := _flow_mapping(text)):
             raise UserError(f"{name}: {value!r} is neither a JSON mapping nor a JSON file ({error})") from error
@@ -82,5 +84,5 @@ def _flow_mapping(text: str) -> dict | None:
     if not _is_inline(text):
         return None
     with suppress(yaml.YAMLError, ValueError):  # ValueError: of dates that are none
-        return yaml.safe_load(text)
+        return yaml.load(text, hf_elastic_cli.yaml_loader())
     return None

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import hf_elastic_cli
 from hf_elastic.cli.main import main
+from hf_elastic.utils.options import read_mapping
 
 pytestmark = pytest.mark.one_lane
 COMMANDS = {
@@ -74,3 +75,12 @@ def check(arguments, folder, capsys) -> None:
     assert status in (0, 2), said
     assert (status == 0) == (not said) and len(said.splitlines()) <= 1, said
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_mappings_mean_the_same_in_a_recipe_and_on_the_command_line(tmp_path):
+    (tmp_path / "recipe.yaml").write_text('limits: {accuracy: 1e-1, name: no}\ntexts: ["", no, null, 1]\n')
+    recipe = hf_elastic_cli.read_yaml(str(tmp_path / "recipe.yaml"), as_text=True)
+    assert read_mapping("limits", recipe["limits"]) == read_mapping("limits", "{accuracy: 1e-1, name: no}") == {
+        "accuracy": 0.1, "name": "no"
+    }  # fmt: skip
+    assert recipe["texts"] == ["", "no", "null", "1"]
