@@ -119,7 +119,7 @@ def convert(args: QuickstartArguments, console):
 
     from .. import ElasticForSequenceClassification
     from ..data.calibration import calibration_batches
-    from ..data.labels import SINGLE, label_names
+    from ..data.head import SINGLE, label_names
     from ..data.loading import load_text_dataset
     from ..data.minilm import minilm_path
     from ..data.task import prepare, read_labels

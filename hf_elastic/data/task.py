@@ -113,7 +113,7 @@ def prepare(
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, default_data_collator
 
     from ..utils.tokenizer import set_padding
-    from .labels import MULTI
+    from .head import MULTI
     from .loading import columns_of, load_text_dataset, tokenize_classification, tokenize_language_modeling
 
     if task not in PREPARED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..data.labels import MULTI
+from ..data.head import MULTI
 from . import outputs
 from .format import Export, Format
 from .parity import ParityError, compare, violations, write_parity

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticForCausalLM, ElasticForSequenceClassification, ElasticPreTrainedModel
+from ..data.head import MULTI, REGRESSION, Head
+from ..metrics import metrics_for
 from ..utils.lengths import check_length
 from ..utils.tokenizer import set_padding
 from .values import ACCURACY, F1, LOSS, MATTHEWS, MSE, PEARSON, PERPLEXITY, SPEARMAN
@@ -114,9 +116,6 @@ class QualityPass:
         """Which of what is wanted is computed from all rows at once, and how."""
         known, is_float = [ACCURACY], labels.is_floating_point()
         if is_sequence:
-            from ..data.labels import MULTI, REGRESSION, Head
-            from ..metrics import metrics_for
-
             kind = Head.of(model.config).problem_type or (MULTI if is_float else None)
             if kind == MULTI:
                 model.config.problem_type = MULTI  # as the stock model would with the first such batch

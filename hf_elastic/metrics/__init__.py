@@ -7,6 +7,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from ..core.errors import UserError
+from ..data.head import MULTI, REGRESSION, Head
 
 
 def load_metric(name: str):
@@ -29,8 +30,6 @@ def load_metric(name: str):
 
 def metrics_for(config: PretrainedConfig) -> Callable[..., dict[str, float]]:
     """`compute_metrics` of a Trainer for a head that classifies sequences, or gives each a number."""
-    from ..data.labels import MULTI, REGRESSION, Head  # which import datasets, and are slow
-
     kinds = {MULTI: compute_multi_label, REGRESSION: compute_regression}
     return kinds.get(Head.of(config).problem_type, compute_classification)
 

@@ -18,6 +18,7 @@ import torch
 
 from ...core.errors import UserError
 from ...core.modeling_elastic import ElasticPreTrainedModel
+from ...data.head import MULTI
 from ...graphs.exporters import EXTRA, PACKAGES, weight_file
 from ...utils.lengths import longest_sequence
 from ..calibration import calibration_rows
@@ -100,8 +101,6 @@ class TensorRTFormat(Format):
         Raises:
             ParityError: a shape is over the tolerance.
         """
-        from ...data.labels import MULTI  # which imports datasets, and is slow
-
         several = export.model.config.problem_type == MULTI
         profile, runner = _profile(export.model, export.options), self.load(export, folder)
         precision = precision_of(export.options)
