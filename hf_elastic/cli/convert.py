@@ -15,8 +15,8 @@ from ..core.space import Space, Subnet
 from ..data.task import TASKS
 from ..utils.folders import check_output, filled
 from ..utils.options import check_dtype, check_integers, read_mapping
-from ..utils.tokenizer import save_tokenizer
 from .common import parse
+from .convert_data import calibration, load_tokenizer
 from .data import Source
 
 
@@ -161,24 +161,19 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
     """Convert and write; with `dry_run` only check."""
     import torch
 
-    from ..utils.lengths import longest_sequence
-    from ..utils.sentence_transformers import copy_sentence_modules
+    from ..export.checkpoint import save_elastic
 
     if args.dry_run:
         check_output(args.output_dir, overwrite=args.overwrite)
         with torch.device("meta"):  # shapes are all that a dry run needs
             if config.model is None:
-                make_elastic(config)
+                new_weights(config)
             elif os.path.isdir(config.model):
                 check_sizes(config)
         return
     with filled(args.output_dir, overwrite=args.overwrite) as folder:
-        model = make_elastic(config)
-        tokenizer = _tokenizer(config, model.config.vocab_size)
-        model.save_pretrained(folder)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, folder, longest_sequence(model.base))
-        copy_sentence_modules(model, folder)
+        model, tokenizer = make_elastic(config)
+        save_elastic(model, folder, tokenizer)
     if config.space == DEFAULT_SPACE:
         print(f"space: none given, so {json.dumps(model.space.to_dict())}; --space none is one size")
     sizes = {"largest": model.space.largest, "smallest": model.space.smallest, **model.config.subnets}
@@ -189,89 +184,54 @@ def run(args: ConvertArguments, config: ConvertConfig) -> None:
 
 def check_sizes(config: ConvertConfig) -> None:
     """Raise UserError for sizes that a checkpoint on this machine does not have; its weights are not read."""
-    import hf_elastic
-
-    elastic_class = getattr(hf_elastic, TASKS[config.task])
-    elastic_class._check_architecture(base_config := load_config(config.checkpoint))
+    elastic_class, base_config = _architecture(config)
     base = elastic_class.stock_class(base_config)(base_config)
     order = "first" if config.layer_order == "influence" else config.layer_order
     elastic_class.from_base(base, config.space, config.subnets, "none", order, head_partition=config.head_partition)
 
 
 def make_elastic(config: ConvertConfig):
-    """The elastic model: of a checkpoint, or with new weights."""
+    """The elastic model, of a checkpoint or with new weights, and its tokenizer or None."""
     import torch
 
-    import hf_elastic
-
     torch.manual_seed(config.seed)
-    elastic_class = getattr(hf_elastic, TASKS[config.task])
     if config.model is None:
-        model = from_scratch(elastic_class, config)
-        return model if config.dtype == "auto" else model.to(getattr(torch, config.dtype))
+        model = new_weights(config)
+        return model, load_tokenizer(config, model.config.vocab_size)
+    elastic_class, base_config = _architecture(config)
+    tokenizer = load_tokenizer(config, base_config.vocab_size)
     options = {} if config.num_labels is None else {"num_labels": config.num_labels}
-    return elastic_class.from_base(
+    model = elastic_class.from_base(
         config.checkpoint,
         space=config.space,
         subnets=config.subnets,
         importance=config.importance,
         layer_order=config.layer_order,
-        calibration=calibration(config),
+        calibration=calibration(config, base_config, tokenizer),
         head_partition=config.head_partition,
         dtype=config.dtype,
         **options,
     )
+    return model, tokenizer
 
 
-def calibration(config: ConvertConfig) -> list[dict] | None:
-    """Batches of model inputs for the rankings that look at data, and a line that says of which; None where none do."""
-    if not config.uses_data:
-        return None
+def _architecture(config: ConvertConfig):
+    """The elastic class for a checkpoint, and its stock config; raises UserError for one that cannot be elastic."""
+    import hf_elastic
+
+    elastic_class = getattr(hf_elastic, TASKS[config.task])
+    elastic_class._check_architecture(base_config := load_config(config.checkpoint))
+    return elastic_class, base_config
+
+
+def new_weights(config: ConvertConfig):
+    """The elastic model of a config."""
     import torch
-    from transformers import AutoModel
 
-    from ..utils.lengths import longest_sequence
+    import hf_elastic
 
-    base_config = load_config(config.checkpoint)
-    with torch.device("meta"):
-        longest = longest_sequence(AutoModel.from_config(base_config))
-    tokenizer = _tokenizer(config, base_config.vocab_size)
-    if config.importance == "taylor":
-        return _labelled(config, base_config, tokenizer, longest)
-    from ..data.calibration import calibration_batches, training_texts
-    from .data import located
-
-    source, texts = config.calibration or config.dataset, None
-    if source is not None:
-        texts = training_texts(located(source, config.data_dir), config.calibration_rows)
-    # Classifiers that read the last token refuse several rows where the config has no token for padding.
-    size = 1 if getattr(base_config, "pad_token_id", None) is None else 8
-    batches = calibration_batches(tokenizer, texts, max_length=min(config.max_length, longest), batch_size=size)
-    number = sum(len(batch["input_ids"]) for batch in batches)
-    print(f"ranked on {number} texts of {source or 'our own: docstrings and random tokens'}")
-    if config.task == "multiple-choice":
-        return [{key: value.unsqueeze(1) for key, value in batch.items()} for batch in batches]  # one choice
-    return batches
-
-
-def _labelled(config: ConvertConfig, base_config, tokenizer, longest: int) -> list[dict]:
-    """Batches of the training data, with labels."""
-    from torch.utils.data import DataLoader
-
-    from ..data.task import prepare
-    from .data import located
-
-    data = prepare(
-        config.task,
-        located(config.dataset, config.data_dir),
-        tokenizer,
-        config=base_config,
-        longest=longest,
-        max_length=config.max_length,
-        max_train_rows=config.calibration_rows,
-    )
-    size = 1 if getattr(base_config, "pad_token_id", None) is None else 32
-    return [dict(batch) for batch in DataLoader(data.splits["train"], batch_size=size, collate_fn=data.collator)]
+    model = from_scratch(getattr(hf_elastic, TASKS[config.task]), config)
+    return model if config.dtype == "auto" else model.to(getattr(torch, config.dtype))
 
 
 def from_scratch(elastic_class, config: ConvertConfig):
@@ -308,18 +268,3 @@ def from_scratch(elastic_class, config: ConvertConfig):
     order = named_layer_order(config.layer_order, base_config.num_hidden_layers)
     spec = partition_heads(spec_for(base_config.model_type)).to_dict() if config.head_partition else None
     return elastic_class(ElasticConfig(base_config, spec, config.space, config.subnets, layer_order=order))
-
-
-def _tokenizer(config: ConvertConfig, vocab_size: int):
-    from transformers import AutoTokenizer
-
-    if config.tokenizer_dataset is not None:
-        from ..data.tokenizer import train_byte_level_bpe
-        from .data import located
-
-        return train_byte_level_bpe(located(config.tokenizer_dataset, config.data_dir), vocab_size)
-    if config.tokenizer is None and config.model is None:
-        raise UserError("a model from scratch needs tokenizer (none, to search only) or tokenizer_dataset")
-    if config.tokenizer == "none":
-        return None
-    return AutoTokenizer.from_pretrained(config.tokenizer or config.checkpoint)

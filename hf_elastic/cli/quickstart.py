@@ -12,7 +12,6 @@ from ..core.loading import check_path
 from ..utils.files import full_disk_is_one_error
 from ..utils.folders import check_folder, check_output, claimed, filled
 from ..utils.options import check_integers
-from ..utils.tokenizer import save_tokenizer
 from .common import parse
 
 # Sizes that a stock model can have, so that every one of them can leave as a standard checkpoint.
@@ -181,7 +180,7 @@ def order_for(layers: int) -> list[int]:
 
 def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan, console) -> None:
     """Train all sizes and save the supernet to `folder/elastic`; the model is on the CPU afterwards."""
-    from ..utils.lengths import longest_sequence
+    from ..export.checkpoint import save_elastic
     from .quickstart_budget import StepClock, make_trainer
 
     clock = StepClock(until=plan.train_until)
@@ -190,8 +189,7 @@ def train(model, tokenizer, data, args: QuickstartArguments, folder: Path, plan,
         console.print(f"stopped after {clock.steps} of {plan.steps} steps: they took longer than those that were timed")
     model.eval().cpu()  # where the sizes are compared with each other and with the ONNX files
     with filled(folder / "elastic", overwrite=True) as staging:
-        model.save_pretrained(staging)
-        save_tokenizer(tokenizer, staging, longest_sequence(model.base))
+        save_elastic(model, staging, tokenizer)
 
 
 def search(model, data, args: QuickstartArguments, folder: Path, plan, console):

@@ -113,6 +113,23 @@ def save_standard(model: PreTrainedModel, directory: Path | str, tokenizer: PreT
             save_tokenizer(tokenizer, folder, longest_sequence(model))
 
 
+def save_elastic(model: ElasticPreTrainedModel, directory: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write an elastic model with all that goes along: its tokenizer, and what sentence-transformers keeps beside it.
+
+    Args:
+        model: the supernet.
+        directory: where to.
+        tokenizer: written next to the model if given.
+
+    Raises:
+        UserError: a module of sentence-transformers does not fit the space.
+    """
+    model.save_pretrained(directory)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, directory, longest_sequence(model.base))
+    copy_sentence_modules(model, Path(directory))
+
+
 def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Weights by name. Untied models have every name in the file: the versions differ in which they tie all the same."""
     tensors = model.state_dict()

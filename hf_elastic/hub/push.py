@@ -19,11 +19,9 @@ from ..core.errors import UserError
 from ..core.loading import check_path
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..export import FORMATS
+from ..export.checkpoint import save_elastic
 from ..export.subnet import export_subnet
 from ..search import Frontier
-from ..utils.lengths import longest_sequence
-from ..utils.sentence_transformers import copy_sentence_modules
-from ..utils.tokenizer import save_tokenizer
 from . import client
 from .card_parts import Place, from_evaluation, from_frontier, from_metrics, parity_records
 from .cards import CARD, CardFacts, elastic_card, is_kept, size_card
@@ -83,10 +81,7 @@ def push_model(
         HubError: the Hub refuses, fails or cannot be reached.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, folder, longest_sequence(model.base))
-        copy_sentence_modules(model, Path(folder))
+        save_elastic(model, folder, tokenizer)
         return push_folder(folder, repo_id, config, token=token, **options)
 
 

@@ -183,3 +183,14 @@ def test_a_classifier_without_padding_takes_batches(model_type, tmp_path, caplog
         texts = ["word1", "word1 word2 word3"]
         alone = [classify(text)[0]["score"] for text in texts]
         assert [found["score"] for found in classify(texts, batch_size=2)] == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "activation"])
+def test_a_classifier_without_padding_is_ranked_row_by_row(importance, tmp_path):
+    """What ranks it leaves its tokenizer as it was, no padding and no truncation in the file."""
+    elastic(tmp_path, "gpt2", padding=False, num_labels=2)
+    data = table(tmp_path / "data.csv", [("word1 " * (i % 5 + 1), "yn"[i % 2]) for i in range(20)])
+    options = ["--importance", importance, "--dataset", data, "--output_dir", str(tmp_path / "ranked")]
+    assert main(["convert", "--model", str(tmp_path / "stock"), *options]) == 0
+    stored, before = (json.loads((tmp_path / name / "tokenizer.json").read_text()) for name in ("ranked", "stock"))
+    assert stored == before and AutoTokenizer.from_pretrained(tmp_path / "ranked").pad_token is None
