@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -35,11 +36,22 @@ BUILD_LOCK = threading.RLock()
 SAMPLES = 64
 
 
-class FreshCall:
-    """A call of a view that somebody holds: what was done to the supernet since is taken over first."""
+class _OfView:
+    """A method of a view in place of its class's; a copy of a view stands on its own, and has the class's."""
+
+    name: ClassVar[str]
 
     def __init__(self, skeleton: Skeleton):
         self.skeleton = skeleton
+
+    def __reduce__(self):
+        return getattr, (self.skeleton.module, self.name)
+
+
+class FreshCall(_OfView):
+    """A call of a view that somebody holds: what was done to the supernet since is taken over first."""
+
+    name = "_call_impl"
 
     def __call__(self, *args, **kwargs):
         """As `nn.Module.__call__`."""
@@ -49,24 +61,15 @@ class FreshCall:
         module = self.skeleton.module
         return type(module)._call_impl(module, *args, **kwargs)
 
-    def __reduce__(self):
-        """A copy of a view stands on its own."""
-        return getattr, (self.skeleton.module, "_call_impl")
 
-
-class ExtractedSave:
+class ExtractedSave(_OfView):
     """`save_pretrained` of a view: its slices are saved as the model that they are by themselves."""
 
-    def __init__(self, skeleton: Skeleton):
-        self.skeleton = skeleton
+    name = "save_pretrained"
 
     def __call__(self, *args, **kwargs):
         """As `PreTrainedModel.save_pretrained`."""
         return self.skeleton._extract().save_pretrained(*args, **kwargs)
-
-    def __reduce__(self):
-        """A copy of a view stands on its own."""
-        return getattr, (self.skeleton.module, "save_pretrained")
 
 
 class Skeleton:
@@ -182,7 +185,7 @@ class Skeleton:
         values = vars(original)
         own = {} if position is None else {key: position for key in POSITIONS if isinstance(values.get(key), int)}
         if original is self.model and self._refresh is not None:
-            own |= {"_call_impl": FreshCall(self), "save_pretrained": ExtractedSave(self)}
+            own |= {method.name: method(self) for method in (FreshCall, ExtractedSave)}
         if original is self.model and self.cut is not None and not self.cut.is_uniform:
             own["_get_static_cache_init_shape"] = _nothing
         if self._evaluating:

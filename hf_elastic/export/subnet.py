@@ -81,6 +81,11 @@ def export_subnet(
     inputs = held_out_inputs(held_out) if held_out is not None and texts is None else make_inputs(model, tokenizer, texts)
     with filled(output_dir, **where) as staging:
         view = exact_view(model, subnet)
+        view_scores = full_scores = None
+        if held_out is not None:
+            view_scores = held_out.reference_scores or held_out.score_of(view)
+            is_full = model.resolve(subnet) == model.resolve(None)
+            full_scores = held_out.full_scores or (view_scores if is_full else held_out.score_of(model.view()))
         export = Export(
             view,
             model,
@@ -92,8 +97,8 @@ def export_subnet(
             options=options,
             calibration=calibration,
             held_out=held_out,
-            view_scores=None if held_out is None else held_out.reference_scores or held_out.score_of(view),
-            full_scores=None if held_out is None else held_out.full_scores or held_out.score_of(model.view()),
+            view_scores=view_scores,
+            full_scores=full_scores,
             max_accuracy_drop=config.max_accuracy_drop,
         )
         return _write_all(export, chosen, config.layout)
