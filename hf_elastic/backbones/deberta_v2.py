@@ -4,17 +4,13 @@ The second version's convolution, and projections of positions alone, are no par
 """
 
 from ..core.spec import Spec, register_spec
+from .bert import CONFIG, HEADS
 
 DEBERTA_V2 = register_spec(
     Spec(
         model_types=("deberta-v2",),
         layers="*encoder.layer.#",
-        config={
-            "hidden_size": "hidden",
-            "num_attention_heads": "heads",
-            "intermediate_size": "ffn",
-            "pooler_hidden_size": "hidden",
-        },
+        config={**CONFIG, "pooler_hidden_size": "hidden"},
         parameters={
             "*attention.self.[qkv]*_proj.weight": "(heads head) hidden",
             "*attention.self.[qkv]*_proj.bias": "(heads head)",
@@ -26,17 +22,7 @@ DEBERTA_V2 = register_spec(
             "*word_embeddings.weight": "vocab hidden",
             "*position_embeddings.weight": "positions hidden",
             "*token_type_embeddings.weight": "types hidden",
-            "pooler.dense.weight": "hidden hidden",
-            "cls.predictions.transform.dense.weight": "hidden hidden",
-            "cls.predictions.decoder.weight": "vocab hidden",
-            "cls.predictions.decoder.bias": "vocab",
-            "cls.predictions.bias": "vocab",
-            "classifier.weight": "labels hidden",
-            "qa_outputs.weight": "labels hidden",
-            "classifier.bias": "labels",
-            "qa_outputs.bias": "labels",
-            "*LayerNorm.weight": "hidden",
-            "*.bias": "hidden",
+            **HEADS,
         },
         attributes={
             "*attention.self": {"num_attention_heads": "heads", "all_head_size": "heads head"},

@@ -1,12 +1,13 @@
 """MPNet: BERT's layers, and a bias by relative position for each head, one table for all layers."""
 
 from ..core.spec import Spec, register_spec
+from .bert import CONFIG, HEADS
 
 MPNET = register_spec(
     Spec(
         model_types=("mpnet",),
         layers="*encoder.layer.#",
-        config={"hidden_size": "hidden", "num_attention_heads": "heads", "intermediate_size": "ffn"},
+        config=CONFIG,
         parameters={
             "*attention.attn.[qkv].weight": "(heads head) hidden",
             "*attention.attn.[qkv].bias": "(heads head)",
@@ -17,21 +18,7 @@ MPNET = register_spec(
             "*relative_attention_bias.weight": "buckets heads",
             "*word_embeddings.weight": "vocab hidden",
             "*position_embeddings.weight": "positions hidden",
-            "*pooler.dense.weight": "hidden hidden",
-            "lm_head.dense.weight": "hidden hidden",
-            "classifier.dense.weight": "hidden hidden",
-            "lm_head.decoder.weight": "vocab hidden",
-            "lm_head.decoder.bias": "vocab",
-            "lm_head.bias": "vocab",
-            "classifier.weight": "labels hidden",
-            "classifier.out_proj.weight": "labels hidden",
-            "qa_outputs.weight": "labels hidden",
-            "classifier.bias": "labels",
-            "classifier.out_proj.bias": "labels",
-            "qa_outputs.bias": "labels",
-            "*LayerNorm.weight": "hidden",
-            "*layer_norm.weight": "hidden",
-            "*.bias": "hidden",
+            **HEADS,
         },
         attributes={
             "*attention.attn": {"num_attention_heads": "heads", "all_head_size": "heads head"},

@@ -1,17 +1,13 @@
 """Nomic BERT: BERT with rotary positions, a gated feed-forward and no biases in its layers."""
 
 from ..core.spec import Spec, register_spec
+from .bert import CONFIG, HEADS
 
 NOMIC_BERT = register_spec(
     Spec(
         model_types=("nomic_bert",),
         layers="*layers.#",
-        config={
-            "hidden_size": "hidden",
-            "num_attention_heads": "heads",
-            "intermediate_size": "ffn",
-            "head_dim": "head",
-        },
+        config={**CONFIG, "head_dim": "head"},
         parameters={
             "*self_attn.[qkv]_proj.weight": "(heads head) hidden",
             "*self_attn.o_proj.weight": "hidden (heads head)",
@@ -20,16 +16,8 @@ NOMIC_BERT = register_spec(
             "*down_proj.weight": "hidden ffn",
             "*word_embeddings.weight": "vocab hidden",
             "*token_type_embeddings.weight": "types hidden",
-            "*pooler.dense.weight": "hidden hidden",
-            "cls.predictions.transform.dense.weight": "hidden hidden",
-            "cls.predictions.decoder.weight": "vocab hidden",
-            "cls.predictions.decoder.bias": "vocab",
-            "cls.predictions.bias": "vocab",
-            "classifier.weight": "labels hidden",
-            "classifier.bias": "labels",
-            "*.bias": "hidden",
-            "*LayerNorm.weight": "hidden",
             "*norm.weight": "hidden",
+            **HEADS,
         },
         attributes={"*layers.*[0-9]": {"hidden_size": "hidden"}, "*mlp": {"hidden_size": "hidden", "intermediate_size": "ffn"}},
         pooled=("*pooler.dense.weight", "classifier.weight"),
