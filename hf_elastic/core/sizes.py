@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .adapters import check_merged, find_wrappers, idle_parameters, unmerge_disabled
@@ -325,16 +326,22 @@ class SizesMixin:
             ValueError: adapters are not merged yet, or a part was replaced by one that the config knows nothing of.
         """
         kind, config = self.standalone(subnet)
-        weights = {name: tensor.detach().clone() for name, tensor in self.view(subnet).state_dict().items()}
+        view = self.view(subnet)
+        weights = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in view.state_dict().items()
+        }
         with no_init_weights():
             model = kind(config)
-        model.to(device=self.device, dtype=self.dtype)
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"a part was replaced by one of another shape than the config says: {reason}") from error
         model.tie_weights()
+        model.to(self.device)
+        dtypes = {name: buffer.dtype for name, buffer in view.named_buffers()}
+        for name, buffer in model.named_buffers():  # rotary frequencies may be in float32 in half precision, too
+            buffer.data = buffer.to(dtypes.get(name, buffer.dtype))
         if model.can_generate():
             model.generation_config = copy.deepcopy(self.generation_config)
         return model.eval()

@@ -41,6 +41,20 @@ def test_half_precision_is_written_bit_by_bit(name, dtype, tmp_path):
         assert all(loaded[key].dtype == dtype and torch.equal(loaded[key], weight) for key, weight in weights.items())
 
 
+@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 2}, UNEVEN], ids=["standard", "elastic"])
+@pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "cast"])
+def test_an_extracted_size_computes_what_its_view_does(loaded, sizes, tmp_path):
+    """`model.to(dtype)` rounds the frequencies of rotary positions, and loading in half precision does not."""
+    stock = randomize(AutoModelForCausalLM.from_config(config_of("llama", max_position_embeddings=512)))
+    stock.to(torch.bfloat16).save_pretrained(tmp_path)
+    source = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto") if loaded else stock
+    model = ElasticForCausalLM.from_base(source, space=space_of("llama"))
+    view, extracted = model.view(sizes), model.extract(sizes)
+    assert {name: one.dtype for name, one in view.named_buffers()} == {name: one.dtype for name, one in extracted.named_buffers()}
+    ids = {"input_ids": torch.arange(400)[None] % 99}
+    assert np.array_equal(predict(view, ids), predict(extracted, ids))
+
+
 def test_a_size_of_uneven_layers_in_half_precision(tmp_path):
     model = elastic("gpt2", torch.bfloat16)
     export_subnet(model, UNEVEN, tmp_path / "out")
