@@ -26,7 +26,7 @@ class PositionalEmbedding(nn.Module):
 
     def follow_sizes(self) -> None:
         """Make `inv_freq` again after `d_model` has changed."""
-        self.inv_freq = self.frequencies(self.inv_freq.device)
+        self.inv_freq = self.frequencies(self.inv_freq.device).to(self.inv_freq.dtype)
 
     def forward(self, distances: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Embeddings `[distances, d_model]` of `[distances]`."""
