@@ -70,7 +70,7 @@ def export_subnet(
     config.check_data(calibration, has_held_out=held_out is not None)
     model.resolve(subnet)
     if config.standard_only:
-        _check_standard(model, subnet)
+        check_standard(model, subnet)
     chosen, options = config.chosen, config.options
     for one in chosen:
         one.check(model, options)
@@ -168,8 +168,9 @@ def is_weights(path: Path) -> bool:
     return path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
-def _check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> None:
+def check_standard(model: ElasticPreTrainedModel, subnet: str | Mapping | None) -> None:
+    """Raise UserError, which names the nearest standard size, unless a size is standard."""
     why = model.why_elastic(subnet)
     if why is not None:
         nearest = json.dumps(model.nearest_standard(subnet).to_dict())
-        raise UserError(f"standard_only: this size is not standard: {why}; the nearest standard size is {nearest}")
+        raise UserError(f"this size is not standard, as is asked for: {why}; the nearest standard size is {nearest}")

@@ -333,7 +333,7 @@ def test_the_build_calls_tensorrt(tmp_path, monkeypatch):
 
 
 def test_standard_only(model, tmp_path):
-    with pytest.raises(ValueError, match=r"standard_only: this size is not standard: .*nearest standard size is \{"):
+    with pytest.raises(ValueError, match=r"this size is not standard, as is asked for: .*nearest standard size is \{"):
         export_subnet(model, {"intermediate_size": [7, 16, 33, 48]}, tmp_path / "out", standard_only=True)
     assert list(tmp_path.iterdir()) == []
     export_subnet(model, SIZE, tmp_path / "out", standard_only=True)

@@ -1,0 +1,35 @@
+"""Retrieval and reranking with sentence-transformers models in many sizes; `pip install hf-elastic[retrieval]`."""
+
+from importlib import import_module
+
+from ..core.errors import MissingPackageError
+
+_MODULES = {
+    "ElasticDenser": "denser",
+    "ElasticLoss": "losses",
+    "ElasticRanker": "ranker",
+    "elastic_cross_encoder": "ranker",
+    "elastic_sentence_transformer": "denser",
+    "export_denser": "export",
+    "export_ranker": "export",
+}
+
+__all__ = [
+    "ElasticDenser",
+    "ElasticLoss",
+    "ElasticRanker",
+    "elastic_cross_encoder",
+    "elastic_sentence_transformer",
+    "export_denser",
+    "export_ranker",
+]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        import_module("sentence_transformers.base")
+    except ImportError as error:
+        raise MissingPackageError("retrieval needs sentence-transformers 6; pip install hf-elastic[retrieval]") from error
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

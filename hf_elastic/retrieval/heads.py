@@ -1,0 +1,93 @@
+"""A linear head for each named size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.base.modules.module import Module
+from torch import nn
+
+from ..core.errors import UserError
+
+FILE_NAME = "size_heads.safetensors"
+
+
+class SizeHeads(Module):
+    """Maps the pooled vectors of each named size into the space of the full size; a size without a name has no head.
+
+    A head begins as the identity (with zeros for the channels that its size lacks), so that it changes nothing before training.
+
+    Args:
+        widths: name of a size -> its hidden size.
+        dimension: of the full size's pooled vectors.
+    """
+
+    config_keys = ["widths", "dimension"]
+
+    def __init__(self, widths: Mapping[str, int], dimension: int):
+        super().__init__()
+        self.widths, self.dimension = dict(widths), dimension
+        self.heads = nn.ModuleList(nn.Linear(width, dimension) for width in self.widths.values())
+        for head in self.heads:
+            nn.init.eye_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def head_of(self, name: str) -> nn.Linear:
+        """The head of a named size."""
+        return self.heads[list(self.widths).index(name)]
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Map `sentence_embedding` `[batch, hidden size of the size]` to `[batch, dimension]`.
+
+        Raises:
+            UserError: another width, and no head for it.
+        """
+        name, vectors = features.get("subnet"), features["sentence_embedding"]
+        if isinstance(name, str) and name in self.widths:
+            features["sentence_embedding"] = self.head_of(name)(vectors)
+        elif vectors.shape[-1] != self.dimension:
+            raise UserError(
+                f"subnet: {name!r} gives vectors of {vectors.shape[-1]} dimensions, not the {self.dimension} of the documents, "
+                f"and has no head to map them; sizes with one: {', '.join(self.widths) or 'none'}"
+            )
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """Of the vectors that come out."""
+        return self.dimension
+
+    def as_dense(self, name: str) -> Dense | None:
+        """The head of a size as sentence-transformers' own module; None where it has none."""
+        if name not in self.widths:
+            return None
+        head = self.head_of(name)
+        weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
+        return Dense(head.in_features, self.dimension, activation_function=None, init_weight=weight, init_bias=bias)
+
+    def save(self, output_path: str, *args, **kwargs) -> None:
+        """Write the weights under the names of their sizes."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, head in zip(self.widths, self.heads):
+            tensors |= {f"{name}.weight": head.weight.detach().cpu(), f"{name}.bias": head.bias.detach().cpu()}
+        save_file(tensors, f"{output_path}/{FILE_NAME}")
+
+    @classmethod
+    def from_file(cls, path: str, dimension: int) -> SizeHeads:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: heads for vectors of another dimension.
+        """
+        tensors = load_file(path)
+        names = [key.removesuffix(".weight") for key in tensors if key.endswith(".weight")]
+        for name in names:
+            if (given := len(tensors[f"{name}.bias"])) != dimension:
+                raise UserError(f"{path}: the head of {name} gives {given} dimensions, the documents have {dimension}")
+        heads = cls({name: tensors[f"{name}.weight"].shape[1] for name in names}, dimension)
+        for name, head in zip(heads.widths, heads.heads):
+            head.weight.data, head.bias.data = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        return heads
