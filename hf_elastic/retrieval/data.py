@@ -99,9 +99,8 @@ def load_retrieval(
     files = {kind: None if file is None else _file(folder, kind, file) for kind, file in given.items()}
     found = _find(folder, split, files)
     if split is not None and not any(file is not None and _has_words(file.name, split) for file in found.values()):
-        raise UserError(
-            f"{folder}: no file of the split {split!r} is used, but {', '.join(sorted(_names(found)))}; leave split out"
-        )
+        used = ", ".join(sorted({file.name for file in found.values() if file is not None}))
+        raise UserError(f"{folder}: has no file of the split {split!r}, but {used}; leave split out")
     data = RetrievalData(
         CorpusFile(found["corpus"]),
         read_queries(found["queries"]),
@@ -215,7 +214,7 @@ def _check(data: RetrievalData, files: Mapping[str, Path | None], drop_unknown: 
     asked = data.qrels or data.answers
     strangers = [name for name in asked if name not in data.queries]
     problems = [
-        f"{len(names)} of {total} judged {what} are not in {there.name} ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)})"
+        f"{len(names)} of {total} judged {what} are not in {there.name} ({', '.join(sorted(names)[:3])}, ...)"
         for names, total, what, there in (
             (strangers, len(asked), "queries", files["queries"]),
             (missing, len(judged), "documents", files["corpus"]),

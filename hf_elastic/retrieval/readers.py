@@ -77,7 +77,6 @@ def corpus_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    folders = (path, path / "wikipedia_split")
     names = [name for known in CORPUS_FILES for name in (known, f"{known}.gz")]
     found = [folder / name for folder in (path, path / "wikipedia_split") for name in names if (folder / name).is_file()]
     if not found:
