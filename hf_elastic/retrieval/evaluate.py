@@ -82,6 +82,7 @@ def evaluate_retrieval(
         return {query: {found["ids"][hit["corpus_id"]]: hit["score"] for hit in row} for query, row in zip(queries, hits)}
 
     check_integers(1, k=k, batch_size=batch_size)
+    check_metrics(metrics, k)
     return _evaluate(search, data, subnets, metrics, output_dir, overwrite, permutations, seed)
 
 
@@ -115,6 +116,7 @@ def evaluate_reranking(
             `evaluate_retrieval`.
     """
     check_integers(1, k=k, batch_size=batch_size)
+    check_metrics(metrics, k)
     if ranker.num_labels != 1:
         raise UserError(f"ranker: has {ranker.num_labels} labels; a score for each document needs one")
     queries = data.evaluated()
@@ -159,7 +161,7 @@ def run(
     Raises:
         UserError, OSError: as by `load_retrieval`, `read_run`, `evaluate_retrieval` and `evaluate_reranking`.
     """
-    check_metrics(config.metrics)
+    check_metrics(config.metrics, config.k)
     files = {name: getattr(config, name) for name in ("corpus", "queries", "qrels", "answers")}
     data = load_retrieval(config.data, config.split, drop_unknown=config.drop_unknown, **files)
     names = ("metrics", "k", "batch_size", "output_dir", "overwrite", "permutations", "seed")
@@ -182,11 +184,10 @@ def _evaluate(
     first_stage: Run | None = None,
 ) -> RetrievalResults:
     """Score each size, and compare it with the full one."""
-    check_metrics(metrics)
     names = ([] if first_stage is None else [FIRST_STAGE]) + [size_name(subnet) for subnet in subnets]
     files = {name: f"run.{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-')}.txt.gz" for name in names}
     if not subnets or len(set(files.values())) < len(names):
-        raise UserError(f"subnets: needed are sizes, each once; got {', '.join(names)}")
+        raise UserError(f"subnets: needed are sizes, each once; got {', '.join(names) or 'none'}")
     if output_dir is not None:
         check_output(output_dir, overwrite=overwrite)
     runs = dict(zip(names, [first_stage] * (first_stage is not None) + [search(subnet) for subnet in subnets]))

@@ -66,18 +66,24 @@ class Comparison:
     exact: bool
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
+def check_metrics(metrics: Sequence[str], k: int | None = None) -> None:
     """Refuse what is no metric, before anything is searched for.
 
     Args:
         metrics: names of `ir_measures`, such as `nDCG@10`, `R@100`, `RR@10`, `AP` or `P(rel=2)@10`; or `Answer@20`, the top-k
             accuracy of `answer_accuracy`.
+        k: how many documents a run will have for each query (count); None if that is not known.
 
     Raises:
-        UserError: a name is unknown, or there is none.
+        UserError: a name is unknown, there is none, or one looks at more than k documents.
         MissingPackageError: ir_measures is not installed.
     """
-    _parse(metrics)
+    measures, cutoffs = _parse(metrics)
+    for name, measure in measures.items():
+        cutoffs[name] = measure.params.get("cutoff", 0)
+    for name, cutoff in cutoffs.items():
+        if k is not None and cutoff > k:
+            raise UserError(f"metrics: {name} looks at {cutoff} documents for each query, and k={k} are searched for")
 
 
 def score_run(run: Mapping[str, Mapping[str, float]], data: RetrievalData, metrics: Sequence[str] = METRICS) -> Scores:
@@ -134,6 +140,9 @@ def _parse(metrics: Sequence[str]) -> tuple[dict[str, object], dict[str, int]]:
             raise UserError(
                 f"metrics: {name!r} is none of ir_measures: {error}; known are such as {', '.join(METRICS)}"
             ) from error
+        # trec_eval ends the whole process at such numbers.
+        if small := [f"{key}={value}" for key, value in measures[name].params.items() if key in ("cutoff", "rel") and value < 1]:
+            raise UserError(f"metrics: {name!r}: {small[0]} must be at least 1")
         if not supported:
             raise UserError(
                 f"metrics: {name!r}: no package that is installed can compute it; known are such as {', '.join(METRICS)}"
@@ -145,12 +154,8 @@ def _judged_scores(run: Mapping, data: RetrievalData, measures: Mapping[str, obj
     import ir_measures
 
     if not data.qrels:
-        raise UserError(
-            f"metrics: {', '.join(measures)} need judgements, which {data.name} lacks; {ANSWER}@20 needs only answers"
-        )
-    # Queries without results are left to ir_measures, whose own packages fail at empty ones.
-    found = {query: dict(documents) for query, documents in run.items() if documents and query in data.qrels}
-    results = ir_measures.calc(list(measures.values()), data.qrels, found)
+        raise UserError(f"metrics: {', '.join(measures)}: {data.name} has no judgements; {ANSWER}@20 needs only answers")
+    results = ir_measures.calc(list(measures.values()), data.qrels, dict(run))
     by_measure = {measure: {} for measure in measures.values()}
     for metric in results.per_query:
         by_measure[metric.measure][metric.query_id] = float(metric.value)
@@ -187,7 +192,7 @@ def has_answer(answers: Collection[str], text: str) -> bool:
     return any(wanted and f" {' '.join(wanted)} " in joined for wanted in map(_words, answers))
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=10_000)
 def _words(text: str) -> tuple[str, ...]:
     return tuple(TOKENS.findall(unicodedata.normalize("NFD", text).lower()))
 

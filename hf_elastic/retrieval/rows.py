@@ -13,8 +13,8 @@ from ..core.errors import UserError
 
 
 def bad_line(path: Path, number: int, what: str) -> UserError:
-    """The error to raise for line `number` of a file, counted from 1."""
-    return UserError(f"{path}, line {number}: {what}")
+    """The error to raise for line `number` of a file, or entry of a JSON list, counted from 1."""
+    return UserError(f"{path}, {'entry' if suffix_of(path) == '.json' else 'line'} {number}: {what}")
 
 
 def suffix_of(path: Path) -> str:
@@ -69,7 +69,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             rows = json.loads("\n".join(line for _, line in read_lines(path)))
         except json.JSONDecodeError as error:
-            raise bad_line(path, error.lineno, f"is no JSON: {error.msg}") from error
+            raise UserError(f"{path}: is no JSON: {error}") from error
         if not isinstance(rows, list):
             raise UserError(f"{path}: holds no JSON list of questions")
         numbered = enumerate(rows, 1)
