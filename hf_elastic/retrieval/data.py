@@ -19,8 +19,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-QRELS = re.compile(r"qrels[._-]?(?P<split>.*?)(\.trec|\.tsv|\.txt)+(\.gz)?")
-BEIR_QRELS = re.compile(r"(?P<split>.+?)\.tsv(\.gz)?")  # in the folder qrels
+QRELS = re.compile(r"qrels[._-]?(?P<split>.*?)(\.trec|\.tsv|\.txt|\.jsonl)+(\.gz)?")
+BEIR_QRELS = re.compile(r"(?P<split>.+?)\.(tsv|jsonl)(\.gz)?")  # in the folder qrels
 QUERIES = re.compile(r"queries[._-]?(?P<split>.*?)\.(jsonl|tsv)(\.gz)?")
 QUESTIONS = re.compile(r"(?P<split>.+?)\.(csv|json)(\.gz)?")  # DPR's
 ANSWERS = re.compile(r"answers[._-]?(?P<split>.*?)\.jsonl(\.gz)?")
@@ -95,6 +95,7 @@ def load_retrieval(
         FileNotFoundError: there is no such folder or file, neither here nor on the Hub.
     """
     folder = _folder(str(path))
+    name = Path(path).expanduser().resolve().name  # a snapshot of the Hub is in a folder with another one
     given = {"corpus": corpus, "queries": queries, "qrels": qrels, "answers": answers}
     files = {kind: None if file is None else _file(folder, kind, file) for kind, file in given.items()}
     found = _find(folder, split, files)
@@ -106,7 +107,7 @@ def load_retrieval(
         read_queries(found["queries"]),
         {} if found["qrels"] is None else read_qrels(found["qrels"]),
         {} if found["answers"] is None else read_answers(found["answers"]),
-        folder.name if split is None else f"{folder.name}-{split}",
+        name if split is None else f"{name}-{split}",
     )
     _check(data, found, drop_unknown)
     return data

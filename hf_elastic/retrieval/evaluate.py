@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -28,8 +27,8 @@ CHUNK = 8192  # documents that are encoded, sorted by length, in one go
 class Index(Protocol):
     """What `evaluate_retrieval` asks of an index."""
 
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, Sequence[Sequence[str]]]:
-        """Scores `float[queries, k]` and document ids, best first, of query vectors `float32[queries, dimension]`."""
+    def search(self, vectors: np.ndarray, k: int) -> tuple[Sequence[Sequence[str]], Sequence[np.ndarray]]:
+        """For each query vector of `float32[queries, dimension]` at most k document ids, best first, and their scores."""
 
 
 def evaluate_retrieval(
@@ -70,12 +69,10 @@ def evaluate_retrieval(
     found = {}  # what is searched in: made when the first size needs it
 
     def search(subnet: Subnet) -> Run:
-        vectors = model.encode_query(
-            list(queries.values()), batch_size=batch_size, convert_to_numpy=True, **_size(model.encode_query, subnet)
-        )
+        vectors = model.encode_query(list(queries.values()), batch_size=batch_size, convert_to_numpy=True, **_size(model, subnet))
         if index is not None:
-            scores, ids = index.search(np.asarray(vectors, dtype=np.float32), k)
-            return {query: dict(zip(names, map(float, row))) for query, row, names in zip(queries, scores, ids)}
+            ids, scores = index.search(np.asarray(vectors, dtype=np.float32), k)
+            return {query: dict(zip(names, map(float, row))) for query, names, row in zip(queries, ids, scores)}
         if not found:
             found["ids"], found["vectors"] = encode_corpus(model, data, batch_size)
         hits = semantic_search(vectors, found["vectors"], top_k=min(k, len(found["ids"])), score_function=model.similarity)
@@ -130,7 +127,7 @@ def evaluate_reranking(
     texts = [(queries[query], documents[name].text) for query, name in pairs]
 
     def rerank(subnet: Subnet) -> Run:
-        scores = ranker.predict(texts, batch_size=batch_size, convert_to_numpy=True, **_size(ranker.predict, subnet))
+        scores = ranker.predict(texts, batch_size=batch_size, convert_to_numpy=True, **_size(ranker, subnet))
         found = {query: {} for query in cut if query in queries}
         for (query, name), score in zip(pairs, scores):
             found[query][name] = float(score)
@@ -140,12 +137,12 @@ def evaluate_reranking(
 
 
 def encode_corpus(model: SentenceTransformer, data: RetrievalData, batch_size: int = 32) -> tuple[list[str], np.ndarray]:
-    """The ids of all documents, and their vectors `float[documents, dimension]`; the texts are streamed."""
+    """The ids of all documents, and their vectors of the full size `float[documents, dimension]`; the texts are streamed."""
     ids, vectors = [], []
     for documents in _chunks(iter(data.corpus), CHUNK):
         ids += [document.id for document in documents]
         texts = [document.text for document in documents]
-        vectors.append(model.encode_document(texts, batch_size=batch_size, convert_to_numpy=True))
+        vectors.append(model.encode_document(texts, batch_size=batch_size, convert_to_numpy=True, **_size(model, None)))
     return ids, np.concatenate(vectors)
 
 
@@ -209,17 +206,17 @@ def _evaluate(
     return results
 
 
-def _size(method: Callable, subnet: Subnet) -> dict:
+def _size(model: SentenceTransformer | CrossEncoder, subnet: Subnet) -> dict:
     """The argument that chooses a size.
 
     Raises:
-        UserError: the model has none; stock ones would take it, and compute with all that they have.
+        UserError: the model has no sizes.
     """
-    if subnet is None:
-        return {}
-    if "subnet" not in signature(method).parameters:
-        raise UserError(f"subnets: {size_name(subnet)!r}: a plain {type(method.__self__).__name__} has no sizes")
-    return {"subnet": subnet}
+    if "subnet" in model.get_model_kwargs():
+        return {"subnet": FULL if subnet is None else subnet}  # without it, what was selected in the model would run
+    if subnet is not None:
+        raise UserError(f"subnets: {size_name(subnet)!r}: a plain {type(model).__name__} has no sizes")
+    return {}
 
 
 def _chunks(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:

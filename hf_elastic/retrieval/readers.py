@@ -187,7 +187,7 @@ def read_qrels(path: str | Path) -> Qrels:
     Args:
         path: tab-separated `query-id corpus-id score` with this header (BEIR; the columns may stand in any order) or without;
             `qid 0 docid relevance` (TREC, MS MARCO), separated by blanks or tabs; two columns `qid docid` (relevance 1);
-            judged pairs; or DPR's `.json`, whose `positive_ctxs` have relevance 1.
+            judged pairs; `.jsonl` with the keys of BEIR's header; or DPR's `.json`, whose `positive_ctxs` have relevance 1.
 
     Raises:
         UserError: columns or a header that do not fit, a relevance that is no integer, two different ones of one document, or
@@ -206,6 +206,13 @@ def _judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
         for place, (number, row) in enumerate(read_objects(path)):
             for context in row.get("positive_ctxs", []):
                 yield number, (str(place), _id(path, number, context, ("passage_id", "psg_id")), 1)
+    elif suffix_of(path) == ".jsonl":
+        for number, row in read_objects(path):
+            query, document = (_id(path, number, row, JUDGEMENT_COLUMNS[what]) for what in ("query", "document"))
+            score = next((row[key] for key in JUDGEMENT_COLUMNS["score"] if key in row), None)
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or score != int(score):
+                raise bad_line(path, number, f"the relevance {score!r} is no integer")
+            yield number, (query, document, int(score))
     elif is_pairs(path):
         yield from ((number, (query, document, label)) for number, (query, _, document, _, label) in _pairs(path))
     else:

@@ -12,12 +12,12 @@ from .metrics import Comparison, Scores
 
 Subnet = str | Mapping | None
 
-FULL = "full size"
+FULL = "full"  # which every elastic model knows by this name
 FIRST_STAGE = "first stage"
 
 
 def size_name(subnet: Subnet) -> str:
-    """What a size is called in tables and files."""
+    """What a size is called in tables and files: JSON if it has no name."""
     if subnet is None:
         return FULL
     return subnet if isinstance(subnet, str) else json.dumps(dict(subnet))

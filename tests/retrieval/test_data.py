@@ -197,6 +197,23 @@ def test_judgements(tmp_path, text, expected):
     assert read_qrels(write(tmp_path / "qrels.tsv.gz", text)) == expected
 
 
+def test_judgements_as_json(tmp_path):
+    rows = [{"query-id": "a", "corpus-id": "b", "score": 1.0}, {"query-id": "a", "corpus-id": "c", "score": 0}]
+    assert read_qrels(write(tmp_path / "test.jsonl", lines(*rows))) == {"a": {"b": 1, "c": 0}}
+
+
+def test_a_data_set_in_the_cache_of_the_hub(folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "datasets--some--collection" / "snapshots" / "0123"
+    for name, text in BEIR.items():
+        write(snapshot / name, text)
+    write(snapshot.parents[1] / "refs" / "main", "0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    data = load_retrieval("some/collection", "test")
+    assert data.qrels == load_retrieval(folder(BEIR), "test").qrels and data.name == "collection-test"
+
+
 @pytest.mark.parametrize(
     ("read", "name", "content", "message"),
     [
@@ -232,6 +249,8 @@ def test_judgements(tmp_path, text, expected):
         (read_qrels, "r.tsv", "a\tb\t1\na\tb\t2\n", "line 2: document 'b' of query 'a' has relevance 2, and 1 before"),
         (read_qrels, "r.tsv", "a\tb\t1\na\tb\n", "line 2: has 2 columns, those before it 3"),
         (read_qrels, "r.tsv", "a\tb\t1\na\tc\t0.5\n", "line 2: the relevance '0.5' is no integer"),
+        (read_qrels, "r.jsonl", '{"query-id": "a", "corpus-id": "b", "score": 0.5}', "line 1: the relevance 0.5 is no integer"),
+        (read_qrels, "r.jsonl", '{"query-id": "a", "score": 1}', "line 1: needs an id in 'corpus-id'"),
         (read_qrels, "r.tsv", "left\tright\tvalue\na\tb\t1\n", "line 1: is 'left right value'; needed is"),
         (read_qrels, "r.tsv", "a\tb\tc\td\te\n", "line 1: is 'a b c d e'; needed is"),
         (read_qrels, "r.tsv", PAIRS + "who ?\tyes\tx\n", "line 5: the label 'yes' is no integer"),

@@ -9,10 +9,10 @@ pytest.importorskip("sentence_transformers", minversion="6")
 pytest.importorskip("ir_measures")
 
 from rich.console import Console
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from tiny_search import data, make_model, make_ranker, model, ranker  # noqa: F401
+from tiny_search import data, make_elastic, make_model, make_ranker, model, plain, ranker  # noqa: F401
 
+from hf_elastic import ElasticModel
 from hf_elastic.core.errors import UserError
 from hf_elastic.retrieval.data import RetrievalData, load_retrieval
 from hf_elastic.retrieval.evaluate import evaluate_reranking, evaluate_retrieval, run
@@ -39,9 +39,9 @@ def write_folder(data, folder):  # noqa: F811
 def test_sizes_search(data, model, tmp_path):  # noqa: F811
     subnets = [None, "small", "tiny"]
     results = evaluate_retrieval(model, data, subnets=subnets, metrics=METRICS, k=20, batch_size=5, output_dir=tmp_path / "out")
-    assert [size.name for size in results.sizes] == ["full size", "small", "tiny"] and results.queries == 12
+    assert [size.name for size in results.sizes] == ["full", "small", "tiny"] and results.queries == 12
     ids, documents = [document.id for document in data.corpus], model.encode_document([document.text for document in data.corpus])
-    for subnet, name in zip(subnets, ("full-size", "small", "tiny")):
+    for subnet, name in zip(subnets, ("full", "small", "tiny")):
         vectors = model.encode_query(list(data.evaluated().values()), subnet=subnet)
         expected = dict(zip(data.evaluated(), vectors @ documents.T))
         written = read_run(tmp_path / "out" / f"run.{name}.txt.gz")
@@ -65,8 +65,7 @@ def test_sizes_search(data, model, tmp_path):  # noqa: F811
     )
 
 
-def test_the_values_of_their_evaluator(data, tmp_path):  # noqa: F811
-    plain = make_model(tmp_path)
+def test_the_values_of_their_evaluator(data, plain):  # noqa: F811
     corpus = {document.id: document.text for document in data.corpus}
     relevant = {query: {name for name, score in found.items() if score} for query, found in data.qrels.items()}
     theirs = InformationRetrievalEvaluator(data.evaluated(), corpus, relevant, query_prompt_name="query")(plain)
@@ -77,13 +76,24 @@ def test_the_values_of_their_evaluator(data, tmp_path):  # noqa: F811
         assert value == pytest.approx(theirs[f"cosine_{names[name]}"], abs=1e-6)
 
 
+def test_none_is_the_full_size_whatever_is_selected(data, model, ranker):  # noqa: F811
+    first = {query: {f"d{place}": -float(place) for place in range(5)} for query in data.qrels}
+    expected = evaluate_retrieval(model, data, metrics=METRICS), evaluate_reranking(ranker, data, first, k=10, metrics=METRICS)
+    for sized in (model, ranker):
+        sized[0].model.select("tiny")
+    found = evaluate_retrieval(model, data, metrics=METRICS), evaluate_reranking(ranker, data, first, k=10, metrics=METRICS)
+    for sized in (model, ranker):
+        sized[0].model.select(None)
+    assert found == expected
+
+
 def test_an_index_is_searched(data, model):  # noqa: F811
-    class Reversed:
+    class InOrder:
         def search(self, vectors, k):
             assert vectors.shape == (12, 32) and vectors.dtype == np.float32
-            return np.tile(np.arange(k, 0, -1.0), (12, 1)), [[f"d{place}" for place in range(k)]] * 12
+            return [[f"d{place}" for place in range(k)]] * 12, [np.arange(k, 0, -1.0)] * 12
 
-    results = evaluate_retrieval(model, data, metrics=["R@3"], k=3, index=Reversed())
+    results = evaluate_retrieval(model, data, metrics=["R@3"], k=3, index=InOrder())
     expected = score_run({query: {"d0": 3.0, "d1": 2.0, "d2": 1.0} for query in data.qrels}, data, ["R@3"])
     assert results[None].scores == expected
 
@@ -91,9 +101,9 @@ def test_an_index_is_searched(data, model):  # noqa: F811
 def test_sizes_rerank(data, ranker, tmp_path):  # noqa: F811
     first = {query: {f"d{place}": -float(place) for place in range(30)} for query in [*data.qrels, "unjudged"]}
     results = evaluate_reranking(ranker, data, first, k=10, subnets=[None, "small"], metrics=METRICS, output_dir=tmp_path / "out")
-    assert [size.name for size in results.sizes] == ["first stage", "full size", "small"]
+    assert [size.name for size in results.sizes] == ["first stage", "full", "small"]
     texts = {document.id: document.text for document in data.corpus}
-    for subnet, name in ((None, "full-size"), ("small", "small")):
+    for subnet, name in ((None, "full"), ("small", "small")):
         written = read_run(tmp_path / "out" / f"run.{name}.txt.gz")
         assert set(written) == set(data.qrels)
         for query, found in written.items():
@@ -113,7 +123,7 @@ def test_sizes_rerank(data, ranker, tmp_path):  # noqa: F811
     [
         ({"subnets": ["small"], "metrics": ["nDCG@10"]}, "'small': a plain SentenceTransformer has no sizes"),
         ({"subnets": []}, "needed are sizes, each once; got none"),
-        ({"subnets": [None, None]}, "each once; got full size, full size"),
+        ({"subnets": [None, None]}, "each once; got full, full"),
         ({"subnets": ["a b", "a-b"]}, "each once; got a b, a-b"),
         ({"metrics": ["best"]}, "'best' is none of ir_measures"),
         ({"metrics": ["R@30"]}, "R@30 looks at 30 documents"),
@@ -121,8 +131,7 @@ def test_sizes_rerank(data, ranker, tmp_path):  # noqa: F811
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
     ],
 )
-def test_what_is_refused(data, tmp_path, options, message):  # noqa: F811
-    plain = make_model(tmp_path / "m")
+def test_what_is_refused(data, plain, tmp_path, options, message):  # noqa: F811
     with pytest.raises(UserError, match=message):
         evaluate_retrieval(plain, data, **{"k": 20, "metrics": METRICS, "output_dir": tmp_path / "out", **options})
     assert not (tmp_path / "out").exists()
@@ -141,13 +150,13 @@ def test_what_a_ranker_refuses(data, ranker, tmp_path):  # noqa: F811
 
 def test_options(data, tmp_path):  # noqa: F811
     folder, out = write_folder(data, tmp_path / "data"), tmp_path / "out"
-    plain = make_model(tmp_path)
+    stock = make_model(tmp_path)
     shared = {"data": str(folder), "k": 10, "metrics": ["nDCG@10 R@5"], "device": "cpu"}
     results = run(EvaluateRetrievalConfig(model=str(tmp_path / "model"), output_dir=str(out), **shared))
-    expected = evaluate_retrieval(plain, load_retrieval(folder), k=10, metrics=["nDCG@10", "R@5"])
+    expected = evaluate_retrieval(stock, load_retrieval(folder), k=10, metrics=["nDCG@10", "R@5"])
     assert results.to_dict() == {**expected.to_dict(), "data": "data"}
     make_ranker(tmp_path)
-    options = {"ranker": str(tmp_path / "ranker"), "run": str(out / "run.full-size.txt.gz")}
+    options = {"ranker": str(tmp_path / "ranker"), "run": str(out / "run.full.txt.gz")}
     reranked = run(EvaluateRetrievalConfig(**options, **shared))
     assert reranked.sizes[0].scores == results[None].scores
     with pytest.raises(UserError, match="is not empty; add --overwrite"):
@@ -157,15 +166,9 @@ def test_options(data, tmp_path):  # noqa: F811
         run(EvaluateRetrievalConfig(model=str(tmp_path / "model"), output_dir=str(out), overwrite=True, **shared))
     (out / "mine.txt").unlink()
     sized = {"model": "any", "subnets": ["tiny"], "output_dir": str(out), "overwrite": True}
-    results = run(EvaluateRetrievalConfig(**sized, **shared), load_model=lambda name, device: _sized(tmp_path))
-    assert [size.name for size in results.sizes] == ["full size", "tiny"]
-    assert sorted(path.name for path in out.glob("r*")) == ["results.json", "run.full-size.txt.gz", "run.tiny.txt.gz"]
-
-
-def _sized(folder) -> SentenceTransformer:
-    from tiny_search import SizedSentenceTransformer
-
-    return SizedSentenceTransformer(str(folder / "model"), device="cpu")
+    results = run(EvaluateRetrievalConfig(**sized, **shared), load_model=lambda name, device: make_elastic(stock, ElasticModel))
+    assert [size.name for size in results.sizes] == ["full", "tiny"]
+    assert sorted(path.name for path in out.glob("r*")) == ["results.json", "run.full.txt.gz", "run.tiny.txt.gz"]
 
 
 @pytest.mark.parametrize(

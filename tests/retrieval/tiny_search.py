@@ -5,55 +5,57 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from tiny import WORDS, config_of, randomize, save_tokenizer
+from tiny import WORDS, config_of, randomize, save_tokenizer, space_of
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from hf_elastic import ElasticForSequenceClassification, ElasticModel
 from hf_elastic.retrieval.data import Document, RetrievalData
 
-
-class SizedSentenceTransformer(SentenceTransformer):
-    """One whose queries may be encoded by its first layers alone, as those of an elastic model are."""
-
-    def encode_query(self, inputs, *args, subnet=None, **kwargs):
-        return _with_layers(
-            self[0].model.encoder, subnet, lambda: super(SizedSentenceTransformer, self).encode_query(inputs, *args, **kwargs)
-        )
+SUBNETS = {"small": {"num_hidden_layers": 2}, "tiny": {"num_hidden_layers": 1, "intermediate_size": 16}}
 
 
-class SizedCrossEncoder(CrossEncoder):
-    """One that may score by its first layers alone."""
+class SizedTransformer(Transformer):
+    """sentence-transformers' module over an elastic model, with an argument that names a size."""
 
-    def predict(self, inputs, *args, subnet=None, **kwargs):
-        return _with_layers(
-            self.model.bert.encoder, subnet, lambda: super(SizedCrossEncoder, self).predict(inputs, *args, **kwargs)
-        )
+    forward_kwargs = {"subnet"}
+
+    def preprocess(self, inputs, prompt=None, subnet=None, **kwargs):
+        return super().preprocess(inputs, prompt=prompt, **kwargs)
+
+    def forward(self, features, subnet=None, **kwargs):
+        selected = self.model.config.subnet
+        self.model.select(selected if subnet is None else subnet)
+        try:
+            return super().forward(features, **kwargs)
+        finally:
+            self.model.select(selected)
 
 
-def _with_layers(encoder, subnet, compute):
-    layers = encoder.layer
-    encoder.layer = layers if subnet is None else layers[: {"small": 2, "tiny": 1}[subnet]]
-    try:
-        return compute()
-    finally:
-        encoder.layer = layers
+def make_elastic(model, elastic_type):
+    """Give a SentenceTransformer or a CrossEncoder sizes."""
+    model[0].model = elastic_type.from_base(
+        model[0].model, space=space_of("bert", hidden=False), subnets=SUBNETS, importance="none"
+    )
+    model[0].__class__ = SizedTransformer
+    return model.eval()
 
 
-def make_model(folder, model_type=SentenceTransformer) -> SentenceTransformer:
+def make_model(folder) -> SentenceTransformer:
     """A tiny BERT, as sentence-transformers saves and loads it."""
     save_tokenizer(folder / "bert")
     randomize(AutoModel.from_config(config_of("bert"))).save_pretrained(folder / "bert")
     parts = [Transformer(str(folder / "bert"), max_seq_length=32), Pooling(32, "mean"), Normalize()]
     SentenceTransformer(modules=parts, prompts={"query": "word1 "}, device="cpu").save(str(folder / "model"))
-    return model_type(str(folder / "model"), device="cpu")
+    return SentenceTransformer(str(folder / "model"), device="cpu")
 
 
-def make_ranker(folder, labels: int = 1, ranker_type=CrossEncoder) -> CrossEncoder:
+def make_ranker(folder, labels: int = 1) -> CrossEncoder:
     """A tiny BERT with a head for scores."""
     save_tokenizer(folder / "ranker")
     randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=labels))).save_pretrained(
         folder / "ranker"
     )
-    return ranker_type(str(folder / "ranker"), device="cpu", max_length=32)
+    return CrossEncoder(str(folder / "ranker"), device="cpu", max_length=32)
 
 
 def make_data(documents: int = 40, queries: int = 12) -> RetrievalData:
@@ -76,10 +78,15 @@ def data() -> RetrievalData:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> SizedSentenceTransformer:
-    return make_model(tmp_path_factory.mktemp("model"), SizedSentenceTransformer)
+def plain(tmp_path_factory) -> SentenceTransformer:
+    return make_model(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
-def ranker(tmp_path_factory) -> SizedCrossEncoder:
-    return make_ranker(tmp_path_factory.mktemp("ranker"), ranker_type=SizedCrossEncoder)
+def model(tmp_path_factory) -> SentenceTransformer:
+    return make_elastic(make_model(tmp_path_factory.mktemp("model")), ElasticModel)
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory) -> CrossEncoder:
+    return make_elastic(make_ranker(tmp_path_factory.mktemp("ranker")), ElasticForSequenceClassification)
