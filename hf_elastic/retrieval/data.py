@@ -61,7 +61,7 @@ class RetrievalData:
 
     def documents(self, ids: Collection[str]) -> dict[str, Document]:
         """The documents of these ids, in one pass over the corpus; those that it lacks are left out."""
-        return {document.id: document for document in self.corpus if document.id in ids}
+        return {document.id: document for document in self.corpus if document.id in ids} if ids else {}
 
 
 def load_retrieval(

@@ -65,21 +65,30 @@ def evaluate_retrieval(
     Raises:
         UserError: a number is too small, a metric unknown, a size there twice, or as by `score_run` and `filled`.
     """
-    queries = data.evaluated()
-    found = {}  # what is searched in: made when the first size needs it
-
-    def search(subnet: Subnet) -> Run:
-        vectors = model.encode_query(list(queries.values()), batch_size=batch_size, convert_to_numpy=True, **_size(model, subnet))
-        if index is not None:
-            ids, scores = index.search(np.asarray(vectors, dtype=np.float32), k)
-            return {query: dict(zip(names, map(float, row))) for query, names, row in zip(queries, ids, scores)}
-        if not found:
-            found["ids"], found["vectors"] = encode_corpus(model, data, batch_size)
-        hits = semantic_search(vectors, found["vectors"], top_k=min(k, len(found["ids"])), score_function=model.similarity)
-        return {query: {found["ids"][hit["corpus_id"]]: hit["score"] for hit in row} for query, row in zip(queries, hits)}
-
     check_integers(1, k=k, batch_size=batch_size)
     check_metrics(metrics, k)
+    queries = data.evaluated()
+
+    def search() -> list[Run]:
+        # Before the documents, which take long: a size that does not exist, or does not fit them, is told at once.
+        encoded = [
+            model.encode_query(list(queries.values()), batch_size=batch_size, convert_to_numpy=True, **_size(model, subnet))
+            for subnet in subnets
+        ]
+        if index is not None:
+            found = [index.search(np.asarray(vectors, dtype=np.float32), k) for vectors in encoded]
+            return [
+                {query: dict(zip(names, map(float, row))) for query, names, row in zip(queries, ids, scores)}
+                for ids, scores in found
+            ]
+        _check_dimensions(model, subnets, encoded)
+        ids, documents = encode_corpus(model, data, batch_size)
+        options = {"top_k": min(k, len(ids)), "score_function": model.similarity}
+        found = [semantic_search(vectors, documents, **options) for vectors in encoded]
+        return [
+            {query: {ids[hit["corpus_id"]]: hit["score"] for hit in row} for query, row in zip(queries, hits)} for hits in found
+        ]
+
     return _evaluate(search, data, subnets, metrics, output_dir, overwrite, permutations, seed)
 
 
@@ -126,12 +135,16 @@ def evaluate_reranking(
         raise UserError(f"run: {len(missing)} documents are not in {data.name} ({', '.join(missing[:3])}, ...)")
     texts = [(queries[query], documents[name].text) for query, name in pairs]
 
-    def rerank(subnet: Subnet) -> Run:
-        scores = ranker.predict(texts, batch_size=batch_size, convert_to_numpy=True, **_size(ranker, subnet))
-        found = {query: {} for query in cut if query in queries}
-        for (query, name), score in zip(pairs, scores):
-            found[query][name] = float(score)
-        return found
+    def rerank() -> list[Run]:
+        for subnet in subnets:
+            ranker.predict(texts[:1], **_size(ranker, subnet))  # a size that does not exist is told at once
+        runs = []
+        for subnet in subnets:
+            scores = ranker.predict(texts, batch_size=batch_size, convert_to_numpy=True, **_size(ranker, subnet))
+            runs.append({query: {} for query in cut if query in queries})
+            for (query, name), score in zip(pairs, scores):
+                runs[-1][query][name] = float(score)
+        return runs
 
     return _evaluate(rerank, data, subnets, metrics, output_dir, overwrite, permutations, seed, first_stage=cut)
 
@@ -170,7 +183,7 @@ def run(
 
 
 def _evaluate(
-    search: Callable[[Subnet], Run],
+    find: Callable[[], list[Run]],
     data: RetrievalData,
     subnets: Sequence[Subnet],
     metrics: Sequence[str],
@@ -187,7 +200,8 @@ def _evaluate(
         raise UserError(f"subnets: needed are sizes, each once; got {', '.join(names) or 'none'}")
     if output_dir is not None:
         check_output(output_dir, overwrite=overwrite)
-    runs = dict(zip(names, [first_stage] * (first_stage is not None) + [search(subnet) for subnet in subnets]))
+    score_run({}, data, metrics)  # before the work: the data may lack what a metric needs
+    runs = dict(zip(names, [first_stage] * (first_stage is not None) + find()))
     scores = {name: score_run(found, data, metrics) for name, found in runs.items()}
     full, sizes = scores.get(FULL), []
     for name in names:
@@ -204,6 +218,14 @@ def _evaluate(
                 write_run(found, folder / files[name], tag=files[name].removeprefix("run.").removesuffix(".txt.gz"))
             (folder / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
     return results
+
+
+def _check_dimensions(model: SentenceTransformer, subnets: Sequence[Subnet], encoded: Sequence[np.ndarray]) -> None:
+    needed = model.encode_document([""], convert_to_numpy=True, **_size(model, None)).shape[1]
+    for subnet, vectors in zip(subnets, encoded):
+        if vectors.shape[1] != needed:
+            found = f"{vectors.shape[1]} numbers, the documents' have {needed}"
+            raise UserError(f"subnets: {size_name(subnet)!r} gives vectors of {found}")
 
 
 def _size(model: SentenceTransformer | CrossEncoder, subnet: Subnet) -> dict:

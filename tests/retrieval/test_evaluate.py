@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sentence_transformers", minversion="6")
 pytest.importorskip("ir_measures")
 
 from rich.console import Console
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Router
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from tiny_search import data, make_elastic, make_model, make_ranker, model, plain, ranker  # noqa: F401
 
@@ -126,6 +129,7 @@ def test_sizes_rerank(data, ranker, tmp_path):  # noqa: F811
         ({"subnets": [None, None]}, "each once; got full, full"),
         ({"subnets": ["a b", "a-b"]}, "each once; got a b, a-b"),
         ({"metrics": ["best"]}, "'best' is none of ir_measures"),
+        ({"metrics": ["Answer@5"]}, "Answer@5: tiny has no answers"),
         ({"metrics": ["R@30"]}, "R@30 looks at 30 documents"),
         ({"k": 0}, "k must be an integer of at least 1"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
@@ -135,6 +139,38 @@ def test_what_is_refused(data, plain, tmp_path, options, message):  # noqa: F811
     with pytest.raises(UserError, match=message):
         evaluate_retrieval(plain, data, **{"k": 20, "metrics": METRICS, "output_dir": tmp_path / "out", **options})
     assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_told_before_the_corpus_is_encoded(data, model, tmp_path):  # noqa: F811
+    def unreadable():
+        raise AssertionError("the corpus is read")
+        yield
+
+    class Corpus:
+        def __iter__(self):
+            return unreadable()
+
+    unread = RetrievalData(Corpus(), data.queries, data.qrels, name="tiny")
+    with pytest.raises(UserError, match="unknown subnet 'medium'"):
+        evaluate_retrieval(model, unread, subnets=[None, "medium"])
+    with pytest.raises(UserError, match="Answer@5: tiny has no answers"):
+        evaluate_retrieval(model, unread, metrics=["Answer@5"])
+    towers = {"query": [*make_model(tmp_path), Dense(32, 8)], "document": list(make_model(tmp_path))}
+    uneven = SentenceTransformer(modules=[Router(towers)], device="cpu")
+    with pytest.raises(UserError, match="'full' gives vectors of 8 numbers, the documents' have 32"):
+        evaluate_retrieval(uneven, unread)
+
+
+def test_two_towers(data, tmp_path):  # noqa: F811
+    query, document = make_model(tmp_path / "a"), make_model(tmp_path / "b")
+    with torch.no_grad():
+        for parameter in document.parameters():
+            parameter.mul_(1.1)
+    routed = SentenceTransformer(modules=[Router({"query": list(query), "document": list(document)})], device="cpu")
+    results = evaluate_retrieval(routed, data, metrics=["AP"], k=10)
+    scores = query.encode(list(data.evaluated().values())) @ document.encode([one.text for one in data.corpus]).T
+    run = {name: {f"d{place}": float(row[place]) for place in np.argsort(-row)[:10]} for name, row in zip(data.qrels, scores)}
+    assert results[None].scores.means["AP"] == pytest.approx(score_run(run, data, ["AP"]).means["AP"])
 
 
 def test_what_a_ranker_refuses(data, ranker, tmp_path):  # noqa: F811
