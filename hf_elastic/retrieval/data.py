@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from .readers import Document, Qrels, corpus_file, is_pairs, read_answers, read_corpus, read_qrels, read_queries
-from .rows import suffix_of
+from .rows import some_of, suffix_of
 
 __all__ = [
     "CorpusFile", "Document", "Qrels", "RetrievalData",
@@ -215,7 +215,7 @@ def _check(data: RetrievalData, files: Mapping[str, Path | None], drop_unknown: 
     asked = data.qrels or data.answers
     strangers = [name for name in asked if name not in data.queries]
     problems = [
-        f"{len(names)} of {total} judged {what} are not in {there.name} ({', '.join(sorted(names)[:3])}, ...)"
+        f"{len(names)} of {total} judged {what} are not in {there.name} ({some_of(names)})"
         for names, total, what, there in (
             (strangers, len(asked), "queries", files["queries"]),
             (missing, len(judged), "documents", files["corpus"]),

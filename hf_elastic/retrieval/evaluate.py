@@ -20,6 +20,7 @@ from .data import Document, RetrievalData, load_retrieval
 from .evaluate_config import EvaluateRetrievalConfig
 from .metrics import METRICS, Run, check_metrics, compare, read_run, score_run, top, write_run
 from .results import FIRST_STAGE, FULL, RetrievalResults, SizeResult, Subnet, size_name
+from .rows import some_of
 
 CHUNK = 8192  # documents that are encoded, sorted by length, in one go
 
@@ -131,8 +132,8 @@ def evaluate_reranking(
     if not pairs:
         raise UserError(f"run: has no documents for a query of {data.name}")
     documents = data.documents({name for _, name in pairs})
-    if missing := sorted({name for _, name in pairs} - set(documents)):
-        raise UserError(f"run: {len(missing)} documents are not in {data.name} ({', '.join(missing[:3])}, ...)")
+    if missing := {name for _, name in pairs} - set(documents):
+        raise UserError(f"run: {len(missing)} documents are not in {data.name} ({some_of(missing)})")
     texts = [(queries[query], documents[name].text) for query, name in pairs]
 
     def rerank() -> list[Run]:

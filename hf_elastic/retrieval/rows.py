@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..core.errors import UserError
@@ -15,6 +15,12 @@ from ..core.errors import UserError
 def bad_line(path: Path, number: int, what: str) -> UserError:
     """The error to raise for line `number` of a file, or entry of a JSON list, counted from 1."""
     return UserError(f"{path}, {'entry' if suffix_of(path) == '.json' else 'line'} {number}: {what}")
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first three of many names."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def suffix_of(path: Path) -> str:
