@@ -1,0 +1,84 @@
+"""What an evaluation has found out about each size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from rich.table import Table
+
+from .metrics import Comparison, Scores
+
+Subnet = str | Mapping | None
+
+FULL = "full"  # which every elastic model knows by this name
+FIRST_STAGE = "first stage"
+
+
+def size_name(subnet: Subnet) -> str:
+    """What a size is called in tables and files: JSON if it has no name."""
+    if subnet is None:
+        return FULL
+    return subnet if isinstance(subnet, str) else json.dumps(dict(subnet))
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """One size.
+
+    Attributes:
+        name: of `size_name`, or `FIRST_STAGE`.
+        scores: its metrics.
+        differences: to the full size, by metric; empty for the full size itself, and where it was not evaluated.
+    """
+
+    name: str
+    scores: Scores
+    differences: dict[str, Comparison]
+
+
+@dataclass(frozen=True)
+class RetrievalResults:
+    """All sizes.
+
+    Attributes:
+        data: name of the collection.
+        metrics: their names.
+        queries: how many were searched for (count).
+        sizes: in the order in which they were asked for; of a ranker, the first stage comes before them.
+    """
+
+    data: str
+    metrics: tuple[str, ...]
+    queries: int
+    sizes: list[SizeResult]
+
+    def __getitem__(self, subnet: Subnet) -> SizeResult:
+        """The result of a size; None for the full one.
+
+        Raises:
+            KeyError: it was not evaluated.
+        """
+        return {size.name: size for size in self.sizes}[size_name(subnet)]
+
+    def to_dict(self) -> dict:
+        """All but the values of single queries, for JSON."""
+        sizes = {
+            size.name: {
+                "metrics": size.scores.means,
+                "queries_without_results": size.scores.without_results,
+                "queries_without_judgements": size.scores.without_judgements,
+                "differences": {metric: asdict(test) for metric, test in size.differences.items()},
+            }
+            for size in self.sizes
+        }
+        return {"data": self.data, "queries": self.queries, "sizes": sizes}
+
+    def table(self) -> Table:
+        """One row per size: the means, and the difference to the full size with its p-value."""
+        table = Table("size", *self.metrics, title=f"{self.data}: {self.queries} queries")
+        for size in self.sizes:
+            tests = {metric: f" ({test.difference:+.4f}, p={test.p_value:.3g})" for metric, test in size.differences.items()}
+            table.add_row(size.name, *(f"{size.scores.means[metric]:.4f}{tests.get(metric, '')}" for metric in self.metrics))
+        return table

@@ -1,0 +1,92 @@
+"""A tiny collection, and tiny models that search and rerank in it."""
+
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from tiny import WORDS, config_of, randomize, save_tokenizer, space_of
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from hf_elastic import ElasticForSequenceClassification, ElasticModel
+from hf_elastic.retrieval.data import Document, RetrievalData
+
+SUBNETS = {"small": {"num_hidden_layers": 2}, "tiny": {"num_hidden_layers": 1, "intermediate_size": 16}}
+
+
+class SizedTransformer(Transformer):
+    """sentence-transformers' module over an elastic model, with an argument that names a size."""
+
+    forward_kwargs = {"subnet"}
+
+    def preprocess(self, inputs, prompt=None, subnet=None, **kwargs):
+        return super().preprocess(inputs, prompt=prompt, **kwargs)
+
+    def forward(self, features, subnet=None, **kwargs):
+        selected = self.model.config.subnet
+        self.model.select(selected if subnet is None else subnet)
+        try:
+            return super().forward(features, **kwargs)
+        finally:
+            self.model.select(selected)
+
+
+def make_elastic(model, elastic_type):
+    """Give a SentenceTransformer or a CrossEncoder sizes."""
+    model[0].model = elastic_type.from_base(
+        model[0].model, space=space_of("bert", hidden=False), subnets=SUBNETS, importance="none"
+    )
+    model[0].__class__ = SizedTransformer
+    return model.eval()
+
+
+def make_model(folder) -> SentenceTransformer:
+    """A tiny BERT, as sentence-transformers saves and loads it."""
+    save_tokenizer(folder / "bert")
+    randomize(AutoModel.from_config(config_of("bert"))).save_pretrained(folder / "bert")
+    parts = [Transformer(str(folder / "bert"), max_seq_length=32), Pooling(32, "mean"), Normalize()]
+    SentenceTransformer(modules=parts, prompts={"query": "word1 "}, device="cpu").save(str(folder / "model"))
+    return SentenceTransformer(str(folder / "model"), device="cpu")
+
+
+def make_ranker(folder, labels: int = 1) -> CrossEncoder:
+    """A tiny BERT with a head for scores."""
+    save_tokenizer(folder / "ranker")
+    randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=labels))).save_pretrained(
+        folder / "ranker"
+    )
+    return CrossEncoder(str(folder / "ranker"), device="cpu", max_length=32)
+
+
+def make_data(documents: int = 40, queries: int = 12) -> RetrievalData:
+    """Random texts; a query has words of the documents that are right for it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(words, count):
+        return [words[place] for place in torch.randint(len(words), (count,), generator=generator)]
+
+    corpus = [Document(f"d{place}", " ".join(draw(WORDS, 12))) for place in range(documents)]
+    right = {f"q{place}": [corpus[2 * place], corpus[2 * place + 1]] for place in range(queries)}
+    texts = {name: " ".join(draw(found[0].text.split() + found[1].text.split(), 6)) for name, found in right.items()}
+    qrels = {name: {found[0].id: 2, found[1].id: 1, f"d{documents - 1}": 0} for name, found in right.items()}
+    return RetrievalData(corpus, {**texts, "unjudged": "word1"}, qrels, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def data() -> RetrievalData:
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> SentenceTransformer:
+    return make_model(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> SentenceTransformer:
+    return make_elastic(make_model(tmp_path_factory.mktemp("model")), ElasticModel)
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory) -> CrossEncoder:
+    return make_elastic(make_ranker(tmp_path_factory.mktemp("ranker")), ElasticForSequenceClassification)
