@@ -47,3 +47,17 @@ def read_corpus(path: str | Path) -> Iterator[Document]:
                 raise UserError(f"{path}, line {number}: the id {document.id!r} is also that of line {lines[document.id]}")
             lines[document.id] = number
             yield document
+
+
+def read_queries(path: str | Path) -> dict[str, str]:
+    """The texts of queries by their ids, from `id<TAB>text` in a `.tsv` file.
+
+    Raises:
+        UserError: a line has not two columns.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if line.strip()]
+    for row in rows:
+        if len(row) != 2:
+            raise UserError(f"{path}: {row!r} has not two columns")
+    return dict(rows)

@@ -65,7 +65,8 @@ class Fingerprint:
         shown = [f"{name} {_short(self.parts.get(name))}, not {_short(other.parts.get(name))}" for name in names[:SHOWN]]
         more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise UserError(
-            f"{what} belongs to the document tower of {self.name}, and that of {other.name} is another one: {'; '.join(shown)}{more}"
+            f"{what} belongs to the document tower of {self.name}, and that of {other.name} is another one: "
+            f"{'; '.join(shown)}{more}"
         )
 
 
@@ -73,8 +74,8 @@ def fingerprint_of(model: SentenceTransformer) -> Fingerprint:
     """The fingerprint of the tower with which a model encodes documents.
 
     That is the route of a Router that `task="document"` takes, and the modules after it: the same tower has the same fingerprint
-    with and without a Router. Weights count as their float32 bytes, so a half-precision tower is the same one when it is loaded in
-    float32; one that was rounded to half precision is another.
+    with and without a Router. Weights count as their float32 bytes: a half-precision tower is the same one when it is loaded in
+    float32, and one that was rounded to half precision is another.
 
     Raises:
         UserError: the tower's weights cannot be read (a graph), or it has no known dimension.

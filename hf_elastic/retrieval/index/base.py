@@ -17,7 +17,12 @@ class Store(ABC):
     Args:
         config: of the index; `config.metric` is set, and vectors come with unit length if it is cosine.
         dimension: numbers in a vector.
+
+    Attributes:
+        is_read_only: whether nothing can be added, as it is memory-mapped.
     """
+
+    is_read_only = False
 
     def __init__(self, config: IndexConfig, dimension: int):
         self.config, self.dimension = config, dimension
@@ -44,12 +49,16 @@ class Store(ABC):
     def count(self) -> int:
         """How many vectors are in it."""
 
+    @property
+    def training_rows(self) -> int:
+        """How many vectors it would be trained on before any is added; 0: it needs no training, or has had it."""
+        return 0
+
     @abstractmethod
     def existing(self, ids: Sequence[str]) -> list[str]:
         """Those of some ids that are in it."""
 
-    @abstractmethod
-    def train(self, vectors: np.ndarray) -> None:
+    def train(self, vectors: np.ndarray) -> None:  # noqa: B027
         """See what vectors are like, if that is needed before any is added: float32[rows, dimension]."""
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from ...core.errors import UserError
@@ -40,10 +41,13 @@ class IndexConfig:
     ef_search: int = field(
         default=128, metadata={"help": "hnsw: candidates looked at in a search (count); more are exacter and slower."}
     )
-    nlist: int = field(default=1024, metadata={"help": "ivfpq: groups of documents (count); training needs a row for each."})
+    nlist: int = field(
+        default=1024, metadata={"help": "ivfpq: groups of documents (count); each needs 39 documents to be trained on."}
+    )
     nprobe: int = field(default=32, metadata={"help": "ivfpq: groups looked at in a search (count)."})
-    pq_m: int = field(
-        default=48, metadata={"help": "ivfpq: bytes that a vector is compressed to (count); it divides the dimension."}
+    pq_m: int | None = field(
+        default=None,
+        metadata={"help": "ivfpq: bytes that a vector is compressed to, a divisor of its dimension; default: an eighth of it."},
     )
     uri: str | None = field(
         default=None,
@@ -58,13 +62,16 @@ class IndexConfig:
             raise UserError(f"kind: {self.kind!r} is unknown; known: {', '.join(KINDS)}")
         if self.metric is not None and self.metric not in METRICS:
             raise UserError(f"metric: {self.metric!r} is not supported; supported: {', '.join(METRICS)}")
-        counts = ("hnsw_m", "ef_construction", "ef_search", "nlist", "nprobe", "pq_m")
+        counts = ("hnsw_m", "ef_construction", "ef_search", "nlist", "nprobe")
         check_integers(1, **{name: getattr(self, name) for name in counts})
+        check_integers(1, or_none=True, pq_m=self.pq_m)
         if self.hnsw_m < 2:
             raise UserError(f"hnsw_m must be at least 2, got {self.hnsw_m}")
         if self.nprobe > self.nlist:
             raise UserError(f"nprobe: {self.nprobe} is more than nlist, {self.nlist}")
         if (self.kind == "milvus") != (self.uri is not None):
             raise UserError("uri: give a path or a URL with kind milvus, and only with it")
+        if self.uri is not None and "://" not in self.uri:
+            self.uri = os.path.abspath(self.uri)
         if not self.collection.isidentifier() or not self.collection.isascii():
             raise UserError(f"collection: {self.collection!r} is no name; letters, digits and _ are allowed, a letter first")

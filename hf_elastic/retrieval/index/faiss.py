@@ -19,7 +19,10 @@ except ImportError as error:
 
 VECTORS, IDS = "index.faiss", "ids.arrow"
 PQ_BITS = 8
-TRAINING_ROWS = 256  # for each group: as many as FAISS takes at most
+FEWEST, MOST = (
+    39,
+    256,
+)  # rows for each centre that FAISS trains: below the first it warns, of more than the second it takes a part
 
 
 class FaissStore(Store):
@@ -30,12 +33,13 @@ class FaissStore(Store):
 
     def __init__(self, config: IndexConfig, dimension: int, index: faiss.Index, rows: pyarrow.Table, *, read_only: bool = False):
         super().__init__(config, dimension)
-        self._index, self._ids, self._read_only = index, rows["id"].combine_chunks(), read_only
+        self._index, self._chunks, self.is_read_only = index, rows["id"].chunks, read_only
         self._deleted = rows["deleted"].to_numpy().copy()
         self._rows: dict[str, int] | None = None
 
     @classmethod
     def create(cls, config: IndexConfig, dimension: int, identity: str, *, resume: bool) -> FaissStore:
+        """One without documents."""
         metric = faiss.METRIC_L2 if config.metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
         if config.kind == "flat":
             index = faiss.IndexFlat(dimension, metric)
@@ -43,15 +47,15 @@ class FaissStore(Store):
             index = faiss.IndexHNSWFlat(dimension, config.hnsw_m, metric)
             index.hnsw.efConstruction = config.ef_construction
         else:
-            if dimension % config.pq_m:
-                raise UserError(f"pq_m: {config.pq_m} does not divide the dimension of the vectors, {dimension}")
-            index = faiss.IndexIVFPQ(
-                faiss.IndexFlat(dimension, metric), dimension, config.nlist, config.pq_m, PQ_BITS, metric
-            )
+            parts = config.pq_m or max(1, dimension // 8)
+            if dimension % parts:
+                raise UserError(f"pq_m: {parts} does not divide the dimension of the vectors, {dimension}")
+            index = faiss.IndexIVFPQ(faiss.IndexFlat(dimension, metric), dimension, config.nlist, parts, PQ_BITS, metric)
         return cls(config, dimension, index, _rows([], []))
 
     @classmethod
     def load(cls, folder: Path, config: IndexConfig, dimension: int, place: str | None, *, mmap: bool) -> FaissStore:
+        """One that was saved."""
         with pyarrow.memory_map(str(folder / IDS)) as file:
             rows = pyarrow.ipc.open_file(file).read_all()
         index = faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
@@ -59,6 +63,7 @@ class FaissStore(Store):
 
     @property
     def count(self) -> int:
+        """How many documents it has."""
         return len(self._deleted) - int(self._deleted.sum())
 
     @property
@@ -66,38 +71,51 @@ class FaissStore(Store):
         """The row of each id; made when it is first needed, which a search does not."""
         if self._rows is None:
             live = np.flatnonzero(~self._deleted)
-            self._rows = dict(zip(self._ids.take(pyarrow.array(live)).to_pylist(), live.tolist()))
+            self._rows = dict(zip(self._ids().take(pyarrow.array(live)).to_pylist(), live.tolist()))
         return self._rows
 
+    def _ids(self) -> pyarrow.Array:
+        if len(self._chunks) != 1:
+            self._chunks = [pyarrow.concat_arrays([pyarrow.array([], pyarrow.large_string()), *self._chunks])]
+        return self._chunks[0]
+
+    @property
+    def training_rows(self) -> int:
+        """As many as FAISS uses, until it is trained."""
+        return 0 if self._index.is_trained else MOST * max(self.config.nlist, 2**PQ_BITS)
+
     def existing(self, ids: Sequence[str]) -> list[str]:
+        """Those of some ids that are in it."""
         return [one for one in ids if one in self.rows]
 
     def train(self, vectors: np.ndarray) -> None:
+        """Train the groups and the compression, once."""
         if self._index.is_trained:
             return
-        needed = max(self.config.nlist, 2**PQ_BITS)
+        needed = FEWEST * max(self.config.nlist, 2**PQ_BITS)
         if len(vectors) < needed:
             raise UserError(
-                f"ivfpq: {len(vectors):,} documents are too few to train on, at least {needed:,} are needed for nlist "
-                f"{self.config.nlist:,}; take a smaller nlist (2**8 documents are always needed), or the kind flat or hnsw"
+                f"ivfpq: {len(vectors):,} documents are too few to train on; nlist {self.config.nlist:,} needs {needed:,}, "
+                f"and the smallest one {FEWEST * 2**PQ_BITS:,}; take a smaller nlist, or the kind flat or hnsw"
             )
         self._index.train(vectors)
 
     def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
-        if self._read_only:
-            raise UserError("the index is memory-mapped and cannot be added to; load it with mmap=False")
+        """Add rows."""
         self.train(vectors)
-        rows, first = self.rows, len(self._ids)
+        rows, first = self.rows, len(self._deleted)
         self._index.add(vectors)
-        self._ids = pyarrow.concat_arrays([self._ids, pyarrow.array(ids, pyarrow.large_string())])
+        self._chunks.append(pyarrow.array(ids, pyarrow.large_string()))
         self._deleted = np.concatenate([self._deleted, np.zeros(len(ids), bool)])
         rows.update(zip(ids, range(first, first + len(ids))))
 
     def delete(self, ids: Sequence[str]) -> None:
+        """Mark the rows of some ids."""
         for one in ids:
             self._deleted[self.rows.pop(one)] = True
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[list[list[str]], list[np.ndarray]]:
+        """The best that are not deleted."""
         # What is looked at grows until enough is found: those that are deleted, or few in a group, use up the places.
         effort, most = self._effort(k)
         while True:
@@ -107,7 +125,7 @@ class FaissStore(Store):
             effort = min(2 * effort, most)
         if self.config.metric == "euclidean":
             scores = -np.sqrt(np.maximum(scores, 0))
-        ids = self._ids.take(pyarrow.array(np.maximum(found, 0).reshape(-1))).to_pylist()
+        ids = self._ids().take(pyarrow.array(np.maximum(found, 0).reshape(-1))).to_pylist()
         ids = [ids[start : start + k] for start in range(0, len(ids), k)]
         valid = found >= 0
         return [[one for one, fits in zip(row, keep) if fits] for row, keep in zip(ids, valid)], [
@@ -123,14 +141,16 @@ class FaissStore(Store):
     def _parameters(self, effort: int) -> faiss.SearchParameters:
         options = {}
         if self._deleted.any():
-            self._packed = np.packbits(~self._deleted, bitorder="little")  # FAISS does not copy it
-            options["sel"] = faiss.IDSelectorBitmap(self._packed)
+            options["sel"] = faiss.IDSelectorBitmap(np.packbits(~self._deleted, bitorder="little"))
         if self.config.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=effort, **options)
-        return faiss.SearchParametersIVF(nprobe=effort, **options) if self.config.kind == "ivfpq" else faiss.SearchParameters(**options)
+        if self.config.kind == "ivfpq":
+            return faiss.SearchParametersIVF(nprobe=effort, **options)
+        return faiss.SearchParameters(**options)
 
     def save(self, folder: Path) -> str | None:
-        table = _rows(self._ids, self._deleted)
+        """Write the index and the ids."""
+        table = _rows(self._ids(), self._deleted)
         with pyarrow.OSFile(str(folder / IDS), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         faiss.write_index(self._index, str(folder / VECTORS))
