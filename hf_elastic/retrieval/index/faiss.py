@@ -116,12 +116,12 @@ class FaissStore(Store):
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[list[list[str]], list[np.ndarray]]:
         """The best that are not deleted."""
-        # What is looked at grows until enough is found: those that are deleted, or few in a group, use up the places.
-        effort, most = self._effort(k)
-        while True:
-            scores, found = self._index.search(vectors, k, params=self._parameters(effort))
-            if effort >= most or (found >= 0).all():
-                break
+        scores, found = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
+        # What is looked at grows until enough is found: there may be few in a group, or many that are deleted.
+        (effort, most), todo = self._effort(k), np.arange(len(vectors))
+        while len(todo):
+            scores[todo], found[todo] = self._look(vectors[todo], k, effort)
+            todo = todo[(found[todo] < 0).any(1)] if effort < most else todo[:0]
             effort = min(2 * effort, most)
         if self.config.metric == "euclidean":
             scores = -np.sqrt(np.maximum(scores, 0))
@@ -135,18 +135,25 @@ class FaissStore(Store):
     def _effort(self, k: int) -> tuple[int, int]:
         """How many candidates or groups to look at first, and how many there are."""
         if self.config.kind == "hnsw":
-            return max(self.config.ef_search, k), len(self._deleted)
+            return min(max(self.config.ef_search, k), len(self._deleted)), len(self._deleted)
         return (self.config.nprobe, self.config.nlist) if self.config.kind == "ivfpq" else (1, 1)
 
-    def _parameters(self, effort: int) -> faiss.SearchParameters:
-        options = {}
-        if self._deleted.any():
-            options["sel"] = faiss.IDSelectorBitmap(np.packbits(~self._deleted, bitorder="little"))
-        if self.config.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=effort, **options)
-        if self.config.kind == "ivfpq":
-            return faiss.SearchParametersIVF(nprobe=effort, **options)
-        return faiss.SearchParameters(**options)
+    def _look(self, vectors: np.ndarray, k: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and rows, [n, k], of what is not deleted; -1 for what is missing."""
+        some_deleted, kind = self._deleted.any(), self.config.kind
+        if kind == "hnsw":
+            # A selector would have the graph stop among deleted ones and miss the nearest others.
+            wide = effort if some_deleted else k
+            scores, found = self._index.search(vectors, wide, params=faiss.SearchParametersHNSW(efSearch=effort))
+            found[self._deleted[found]] = -1
+            order = np.argsort(found < 0, axis=1, kind="stable")[:, :k]
+            return np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+        live = np.packbits(~self._deleted, bitorder="little")
+        options = {"sel": faiss.IDSelectorBitmap(live)} if some_deleted else {}
+        if kind == "ivfpq":
+            options["nprobe"] = effort
+        parameters = faiss.SearchParametersIVF if kind == "ivfpq" else faiss.SearchParameters
+        return self._index.search(vectors, k, params=parameters(**options))
 
     def save(self, folder: Path) -> str | None:
         """Write the index and the ids."""

@@ -1,0 +1,80 @@
+"""Tiny real sentence-transformers models, and processes that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import WORDS, config_of, randomize, save_tokenizer
+from transformers import AutoModel
+
+pytest.importorskip("sentence_transformers", minversion="6")
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+ROOT = Path(__file__).parents[2]
+
+
+def save_model(folder, seed=0, **changes):
+    """A tiny model, 32 dimensions, on the disk; returns it as loaded from there."""
+    save_tokenizer(folder / "bert")
+    torch.manual_seed(seed)
+    randomize(AutoModel.from_config(config_of("bert", **changes)), seed).save_pretrained(folder / "bert")
+    modules = [Transformer(str(folder / "bert"), max_seq_length=16), Pooling(32), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
+    return load(folder / "model")
+
+
+def load(folder):
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def routed(query, document):
+    """A model whose queries go through one tower and documents through another, with the normalisation behind both."""
+    *document_modules, normalize = document
+    router = Router.for_query_document(query_modules=list(query)[:-1], document_modules=document_modules)
+    return SentenceTransformer(modules=[router, normalize], device="cpu")
+
+
+def texts(count):
+    """Texts of the words that the tokenizer knows, of different lengths, some of them too long, one of them empty."""
+    return ["" if i == 3 else " ".join(WORDS[(i * step) % 60] for step in range(1, 2 + i % 23)) for i in range(count)]
+
+
+def write_corpus(path, count):
+    rows = [{"_id": f"doc{i}", "title": "", "text": text} for i, text in enumerate(texts(count))]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def start(*arguments, launcher=()):
+    """Start `hf-elastic` as a process of its own."""
+    command = [sys.executable, *launcher, "-m", "hf_elastic.cli.main", *map(str, arguments)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_when(process, reached, seconds=120):
+    """SIGKILL a process as soon as something is reached; False if it was done before."""
+    limit = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < limit:
+        if reached():
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return process.returncode == -signal.SIGKILL
+        time.sleep(0.002)
+    process.kill()
+    print(process.communicate()[0])
+    return False
