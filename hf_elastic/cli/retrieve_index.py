@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ..retrieval.encode_config import EncodingConfig
 from ..retrieval.index.config import IndexConfig
 from .common import parse
+from .data import check_device
 
 
 @dataclass(kw_only=True)
@@ -46,7 +47,7 @@ def run(args: RetrieveIndexArguments, config: IndexConfig):
 
     check_output(args.output_dir, overwrite=args.overwrite)
     places = {"output_dir": args.output_dir, "work_dir": args.work_dir, "overwrite": args.overwrite}
-    model = load_denser(args.model, args.device)
+    model = load_denser(args.model, args.device and check_device(args.device))
     encoded = build_index(model, args.corpus, config=config, encoding=args, show_progress=True, **places)
     if PartialState().is_main_process:
         print(encoded.summary())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
 
 from ..core.errors import UserError
 from ..utils.options import check_integers, read_name_or_mapping
 from .common import parse
+from .data import check_device
 
 SHOWN = 5  # queries in the table
 
@@ -52,8 +55,6 @@ def run(args: RetrieveQueryArguments) -> dict[str, dict[str, float]]:
     Returns:
         The scores by document id by query id, best first.
     """
-    from pathlib import Path
-
     from rich.console import Console
     from rich.table import Table
 
@@ -67,9 +68,11 @@ def run(args: RetrieveQueryArguments) -> dict[str, dict[str, float]]:
     queries = {"query": args.query} if args.queries is None else read_queries(args.queries)
     if not queries:
         raise UserError(f"queries: there is none in {args.queries}")
-    model = load_denser(args.model, args.device)
+    model = load_denser(args.model, args.device and check_device(args.device))
     index = Index.load(args.index, model)
     size = {} if args.subnet is None else {"subnet": read_name_or_mapping("subnet", args.subnet)}
+    if size and "subnet" not in signature(model.encode_query).parameters:
+        raise UserError(f"subnet: {args.subnet!r}, but a plain {type(model).__name__} has no sizes")
     vectors = model.encode_query(list(queries.values()), batch_size=args.batch_size, show_progress_bar=False, **size)
     found = {query: dict(zip(ids, map(float, scores))) for query, ids, scores in zip(queries, *index.search(vectors, args.k))}
     table = Table("query", "rank", "document", "score")

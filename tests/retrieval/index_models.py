@@ -1,5 +1,6 @@
 """Tiny real sentence-transformers models, and processes that are killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -54,7 +55,7 @@ def write_corpus(path, count):
 
 
 def start(*arguments, launcher=()):
-    """Start `hf-elastic` as a process of its own."""
+    """Start `hf-elastic` as a process of its own, with a group of its own."""
     command = [sys.executable, *launcher, "-m", "hf_elastic.cli.main", *map(str, arguments)]
     environment = {
         **os.environ,
@@ -63,18 +64,20 @@ def start(*arguments, launcher=()):
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
-def kill_when(process, reached, seconds=120):
-    """SIGKILL a process as soon as something is reached; False if it was done before."""
+def kill_when(process, reached, seconds=200):
+    """SIGKILL a process and those that it has started as soon as something is reached; False if it was done before."""
     limit = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < limit:
-        if reached():
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            return process.returncode == -signal.SIGKILL
+    while process.poll() is None and not reached() and time.monotonic() < limit:
         time.sleep(0.002)
-    process.kill()
-    print(process.communicate()[0])
-    return False
+    was_running = process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    printed, _ = process.communicate()
+    if not was_running:
+        print(printed)
+    return was_running and time.monotonic() < limit

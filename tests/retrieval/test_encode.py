@@ -1,10 +1,13 @@
 """Vectors of a collection: right, counted, streamed, and not made twice."""
 
+import re
+import socket
+
 import numpy as np
 import pytest
 
 pytest.importorskip("sentence_transformers", minversion="6")
-from index_models import kill_when, load, save_model, start, texts, write_corpus
+from index_models import ROOT, kill_when, load, save_model, start, texts, write_corpus
 
 from hf_elastic.core.errors import UserError
 from hf_elastic.retrieval.build import build_index
@@ -188,6 +191,10 @@ def places(folder, corpus, out):
     return ("--model", folder, "--corpus", corpus, "--output_dir", out)
 
 
+def is_empty(folder):
+    return not folder.exists() or not any(folder.iterdir())
+
+
 def contents(index):
     return {path.name: path.read_bytes() for path in index.iterdir()}
 
@@ -202,12 +209,12 @@ def test_a_process_that_is_killed(kind, folder, tmp_path):
     command = (*COMMAND, *places(folder, corpus, out), "--kind", kind, *(("--uri", uri) if kind == "milvus" else ()))
     assert kill_when(start(*command), lambda: len(state(work)) >= 100)
     finished = state(work)
-    assert 100 <= len(finished) < 750 and not out.exists()
+    assert 100 <= len(finished) < 750 and is_empty(out)
     # Once all is encoded: FAISS writes its files beside the folder, Milvus has its collection.
     started = start(*command)
     begun = (lambda: list(tmp_path.glob(".hf-elastic-*/new/*"))) if kind == "hnsw" else (lambda: len(state(work)) == 750)
     assert kill_when(started, begun)
-    assert len(state(work)) == 750 and not out.exists()
+    assert len(state(work)) == 750 and is_empty(out)
     assert {name: one for name, one in state(work).items() if name in finished} == finished
     complete = state(work)
     last = start(*command, "--work_dir", work)  # named, so it is kept
@@ -231,24 +238,27 @@ def test_a_process_that_is_killed(kind, folder, tmp_path):
 
 @pytest.mark.slow
 def test_several_processes(folder, tmp_path):
-    """Each encodes its own shards; the index is that of one process."""
-    corpus = write_corpus(tmp_path / "corpus.jsonl", 400)
-    launcher = (
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-    )
-    launcher += ("--dynamo_backend", "no")
-    process = start(*COMMAND, *places(folder, corpus, tmp_path / "two"), "--work_dir", tmp_path / "work", launcher=launcher)
+    """Each encodes its own shards; all are killed, and two others go on; the index is that of one process."""
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 6000)
+    work, out = tmp_path / "work", tmp_path / "two"
+    command = (*COMMAND, *places(folder, corpus, out), "--work_dir", work)
+    assert kill_when(start(*command, launcher=two_processes()), lambda: len(state(work)) >= 100)
+    finished = state(work)
+    assert 100 <= len(finished) < 750 and is_empty(out)
+    process = start(*command, launcher=two_processes())
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
-    assert printed.count("written:") == 1 and "400 documents, 200 encoded now" in printed
-    model = load(folder)
-    build_index(model, corpus, tmp_path / "one", encoding=EncodingConfig(shard_size=8, batch_size=4))
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert printed.count("written:") == 1
+    encoded = int(re.search(r"6,000 documents, ([0-9,]+) encoded now", printed)[1].replace(",", ""))
+    assert 0 < encoded < 8 * (750 - len(finished))  # the other process has encoded the rest
+    assert {name: one for name, one in state(work).items() if name in finished} == finished and len(state(work)) == 750
+    build_index(load(folder), corpus, tmp_path / "one", encoding=EncodingConfig(shard_size=8, batch_size=4))
+    assert contents(tmp_path / "one") == contents(out)
+
+
+def two_processes():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    config = ("--config_file", ROOT / "recipes" / "launch" / "ddp.yaml", "--num_processes", "2", "--main_process_port", port)
+    return ("-m", "accelerate.commands.launch", *map(str, config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class MilvusStore(Store):
             if store._client.has_collection(store.collection):
                 if not resume:
                     raise UserError(f"uri: {config.uri} has a collection {store.collection} already; choose another collection")
+                store._client.load_collection(store.collection)
                 return store
             schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=LONGEST_ID)
@@ -122,12 +124,17 @@ def _parts(rows: list) -> Iterator[list]:
 
 @contextmanager
 def _one_line(uri: str) -> Iterator[None]:
-    """What Milvus raises is about the place that the user named.
+    """What Milvus raises is about the place that the user named; its own log has a traceback of it.
 
     Raises:
         UserError: names it.
     """
+    log = logging.getLogger("pymilvus")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     except MilvusException as error:
         raise UserError(f"Milvus at {uri}: {error.message or error}") from error
+    finally:
+        log.setLevel(level)
