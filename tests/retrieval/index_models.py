@@ -3,12 +3,12 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tiny import WORDS, config_of, randomize, save_tokenizer
@@ -44,8 +44,9 @@ def routed(query, document):
 
 
 def texts(count):
-    """Texts of the words that the tokenizer knows, of different lengths, some of them too long, one of them empty."""
-    return ["" if i == 3 else " ".join(WORDS[(i * step) % 60] for step in range(1, 2 + i % 23)) for i in range(count)]
+    """Different texts of the words that the tokenizer knows, of many lengths, some of them too long, one of them empty."""
+    numbers = [(WORDS[i % 60], WORDS[i // 60 % 60], WORDS[i // 3600]) for i in range(count)]
+    return ["" if i == 3 else " ".join([*number, *WORDS[i % 30 : i % 30 + i % 23]]) for i, number in enumerate(numbers)]
 
 
 def write_corpus(path, count):
@@ -55,7 +56,7 @@ def write_corpus(path, count):
 
 
 def start(*arguments, launcher=()):
-    """Start `hf-elastic` as a process of its own, with a group of its own."""
+    """Start `hf-elastic` as a process of its own."""
     command = [sys.executable, *launcher, "-m", "hf_elastic.cli.main", *map(str, arguments)]
     environment = {
         **os.environ,
@@ -75,8 +76,10 @@ def kill_when(process, reached, seconds=200):
     while process.poll() is None and not reached() and time.monotonic() < limit:
         time.sleep(0.002)
     was_running = process.poll() is None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    if was_running:  # workers of a launcher have groups of their own
+        for one in (*psutil.Process(process.pid).children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     printed, _ = process.communicate()
     if not was_running:
         print(printed)

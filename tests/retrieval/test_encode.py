@@ -223,17 +223,16 @@ def test_a_process_that_is_killed(kind, folder, tmp_path):
     assert state(work) == complete
     model = load(folder)
     index = Index.load(out, model)
-    assert len(index) == 6000
-    build_index(
-        model, corpus, tmp_path / "straight", index.config if kind == "hnsw" else None, EncodingConfig(shard_size=8, batch_size=4)
-    )
-    if kind == "hnsw":
-        assert contents(out) == contents(tmp_path / "straight")
-    queries = model.encode_query(texts(40)[20:])
-    _, scores = Index.load(tmp_path / "straight", model).search(queries, 3)
-    _, other = index.search(queries, 3)
-    assert np.allclose(scores, other, atol=1e-5)
     assert not list(tmp_path.glob(".hf-elastic-*"))
+    ids = [f"doc{i}" for i in range(6000)]
+    assert len(index) == len(index.existing(ids)) == 6000
+    if kind == "hnsw":
+        build_index(model, corpus, tmp_path / "straight", index.config, EncodingConfig(shard_size=8, batch_size=4))
+        assert contents(out) == contents(tmp_path / "straight")
+    # Both are approximate.
+    rows = np.argsort(-model.encode_query(texts(40)) @ model.encode_document(texts(6000)).T, axis=1)[:, :3]
+    found, _ = index.search(model.encode_query(texts(40)), 3)
+    assert np.mean([len(set(line) & {ids[row] for row in true}) for line, true in zip(found, rows)]) > 2.7
 
 
 @pytest.mark.slow
