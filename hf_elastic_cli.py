@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -68,6 +68,13 @@ COMMANDS = {
         RESUME,
         "Each gets a model card. The token is that of HF_TOKEN or of `hf auth login`. What has arrived is not sent again.",
     ),
+    "retrieve index": Command(
+        "encode a collection of documents and write an index that knows its model",
+        "retrieval.index.config:IndexConfig",
+        RESUME,
+        "Under `accelerate launch -m hf_elastic.cli.main retrieve index` every process encodes a part.",
+    ),
+    "retrieve query": Command("search an index"),
 }
 
 
@@ -225,21 +232,27 @@ def _options(module: str, node: ast.ClassDef) -> Iterator[Option]:
         yield Option(statement.target.id, kind, module, default, texts.get("help"), "default_factory" in given)
 
 
+def module_of(command: str) -> str:
+    """The module of a command in `hf_elastic.cli`; the words of its name are joined by `_`."""
+    return command.replace(" ", "_")
+
+
 def groups(command: str) -> list[Group]:
     """The options of a command, dataclass by dataclass."""
-    places = [f"cli.{command}:{command.capitalize()}Arguments", *filter(None, [COMMANDS[command].config])]
+    own = f"cli.{module_of(command)}:{command.title().replace(' ', '')}Arguments"
+    places = [own, *filter(None, [COMMANDS[command].config])]
     return [group for place in places for group in groups_of(*f"hf_elastic.{place}".split(":")) if group.options]
 
 
 def defaults_of(command: str) -> dict[str, object]:
     """Defaults of a command that differ from those of its dataclasses."""
-    module = f"hf_elastic.cli.{command}"
+    module = f"hf_elastic.cli.{module_of(command)}"
     return value_of(module, "DEFAULTS") if "DEFAULTS" in _names(module) else {}
 
 
-def usage() -> str:
-    """The commands."""
-    lines = [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
+def usage(names: Iterable[str] = COMMANDS) -> str:
+    """Commands, by default all."""
+    lines = [f"  {name:<15} {COMMANDS[name].summary}" for name in names]
     after = "COMMAND --help explains its options. With --debug an error shows where it comes from."
     return "\n".join(["usage: hf-elastic COMMAND [recipe.yaml] [--key value ...]", "", *lines, "", after])
 
@@ -353,7 +366,12 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in HELP:
         show(usage())
         return 0
-    command, *rest = arguments
+    family = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+    if family and (len(arguments) == 1 or arguments[1] in HELP):
+        show(usage(family))
+        return 0
+    words = 2 if family else 1
+    command, rest = " ".join(arguments[:words]), arguments[words:]
     if command == "--version":
         print(f"hf-elastic {value_of('hf_elastic', '__version__')}")
         return 0

@@ -20,9 +20,9 @@ from .data import adapter_base
 # Options that name files and folders which are read, and those that name what is written.
 READ = (
     "model", "model_config", "tokenizer", "tokenizer_dataset", "teacher", "dataset", "data_dir", "space", "subnets",
-    "calibration", "keep_vocabulary_of", "frontier", "latency_profile", "limits", "lora",
+    "calibration", "keep_vocabulary_of", "frontier", "latency_profile", "limits", "lora", "corpus", "index", "queries",
 )  # fmt: skip
-WRITTEN = ("output_dir", "output")
+WRITTEN = ("output_dir", "output", "work_dir")
 
 
 class _OneLineParser(HfArgumentParser):

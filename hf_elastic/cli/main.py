@@ -6,7 +6,7 @@ import sys
 import traceback
 from importlib import import_module
 
-from hf_elastic_cli import COMMANDS, fail, main
+from hf_elastic_cli import COMMANDS, fail, main, module_of
 
 from ..core.errors import UserError
 
@@ -26,7 +26,7 @@ def run(command: str, arguments: list[str], *, debug: bool = False) -> int:
         Exit status: 0 for success, 2 for what is said in one line, 130 after Ctrl-C.
     """
     try:
-        return import_module(f".{command}", __package__).main(arguments) or 0
+        return import_module(f".{module_of(command)}", __package__).main(arguments) or 0
     except (UserError, OSError, FloatingPointError) as error:
         if debug:
             traceback.print_exc()

@@ -12,7 +12,7 @@ import pytest
 import hf_elastic
 from hf_elastic.cli.main import main as main_of_the_package
 from hf_elastic.core.errors import UserError
-from hf_elastic_cli import COMMANDS, MISSING, defaults_of, groups, help_of, main
+from hf_elastic_cli import COMMANDS, MISSING, defaults_of, groups, help_of, main, module_of
 
 AT_ONCE = {
     "help": (["--help"], 0, "hf-elastic COMMAND"),
@@ -58,7 +58,7 @@ def parsed(request, monkeypatch):
         seen.append((command, types, fixed or {}))
         raise SystemExit
 
-    module = import_module(f"hf_elastic.cli.{request.param}")
+    module = import_module(f"hf_elastic.cli.{module_of(request.param)}")
     monkeypatch.setattr(module, "parse", parse)
     with pytest.raises(SystemExit):
         module.main([])
