@@ -75,6 +75,12 @@ COMMANDS = {
         "Under `accelerate launch -m hf_elastic.cli.main retrieve index` every process encodes a part.",
     ),
     "retrieve query": Command("search an index"),
+    "retrieve align": Command(
+        "teach smaller sizes to answer queries from the index of the full one, from unlabelled texts",
+        "retrieval.align_config:AlignConfig",
+        RESUME,
+    ),
+    "retrieve evaluate": Command("measure the quality of sizes on judged queries, with a test of the differences"),
 }
 
 
@@ -252,7 +258,7 @@ def defaults_of(command: str) -> dict[str, object]:
 
 def usage(names: Iterable[str] = COMMANDS) -> str:
     """Commands, by default all."""
-    lines = [f"  {name:<15} {COMMANDS[name].summary}" for name in names]
+    lines = [f"  {name:<17} {COMMANDS[name].summary}" for name in names]
     after = "COMMAND --help explains its options. With --debug an error shows where it comes from."
     return "\n".join(["usage: hf-elastic COMMAND [recipe.yaml] [--key value ...]", "", *lines, "", after])
 

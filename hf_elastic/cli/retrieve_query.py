@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 
 from ..core.errors import UserError
@@ -71,7 +70,7 @@ def run(args: RetrieveQueryArguments) -> dict[str, dict[str, float]]:
     model = load_denser(args.model, args.device and check_device(args.device))
     index = Index.load(args.index, model)
     size = {} if args.subnet is None else {"subnet": read_name_or_mapping("subnet", args.subnet)}
-    if size and "subnet" not in signature(model.encode_query).parameters:
+    if size and "subnet" not in model.get_model_kwargs():
         raise UserError(f"subnet: {args.subnet!r}, but a plain {type(model).__name__} has no sizes")
     vectors = model.encode_query(list(queries.values()), batch_size=args.batch_size, show_progress_bar=False, **size)
     found = {query: dict(zip(ids, map(float, scores))) for query, ids, scores in zip(queries, *index.search(vectors, args.k))}

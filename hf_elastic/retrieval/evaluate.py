@@ -83,7 +83,7 @@ def evaluate_retrieval(
                 for ids, scores in found
             ]
         _check_dimensions(model, subnets, encoded)
-        ids, documents = encode_corpus(model, data, batch_size)
+        ids, documents = encode_documents(model, data, batch_size)
         options = {"top_k": min(k, len(ids)), "score_function": model.similarity}
         found = [semantic_search(vectors, documents, **options) for vectors in encoded]
         return [
@@ -150,7 +150,7 @@ def evaluate_reranking(
     return _evaluate(rerank, data, subnets, metrics, output_dir, overwrite, permutations, seed, first_stage=cut)
 
 
-def encode_corpus(model: SentenceTransformer, data: RetrievalData, batch_size: int = 32) -> tuple[list[str], np.ndarray]:
+def encode_documents(model: SentenceTransformer, data: RetrievalData, batch_size: int = 32) -> tuple[list[str], np.ndarray]:
     """The ids of all documents, and their vectors of the full size `float[documents, dimension]`; the texts are streamed."""
     ids, vectors = [], []
     for documents in _chunks(iter(data.corpus), CHUNK):

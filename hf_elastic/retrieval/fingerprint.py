@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import UserError
 from ..measure.digests import INCIDENTAL
+from .towers import Towers
+from .transformer import ElasticTransformer
 
 # The prompts that `encode_document` looks for, in its order.
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
@@ -104,6 +106,11 @@ def document_modules(model: SentenceTransformer) -> list[nn.Module]:
     """
     found: list[nn.Module] = []
     for module in model:
+        if isinstance(module, Towers):
+            found += module.document
+            continue
+        if isinstance(module, ElasticTransformer):  # the size that runs, which a stock model of that size equals
+            module = module.sized(module.model.config.subnet)
         if not isinstance(module, Router):
             found.append(module)
             continue

@@ -1,14 +1,23 @@
-"""Loading a model for retrieval."""
+"""Loading models for retrieval: those with sizes, and those of sentence-transformers as they are."""
 
 from __future__ import annotations
 
-from sentence_transformers import SentenceTransformer
+import json
+from pathlib import Path
 
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.util import load_file_path
+
+from ..core.configuration_elastic import ElasticConfig
 from ..core.errors import UserError
+from .denser import ElasticDenser
+from .ranker import ElasticRanker
+from .towers import SIZES
 
 
 def load_denser(path: str, device: str | None = None) -> SentenceTransformer:
-    """A model that encodes queries and documents.
+    """A model that encodes queries and documents; an `ElasticDenser` where it has sizes.
 
     Args:
         path: a folder, or a name on the Hub.
@@ -17,7 +26,31 @@ def load_denser(path: str, device: str | None = None) -> SentenceTransformer:
     Raises:
         UserError: it is no model that sentence-transformers can load.
     """
+    return _load(ElasticDenser if _has_sizes(path) else SentenceTransformer, path, device)
+
+
+def load_ranker(path: str, device: str | None = None) -> CrossEncoder:
+    """A model that scores pairs of a query and a document; an `ElasticRanker` where it has sizes. As `load_denser`."""
+    return _load(ElasticRanker if _has_sizes(path) else CrossEncoder, path, device)
+
+
+def _load(kind: type, path: str, device: str | None) -> SentenceTransformer | CrossEncoder:
     try:
-        return SentenceTransformer(path, device=device)
+        return kind(path, device=device)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model: {path!r} cannot be loaded: {error}") from error
+        raise UserError(f"model: {path!r} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def _has_sizes(path: str) -> bool:
+    router, config = _read(path, Router.config_file_name), _read(path, "config.json")
+    return SIZES in router.get("structure", {}) or config.get("model_type") == ElasticConfig.model_type
+
+
+def _read(path: str, name: str) -> dict:
+    try:
+        file = load_file_path(path, name)
+        return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # what is wrong with it is said when it is loaded
+        return {}

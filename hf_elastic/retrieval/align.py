@@ -1,0 +1,139 @@
+"""`align`: sizes of a query tower are pulled to the vectors of a document tower, which an index may hold already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset, Features, List, Value
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..core.errors import UserError
+from ..training.checkpoints import checkpoints
+from ..utils.folders import check_output, claimed, filled
+from .align_config import AlignConfig
+from .data import Document
+from .denser import ElasticDenser
+from .encode import EncodedCorpus, encode_corpus
+from .encode_config import EncodingConfig
+from .losses import ElasticLoss
+
+HELD_OUT = 500  # texts on which the result is measured, or a tenth of fewer
+
+
+def align(
+    model: ElasticDenser,
+    texts: Sequence[str],
+    output_dir: str | Path,
+    config: AlignConfig | None = None,
+    *,
+    overwrite: bool = False,
+    show_progress: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Pull each size's vectors of texts to those of the full size, which stays as it is, and save the model.
+
+    The texts need no labels; like queries are best, and sentences of the documents are good. Their full vectors are computed
+    once, into OUTPUT_DIR.vectors, and checkpoints go to OUTPUT_DIR.training: a killed run goes on with the same call, and both
+    folders are deleted when it is done. The loss is `1 - cosine`, averaged over the sizes.
+
+    Pulling a small tower's vectors to those of a fixed one: LEAF (arXiv 2509.12539); all sizes at once is ours.
+
+    Args:
+        model: asymmetric, with named sizes.
+        texts: unlabelled; those that are there twice count once.
+        output_dir: a new or empty folder, unless `overwrite`.
+        config: the options.
+        overwrite: replace what is in `output_dir`.
+        show_progress: show bars.
+
+    Returns:
+        name of a size -> {"cosine": mean to the full size, "before": the same before} on texts that were held out, also written
+        to `alignment.json` there.
+
+    Raises:
+        UserError: a symmetric model or one without named sizes, too few texts, or a folder that is not empty.
+    """
+    config = AlignConfig() if config is None else config
+    texts = list(dict.fromkeys(text for text in texts if text.strip()))
+    if model.mode != "asymmetric" or not model.subnets:
+        raise UserError(
+            f"model: {model.mode}, with {len(model.subnets)} named sizes; needed is an asymmetric one that names sizes"
+        )
+    if len(texts) < 10:
+        raise UserError(f"texts: {len(texts)} that differ; needed are at least 10")
+    check_output(output_dir, overwrite=overwrite)
+    vectors, training = Path(f"{output_dir}.vectors"), Path(f"{output_dir}.training")
+    encoded = full_vectors(model, texts, vectors, config, show_progress)
+    held_out = min(HELD_OUT, len(texts) // 10)
+    target = np.concatenate([shard.vectors() for shard in encoded.shards]).astype(np.float32)
+    cosines = {name: {"before": _cosine(model, name, texts[:held_out], target[:held_out])} for name in model.subnets}
+    is_first = PartialState().is_main_process
+    training.mkdir(parents=True, exist_ok=True)
+    with claimed(training) if is_first else nullcontext():
+        _train(model, _rows(texts[held_out:], target[held_out:]), training, config, show_progress)
+        for name, found in cosines.items():
+            found["cosine"] = _cosine(model, name, texts[:held_out], target[:held_out])
+        if is_first:
+            with filled(output_dir, overwrite=overwrite) as folder:
+                model.save_pretrained(str(folder))
+                (folder / "alignment.json").write_text(json.dumps(cosines, indent=2) + "\n", encoding="utf-8")
+    if is_first:
+        shutil.rmtree(vectors)
+        shutil.rmtree(training)
+    return cosines
+
+
+def full_vectors(
+    model: ElasticDenser, texts: Sequence[str], folder: Path, config: AlignConfig, show_progress: bool
+) -> EncodedCorpus:
+    """Vectors of texts as queries at the full size, in files from which a killed run goes on."""
+    tower = model.tower("query")
+    tower.prompts = {"document": model.prompts.get("query") or ""}
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    encoding = EncodingConfig(batch_size=config.per_device_train_batch_size)
+    return encode_corpus(tower, documents, folder, encoding, show_progress=show_progress)
+
+
+def _rows(texts: Sequence[str], vectors: np.ndarray) -> Dataset:
+    features = Features({"text": Value("string"), "label": List(Value("float32"), length=vectors.shape[1])})
+    return Dataset.from_dict({"text": list(texts), "label": list(vectors)}, features=features)
+
+
+def _train(model: ElasticDenser, rows: Dataset, folder: Path, config: AlignConfig, show_progress: bool) -> None:
+    model.elastic.get_input_embeddings().requires_grad_(config.train_embeddings)
+    # In the labels is the full vector, so that no step encodes it again.
+    distance = EmbedDistillLoss(model, distance_metric="cosine")
+    loss = ElasticLoss(
+        model, distance, sampling=config.sampling, subnets=list(model.subnets), alignment_weight=0.0, seed=config.seed
+    )
+    names = (
+        "num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "warmup_ratio", "bf16", "save_steps",
+        "logging_steps", "seed",
+    )  # fmt: skip
+    args = SentenceTransformerTrainingArguments(
+        str(folder),
+        **{name: getattr(config, name) for name in names},
+        lr_scheduler_type="cosine",
+        prompts={"text": model.prompts.get("query") or ""},
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=not show_progress,
+        use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=model.device.type != "cpu",
+    )
+    trainer = SentenceTransformerTrainer(model, args, train_dataset=rows, loss=loss)
+    whole = [str(path) for path in checkpoints(str(folder)) if (path / TRAINER_STATE_NAME).is_file()]  # it is written last
+    trainer.train(resume_from_checkpoint=whole[-1] if whole else None)
+    model.elastic.get_input_embeddings().requires_grad_(True)
+
+
+def _cosine(model: ElasticDenser, name: str, texts: list[str], full: np.ndarray) -> float:
+    found = model.encode_query(texts, subnet=name, normalize_embeddings=True, convert_to_numpy=True)
+    return float(np.mean((found * full).sum(1) / np.linalg.norm(full, axis=1)))
