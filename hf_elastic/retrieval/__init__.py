@@ -12,6 +12,7 @@ _MODULES = {
     "elastic_sentence_transformer": "denser",
     "export_denser": "export",
     "export_ranker": "export",
+    "load_graph": "graph",
 }
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "elastic_sentence_transformer",
     "export_denser",
     "export_ranker",
+    "load_graph",
 ]
 
 
