@@ -122,7 +122,7 @@ def encode_corpus(
             damaged; or as by `scan_corpus` and `fingerprint_of`.
         OSError: the disk is full.
     """
-    config, folder, state = config or EncodingConfig(), Path(work_dir), PartialState()
+    config, folder, state = config or EncodingConfig(), Path(work_dir), processes_of(model)
     scan, is_first = scan or scan_corpus(corpus), state.is_main_process
     with claimed(folder) if is_first else nullcontext(), full_disk_is_one_error(folder, LEFT):
         if is_first:
@@ -133,6 +133,14 @@ def encode_corpus(
             found = _encode_shards(model, corpus, folder, config, bar)
         state.wait_for_everyone()  # the folder stays claimed until all have written and read
     return found
+
+
+def processes_of(model: SentenceTransformer) -> PartialState:
+    """The processes that `accelerate launch` has started, joined on the model's kind of device.
+
+    Of processes on CPUs accelerate has to be told; each would do all of the work otherwise.
+    """
+    return PartialState(cpu=model.device.type == "cpu")
 
 
 def scan_corpus(corpus: str | Path | Sequence[Document]) -> Scan:
@@ -182,7 +190,7 @@ def _encode_shards(
     bar: Bar,
 ) -> EncodedCorpus:
     """Encode the shards of this process that are not there; returns all of them once those of the others are there too."""
-    state, encoded, seconds = PartialState(), 0, 0.0
+    state, encoded, seconds = processes_of(model), 0, 0.0
     contents: list[str] = []
     for number, documents in enumerate(_chunks(corpus, config.shard_size)):
         path, content = folder / SHARDS.format(number), _content(documents)
