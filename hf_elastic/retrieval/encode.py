@@ -23,9 +23,10 @@ from ..utils.folders import claimed
 from ..utils.progress import Bar
 from .data import Document, read_corpus
 from .encode_config import EncodingConfig
-from .fingerprint import Fingerprint, document_modules, document_prompt, fingerprint_of, token_limit
+from .fingerprint import Fingerprint, dimension_of, document_modules, document_prompt, fingerprint_of, token_limit
 
 RECORD, SHARDS = "encoding.json", "shard-{:06d}.safetensors"
+BATCHES = 4  # between two steps of the progress bar
 LEFT = "finished parts are kept, and the same command goes on"
 
 
@@ -197,11 +198,13 @@ def _encode_shards(
         contents.append(content)
         if path.exists():
             _read_shard(path, content)
+            bar.advance(len(documents))
         elif number % state.num_processes == state.process_index:
             started = time.monotonic()
-            _write_shard(model, documents, path, content, config)
+            _write_shard(model, documents, path, content, config, bar)
             encoded, seconds = encoded + len(documents), seconds + time.monotonic() - started
-        bar.advance(len(documents))
+        else:  # of another process, about as far
+            bar.advance(len(documents))
     state.wait_for_everyone()
     paths = (folder / SHARDS.format(number) for number in range(len(contents)))
     return EncodedCorpus([_read_shard(path, content) for path, content in zip(paths, contents)], encoded, seconds)
@@ -222,12 +225,16 @@ def _bytes(document: Document) -> bytes:
 
 
 def _write_shard(
-    model: SentenceTransformer, documents: Sequence[Document], path: Path, content: str, config: EncodingConfig
+    model: SentenceTransformer, documents: Sequence[Document], path: Path, content: str, config: EncodingConfig, bar: Bar
 ) -> None:
     texts = [document.text if document.text.strip() else "" for document in documents]
-    # Sorted by length inside.
-    vectors = model.encode_document(texts, batch_size=config.batch_size, show_progress_bar=False, convert_to_numpy=True)
-    vectors = np.ascontiguousarray(vectors, config.dtype)
+    longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    vectors, step = np.empty((len(texts), dimension_of(model)), config.dtype), config.batch_size * BATCHES
+    for start in range(0, len(texts), step):
+        rows = longest_first[start : start + step]
+        part = [texts[row] for row in rows]
+        vectors[rows] = model.encode_document(part, batch_size=config.batch_size, show_progress_bar=False, convert_to_numpy=True)
+        bar.advance(len(rows))
     facts = {
         "content": content,
         "vectors": hashlib.sha256(vectors).hexdigest(),

@@ -101,7 +101,7 @@ WRONG = {
     "another order": (lambda model, other: (model, documents(50)[::-1], CONFIG), "has vectors with corpus "),
     "another shard size": (
         lambda model, other: (model, documents(50), EncodingConfig()),
-        "has vectors with shard_size 16, not 4096",
+        "has vectors with shard_size 16, not 1024",
     ),
     "another type": (
         lambda model, other: (model, documents(50), EncodingConfig(shard_size=16, dtype="float16")),
