@@ -54,8 +54,9 @@ def build_index(
     inputs = {"work_dir": folder, **({"corpus": corpus} if isinstance(corpus, (str, Path)) else {})}
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
     scan = scan_corpus(corpus)
-    # Before hours of encoding: it refuses options that do not go together, or with the model.
     index = Index.create(model, config, content=scan.content) if is_first else None
+    if index is not None:  # before hours of encoding
+        index.check_count(scan.count)
     encoded = encode_corpus(model, corpus, folder, encoding, scan=scan, show_progress=show_progress)
     if index is not None:
         with Bar(show_progress, "documents") as bar:
