@@ -7,7 +7,7 @@ DATA_DIR has retrieval/ and glue/. Sizes have 3, 2 and 1 of the 6 layers. Docume
 method encodes the queries only. Untrained: the first layers ("truncated"), or the first and the last ("ends"), each also with a
 linear map that ridge regression fits to the full vectors. Trained, on unlabelled texts (sentences of GLUE's training rows and of
 the documents; no query, no judgement): all sizes at once ("ours"), each size alone, and sentence-transformers' AdaptiveLayerLoss
-around the same loss. A seed draws texts, order and dropout. Every method writes a record: an interrupted run goes on where it was.
+around the same loss. A seed draws texts, order and dropout. Each method writes a record: an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
