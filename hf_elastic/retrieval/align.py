@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -99,6 +100,12 @@ def full_vectors(
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
     encoding = EncodingConfig(batch_size=config.per_device_train_batch_size)
     return encode_corpus(tower, documents, folder, encoding, show_progress=show_progress)
+
+
+def sentences_of(documents: Iterable[Document]) -> Iterator[str]:
+    """The sentences of documents that are neither very short nor very long: 20 to 300 characters."""
+    for document in documents:
+        yield from (text for text in re.split(r"(?<=[.?!])\s+", document.text) if 20 <= len(text) <= 300)
 
 
 def rows_of(texts: Sequence[str], vectors: np.ndarray) -> Dataset:

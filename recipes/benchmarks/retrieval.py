@@ -16,7 +16,6 @@ import argparse
 import copy
 import json
 import random
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, EmbedDistillLoss
 
 from hf_elastic.data.minilm import minilm_path
-from hf_elastic.retrieval.align import align, rows_of
+from hf_elastic.retrieval.align import align, rows_of, sentences_of
 from hf_elastic.retrieval.align_config import AlignConfig
 from hf_elastic.retrieval.data import load_retrieval
 from hf_elastic.retrieval.denser import ElasticDenser, elastic_sentence_transformer
@@ -89,7 +88,7 @@ class Bench:
         ]
         own = []
         for data in self.data.values():
-            pieces = [piece for one in data.corpus for piece in re.split(r"(?<=[.?!])\s+", one.text) if 20 < len(piece) < 300]
+            pieces = list(sentences_of(data.corpus))
             own += generator.sample(pieces, min(len(pieces), self.count // (2 * len(self.data))))
         texts = [*generator.sample(glue, self.count - len(own)), *own]
         generator.shuffle(texts)
