@@ -21,8 +21,8 @@ class RetrieveAlignArguments:
     )
     texts: str = field(
         metadata={
-            "help": "Unlabelled texts: a .txt file with one a line, best of queries; or documents as for retrieve index, of which "
-            "the sentences are taken."
+            "help": "Unlabelled texts: a .txt file with one a line, best of queries; or documents as for retrieve index, of "
+            "which the sentences are taken."
         }
     )
     output_dir: str = field(metadata={"help": "Folder for the ElasticDenser."})
