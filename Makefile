@@ -3,13 +3,22 @@ PYTHON ?= python3
 OUTPUT ?= quickstart
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test test-slow test-upstream fetch-upstream test-all test-optimum test-newest coverage docs lint format clean
+.PHONY: quickstart retrieval test test-slow test-upstream fetch-upstream test-all test-optimum test-newest coverage docs lint format clean
 
 # Files go to processes as wholes, so that each makes the models of its module once.
 PYTEST = -m pytest -n 2 --dist loadfile -q
 
 quickstart: .venv/installed
 	.venv/bin/hf-elastic quickstart --output_dir $(OUTPUT) $(ARGS)
+
+# Search over the standard library with small query towers in the index of the full model, offline, in minutes.
+RETRIEVAL = .venv/bin/hf-elastic retrieve
+MINILM = --model "$$(.venv/bin/python -m hf_elastic.data.minilm)" --overwrite true
+retrieval: .venv/installed
+	.venv/bin/python -m hf_elastic.data.code_search runs/retrieval/stdlib/data
+	$(RETRIEVAL) index recipes/retrieval/stdlib/index.yaml $(MINILM)
+	$(RETRIEVAL) align recipes/retrieval/stdlib/align.yaml $(MINILM)
+	$(RETRIEVAL) evaluate recipes/retrieval/stdlib/evaluate.yaml --overwrite true
 
 # Every backbone, every format, one real model, one resume, one kill: at most 8 minutes on 2 cores.
 test: .venv/installed

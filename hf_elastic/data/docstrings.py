@@ -104,7 +104,7 @@ def collect_docstrings(root: Path, min_length: int = MIN_LENGTH, *, with_code: b
         raise FileNotFoundError(f"{root}: no such folder; expected a Python standard library with .py files")
     return [
         Docstring(path.relative_to(root).parts[0], path.relative_to(root).as_posix(), text)
-        for path in _files_of_packages(root)
+        for path in files_of_packages(root)
         for text in _texts_in(path, with_code)
         if len(text) >= min_length
     ]
@@ -121,7 +121,7 @@ def sample_docstrings(count: int = 256, *, stdlib: Path | None = None) -> list[s
         FileNotFoundError: there are no docstrings, as where Python comes without its `.py` files.
     """
     root = Path(sysconfig.get_paths()["stdlib"]) if stdlib is None else Path(stdlib)
-    files = _files_of_packages(root)
+    files = files_of_packages(root)
     random.Random(0).shuffle(files)
     found: dict[str, None] = {}
     for path in files:
@@ -184,7 +184,8 @@ def assign_files(docstrings: Iterable[Docstring], seed: int, shares: Mapping[str
     return splits
 
 
-def _files_of_packages(root: Path) -> list[Path]:
+def files_of_packages(root: Path) -> list[Path]:
+    """The source files of the packages under a folder, without their tests."""
     packages = sorted(init.parent for init in root.glob("*/__init__.py") if init.parent.name not in SKIPPED_FOLDERS)
     files = (path for package in packages for path in sorted(package.rglob("*.py")))
     return [path for path in files if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)]
