@@ -16,7 +16,7 @@ from sentence_transformers.util import semantic_search
 from ..core.errors import UserError
 from ..utils.folders import check_output, filled
 from ..utils.options import check_integers
-from .data import Document, RetrievalData, load_retrieval
+from .data import Document, RetrievalData
 from .evaluate_config import EvaluateRetrievalConfig
 from .metrics import METRICS, Run, check_metrics, compare, read_run, score_run, top, write_run
 from .results import FIRST_STAGE, FULL, RetrievalResults, SizeResult, Subnet, size_argument, size_name
@@ -73,7 +73,9 @@ def evaluate_retrieval(
     def search() -> list[Run]:
         # Before the documents, which take long: a size that does not exist, or does not fit them, is told at once.
         encoded = [
-            model.encode_query(list(queries.values()), batch_size=batch_size, convert_to_numpy=True, **size_argument(model, subnet))
+            model.encode_query(
+                list(queries.values()), batch_size=batch_size, convert_to_numpy=True, **size_argument(model, subnet)
+            )
             for subnet in subnets
         ]
         if index is not None:
@@ -173,8 +175,7 @@ def run(
         UserError, OSError: as by `load_retrieval`, `read_run`, `evaluate_retrieval` and `evaluate_reranking`.
     """
     check_metrics(config.metrics, config.k)
-    files = {name: getattr(config, name) for name in ("corpus", "queries", "qrels", "answers")}
-    data = load_retrieval(config.data, config.split, drop_unknown=config.drop_unknown, **files)
+    data = config.load()
     names = ("metrics", "k", "batch_size", "output_dir", "overwrite", "permutations", "seed")
     shared = {"subnets": (None, *(config.subnets or ())), **{name: getattr(config, name) for name in names}}
     if config.ranker is not None:

@@ -17,7 +17,7 @@ from .denser import ElasticDenser
 from .evaluate import Index as Searchable
 from .fingerprint import fingerprint_of
 from .index import Index
-from .metrics import Run, top
+from .metrics import top
 from .results import Subnet, size_argument, size_name
 
 
@@ -98,7 +98,7 @@ class RetrievalPipeline:
         Args:
             queries: texts.
             top: documents for each query (count); fewer come back where the index has fewer.
-            k, denser_subnet, ranker_subnet: for this call instead of the pipeline's own; None for those. "full" names a full size.
+            k, denser_subnet, ranker_subnet: instead of the pipeline's own, for this call; "full" names a full size.
 
         Returns:
             For each query its documents, best first; of those that the ranker finds equal, the first stage's order stays.
@@ -111,8 +111,10 @@ class RetrievalPipeline:
         check_integers(1, top=top)
         check_integers(0, or_none=True, k=k)
         k = self.k if k is None else k
-        if self.ranker is None and (k or ranker_subnet is not None):
-            raise UserError("k, ranker_subnet: the pipeline has no ranker")
+        if k and self.ranker is None:
+            raise UserError(f"k: {k} candidates for a ranker, and the pipeline has none")
+        if not k and ranker_subnet is not None:
+            raise UserError(f"ranker_subnet: {size_name(ranker_subnet)!r}, and no ranker is asked, as k is 0")
         if 0 < k < top:
             raise UserError(f"top: {top} hits cannot be of k={k} candidates; needed is a k of at least {top}, or 0 for no ranker")
         found = self.candidates(self.encode(queries, denser_subnet), k or top)
@@ -144,7 +146,11 @@ class RetrievalPipeline:
 
     def candidates(self, vectors: np.ndarray, count: int) -> list[dict[str, float]]:
         """For each query vector the scores of at most `count` documents by id, best first."""
-        return [dict(zip(ids, map(float, scores))) for ids, scores in zip(*self.index.search(vectors, count))] if len(vectors) else []
+        return (
+            [dict(zip(ids, map(float, scores))) for ids, scores in zip(*self.index.search(vectors, count))]
+            if len(vectors)
+            else []
+        )
 
     def rerank(
         self, queries: Sequence[str], found: Sequence[Mapping[str, float]], ranker_subnet: Subnet = None
@@ -163,7 +169,7 @@ class RetrievalPipeline:
         pairs = [(query, self._text(name)) for query, row in zip(queries, found) for name in row]
         options = {"batch_size": self.batch_size, "convert_to_numpy": True, "show_progress_bar": False}
         scores = map(float, self.ranker.predict(pairs, **options, **size) if pairs else [])
-        scored: Run = [dict(zip(row, scores)) for row in found]
+        scored = [dict(zip(row, scores)) for row in found]  # the row first, so that it takes no score of the next one
         return [{name: row[name] for name in top(row, len(row))} for row in scored]
 
     def _text(self, name: str) -> str:

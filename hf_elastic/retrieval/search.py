@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -86,6 +87,9 @@ def search_pipeline(
     for name, size in densers.items():
         vectors = pipeline.encode(texts, size)
         found |= {(name, k): pipeline.candidates(vectors, k or top) for k in ks}
+    if data.answers:  # whose texts the metric may read for each setting
+        seen = {one for rows in found.values() for row in rows for one in row}
+        data = replace(data, corpus=list(data.documents(seen).values()))
     candidates = [{one: 0.0 for (_, k), rows in found.items() if k for one in rows[place]} for place in range(len(texts))]
     scores = {}
     with Bar(show_progress) as bar:
