@@ -223,7 +223,7 @@ def test_the_command(folder, tmp_path, capsys):
     line = f"retrieve search {COMMAND} {QUICK}".format(f=folder, t=tmp_path)
     assert main(line.split()) == 0
     printed = capsys.readouterr().out
-    assert "nDCG@10, higher is" in printed and f"written: {tmp_path / 'out'}" in printed and "warning: " in printed
+    assert "4 evaluated subnets are on the frontier" in printed and f"written: {tmp_path / 'out'}" in printed and "warning: " in printed
     frontier = Frontier.load(tmp_path / "out" / "frontier.json")
     assert [point.subnet for point in frontier.evaluated] == [
         setting
