@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..retrieval.encode_config import EncodingConfig
 from ..retrieval.index.config import IndexConfig
+from ..utils.options import read_name_or_mapping
 from .common import parse
 from .data import check_device
 
@@ -22,6 +23,9 @@ class RetrieveIndexArguments(EncodingConfig):
         metadata={
             "help": "Folder for the vectors, which stay there; default: OUTPUT_DIR.vectors, deleted when the index is done."
         },
+    )
+    subnet: str | None = field(
+        default=None, metadata={"help": "Size that encodes the documents, of a symmetric ElasticDenser; default: full."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace an index that is in the folder."})
     device: str | None = field(default=None, metadata={"help": "Device for torch, such as cpu or cuda; default: the best."})
@@ -42,12 +46,13 @@ def run(args: RetrieveIndexArguments, config: IndexConfig):
     from accelerate import PartialState
 
     from ..retrieval.build import build_index
-    from ..retrieval.loading import load_denser
+    from ..retrieval.loading import document_tower, load_denser
     from ..utils.folders import check_output
 
     check_output(args.output_dir, overwrite=args.overwrite)
     places = {"output_dir": args.output_dir, "work_dir": args.work_dir, "overwrite": args.overwrite}
-    model = load_denser(args.model, args.device and check_device(args.device))
+    size = None if args.subnet is None else read_name_or_mapping("subnet", args.subnet)
+    model = document_tower(load_denser(args.model, args.device and check_device(args.device)), size)
     encoded = build_index(model, args.corpus, config=config, encoding=args, show_progress=True, **places)
     if PartialState().is_main_process:
         print(encoded.summary())

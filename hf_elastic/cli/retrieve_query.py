@@ -59,7 +59,7 @@ def run(args: RetrieveQueryArguments) -> dict[str, dict[str, float]]:
 
     from ..retrieval.data import read_queries
     from ..retrieval.index import Index
-    from ..retrieval.loading import load_denser
+    from ..retrieval.loading import index_tower, load_denser
     from ..retrieval.metrics import write_run
 
     if args.output is not None and Path(args.output).exists() and not args.overwrite:
@@ -68,10 +68,8 @@ def run(args: RetrieveQueryArguments) -> dict[str, dict[str, float]]:
     if not queries:
         raise UserError(f"queries: there is none in {args.queries}")
     model = load_denser(args.model, args.device and check_device(args.device))
-    index = Index.load(args.index, model)
     size = {} if args.subnet is None else {"subnet": read_name_or_mapping("subnet", args.subnet)}
-    if size and "subnet" not in model.get_model_kwargs():
-        raise UserError(f"subnet: {args.subnet!r}, but a plain {type(model).__name__} has no sizes")
+    index = Index.load(args.index, index_tower(model, **size))
     vectors = model.encode_query(list(queries.values()), batch_size=args.batch_size, show_progress_bar=False, **size)
     found = {query: dict(zip(ids, map(float, scores))) for query, ids, scores in zip(queries, *index.search(vectors, args.k))}
     table = Table("query", "rank", "document", "score")

@@ -74,7 +74,7 @@ def run(args: RetrieveSearchArguments):
     from rich.console import Console
 
     from ..retrieval.index import Index
-    from ..retrieval.loading import load_denser, load_ranker
+    from ..retrieval.loading import index_tower, load_denser, load_ranker
     from ..retrieval.metrics import check_metrics
     from ..retrieval.pipeline import CorpusTexts, RetrievalPipeline
     from ..retrieval.search import search_pipeline
@@ -88,9 +88,11 @@ def run(args: RetrieveSearchArguments):
     qrels, answers = ({query: one[query] for query in queries if query in one} for one in (data.qrels, data.answers))
     data = replace(data, queries=queries, qrels=qrels, answers=answers)
     model = load_denser(args.model, device)
-    index = Index.load(args.index, model)
+    size = (args.denser_subnets or [None])[0]
+    index = Index.load(args.index, index_tower(model, size))
     ranker = None if args.ranker is None else load_ranker(args.ranker, device)
-    pipeline = RetrievalPipeline(model, index, CorpusTexts(data.corpus), ranker, batch_size=args.batch_size)
+    options = {"denser_subnet": size, "batch_size": args.batch_size}
+    pipeline = RetrievalPipeline(model, index, CorpusTexts(data.corpus), ranker, **options)
     names = ("denser_subnets", "ks", "ranker_subnets", "metric", "top", "repeats")
     frontier = search_pipeline(pipeline, data, **{name: getattr(args, name) for name in names}, show_progress=True)
     with filled(args.output_dir, overwrite=args.overwrite) as folder:

@@ -15,6 +15,7 @@ _MODULES = {
     "elastic_sentence_transformer": "denser",
     "export_denser": "export",
     "export_ranker": "export",
+    "load_graph": "graph",
     "search_pipeline": "search",
 }
 
@@ -29,6 +30,7 @@ __all__ = [
     "elastic_sentence_transformer",
     "export_denser",
     "export_ranker",
+    "load_graph",
     "search_pipeline",
 ]
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from ..utils.folders import check_output
 from ..utils.progress import Bar
 from .data import Document
-from .encode import RECORD, EncodedCorpus, encode_corpus, scan_corpus
+from .encode import RECORD, EncodedCorpus, encode_corpus, processes_of, scan_corpus
 from .encode_config import EncodingConfig
 from .index import Index, IndexConfig
 
@@ -50,13 +49,14 @@ def build_index(
     Raises:
         UserError, MissingPackageError, OSError: as by `Index.create`, `encode_corpus` and `Index.save`.
     """
-    is_first = PartialState().is_main_process
+    is_first = processes_of(model).is_main_process
     folder = Path(f"{Path(output_dir)}.vectors" if work_dir is None else work_dir)
     inputs = {"work_dir": folder, **({"corpus": corpus} if isinstance(corpus, (str, Path)) else {})}
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
     scan = scan_corpus(corpus)
-    # Before hours of encoding: it refuses options that do not go together, or with the model.
     index = Index.create(model, config, content=scan.content) if is_first else None
+    if index is not None:  # before hours of encoding
+        index.check_count(scan.count)
     encoded = encode_corpus(model, corpus, folder, encoding, scan=scan, show_progress=show_progress)
     if index is not None:
         with Bar(show_progress, "documents") as bar:

@@ -23,9 +23,10 @@ from ..utils.folders import claimed
 from ..utils.progress import Bar
 from .data import Document, read_corpus
 from .encode_config import EncodingConfig
-from .fingerprint import Fingerprint, document_modules, document_prompt, fingerprint_of, token_limit
+from .fingerprint import Fingerprint, dimension_of, document_modules, document_prompt, fingerprint_of, token_limit
 
 RECORD, SHARDS = "encoding.json", "shard-{:06d}.safetensors"
+BATCHES = 4  # between two steps of the progress bar
 LEFT = "finished parts are kept, and the same command goes on"
 
 
@@ -122,7 +123,7 @@ def encode_corpus(
             damaged; or as by `scan_corpus` and `fingerprint_of`.
         OSError: the disk is full.
     """
-    config, folder, state = config or EncodingConfig(), Path(work_dir), PartialState()
+    config, folder, state = config or EncodingConfig(), Path(work_dir), processes_of(model)
     scan, is_first = scan or scan_corpus(corpus), state.is_main_process
     with claimed(folder) if is_first else nullcontext(), full_disk_is_one_error(folder, LEFT):
         if is_first:
@@ -133,6 +134,14 @@ def encode_corpus(
             found = _encode_shards(model, corpus, folder, config, bar)
         state.wait_for_everyone()  # the folder stays claimed until all have written and read
     return found
+
+
+def processes_of(model: SentenceTransformer) -> PartialState:
+    """The processes that `accelerate launch` has started, joined on the model's kind of device.
+
+    Of processes on CPUs accelerate has to be told; each would do all of the work otherwise.
+    """
+    return PartialState(cpu=model.device.type == "cpu")
 
 
 def scan_corpus(corpus: str | Path | Sequence[Document]) -> Scan:
@@ -182,18 +191,20 @@ def _encode_shards(
     bar: Bar,
 ) -> EncodedCorpus:
     """Encode the shards of this process that are not there; returns all of them once those of the others are there too."""
-    state, encoded, seconds = PartialState(), 0, 0.0
+    state, encoded, seconds = processes_of(model), 0, 0.0
     contents: list[str] = []
     for number, documents in enumerate(_chunks(corpus, config.shard_size)):
         path, content = folder / SHARDS.format(number), _content(documents)
         contents.append(content)
         if path.exists():
             _read_shard(path, content)
+            bar.advance(len(documents))
         elif number % state.num_processes == state.process_index:
             started = time.monotonic()
-            _write_shard(model, documents, path, content, config)
+            _write_shard(model, documents, path, content, config, bar)
             encoded, seconds = encoded + len(documents), seconds + time.monotonic() - started
-        bar.advance(len(documents))
+        else:  # of another process, about as far
+            bar.advance(len(documents))
     state.wait_for_everyone()
     paths = (folder / SHARDS.format(number) for number in range(len(contents)))
     return EncodedCorpus([_read_shard(path, content) for path, content in zip(paths, contents)], encoded, seconds)
@@ -214,12 +225,16 @@ def _bytes(document: Document) -> bytes:
 
 
 def _write_shard(
-    model: SentenceTransformer, documents: Sequence[Document], path: Path, content: str, config: EncodingConfig
+    model: SentenceTransformer, documents: Sequence[Document], path: Path, content: str, config: EncodingConfig, bar: Bar
 ) -> None:
     texts = [document.text if document.text.strip() else "" for document in documents]
-    # Sorted by length inside.
-    vectors = model.encode_document(texts, batch_size=config.batch_size, show_progress_bar=False, convert_to_numpy=True)
-    vectors = np.ascontiguousarray(vectors, config.dtype)
+    longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    vectors, step = np.empty((len(texts), dimension_of(model)), config.dtype), config.batch_size * BATCHES
+    for start in range(0, len(texts), step):
+        rows = longest_first[start : start + step]
+        part = [texts[row] for row in rows]
+        vectors[rows] = model.encode_document(part, batch_size=config.batch_size, show_progress_bar=False, convert_to_numpy=True)
+        bar.advance(len(rows))
     facts = {
         "content": content,
         "vectors": hashlib.sha256(vectors).hexdigest(),

@@ -20,7 +20,7 @@ class EncodingConfig:
 
     batch_size: int = field(default=32, metadata={"help": "Documents that are encoded at once (count)."})
     shard_size: int = field(
-        default=4096,
+        default=1024,
         metadata={
             "help": "Documents of one file of vectors (count), which are sorted by length; a killed run loses less than that."
         },

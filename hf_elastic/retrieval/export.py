@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 
+from ..core.modeling_elastic import ElasticModel
 from ..export.inputs import TEXTS
 from ..export.parity import Tolerance, check_parity, compare, write_parity
-from ..export.subnet import check_standard
+from ..export.subnet import check_standard, export_subnet
 from ..utils.folders import check_output, filled
 from .denser import ElasticDenser
 from .elastic import ElasticMixin, settings_of
@@ -28,6 +31,7 @@ def export_denser(
     model: ElasticDenser,
     subnet: str | Mapping | None,
     output_dir: str | Path,
+    formats: Sequence[str] = (),
     *,
     texts: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -35,20 +39,23 @@ def export_denser(
     """Write a size of a denser as a stock `SentenceTransformer`.
 
     In the asymmetric mode it is a `Router` with a small tower for queries (`encode_query`) and the full one for documents
-    (`encode_document`, and `encode`), the linear head as `Dense`; in the symmetric mode one tower of that size.
+    (`encode_document`, and `encode`), the linear head as `Dense`; in the symmetric mode one tower of that size. `formats` are
+    graphs of the tower for queries, each in a folder of its name, for `load_graph`.
 
     Args:
         model: the denser.
         subnet: a name, a size, or None for the full one.
         output_dir: an empty or new folder, unless `overwrite`.
+        formats: some of those of `export_subnet`, such as "onnx", "onnx-int8" or "openvino".
         texts: what the file is compared on with the model that it came from; default: a few of our own.
         overwrite: replace what is in `output_dir`.
 
     Returns:
-        What `parity.json` says.
+        What `parity.json` says; each format has one of its own.
 
     Raises:
-        UserError: no such size, one that is not standard (the message names the nearest that is), or a folder that is not empty.
+        UserError: no such size or format, a size that is not standard (the message names the nearest that is), or a folder that
+            is not empty.
         ParityError: what was written gives other vectors than the model. Nothing is left then.
     """
     name = model.name_of(subnet)
@@ -57,7 +64,12 @@ def export_denser(
     def vectors(one: SentenceTransformer, **size) -> np.ndarray:
         return np.concatenate([one.encode_query(texts, **size), one.encode_document(texts, **_of_documents(model, size))])
 
-    return _export(model, name, output_dir, lambda: _stock_denser(model, name), vectors, texts, overwrite)
+    def write(folder: Path) -> None:
+        _stock_denser(model, name).save_pretrained(str(folder))
+        if formats:
+            _write_graphs(model, name, folder, formats, texts)
+
+    return _export(model, name, output_dir, write, vectors, SentenceTransformer, texts, overwrite)
 
 
 def export_ranker(
@@ -90,18 +102,30 @@ def export_ranker(
     def scores(one: CrossEncoder, **size) -> np.ndarray:
         return one.predict(pairs, **size)
 
-    return _export(model, name, output_dir, lambda: _stock_ranker(model, name), scores, pairs, overwrite)
+    def write(folder: Path) -> None:
+        modules = _extracted(model, name, list(model))
+        CrossEncoder(modules=modules, device=str(model.device), **settings_of(model)).save_pretrained(str(folder))
+
+    return _export(model, name, output_dir, write, scores, CrossEncoder, pairs, overwrite)
 
 
-def _export(model: ElasticMixin, name, output_dir, make, compute, inputs: list, overwrite: bool) -> dict[str, Any]:
+def _export(
+    model: ElasticMixin,
+    name: str | Mapping | None,
+    output_dir: str | Path,
+    write: Callable[[Path], None],
+    compute: Callable[..., np.ndarray],
+    kind: type,
+    inputs: list,
+    overwrite: bool,
+) -> dict[str, Any]:
     check_standard(model.elastic, name)
     where = {"overwrite": overwrite, "inputs": {"the folder of the model": model.elastic.name_or_path}}
     check_output(output_dir, **where)
     expected = compute(model, subnet=name)
     with filled(output_dir, **where) as staging:
-        stock = make()
-        stock.save_pretrained(str(staging))
-        comparison = compare(expected, compute(type(stock)(str(staging), device=str(model.device))))
+        write(staging)
+        comparison = compare(expected, compute(kind(str(staging), device=str(model.device))))
         check_parity(comparison, TOLERANCE)
         return write_parity(staging / "parity.json", "sentence-transformers", comparison, inputs, TOLERANCE)
 
@@ -120,8 +144,21 @@ def _stock_denser(model: ElasticDenser, name) -> SentenceTransformer:
     return SentenceTransformer(modules=modules, device=str(model.device), **settings_of(model))
 
 
-def _stock_ranker(model: ElasticRanker, name) -> CrossEncoder:
-    return CrossEncoder(modules=_extracted(model, name, list(model)), device=str(model.device), **settings_of(model))
+def _write_graphs(model: ElasticDenser, name, folder: Path, formats: Sequence[str], texts: list[str]) -> None:
+    """The graphs of the tower for queries, each with what sentence-transformers needs to encode with it."""
+    tower = model.tower("query", name)
+    elastic, size = model.elastic, name
+    if name is None and model.mode == "asymmetric":
+        elastic, size = ElasticModel.from_base(model[0].document[0].model, importance="none"), None
+    with tempfile.TemporaryDirectory() as scratch:
+        export_subnet(elastic, size, f"{scratch}/graphs", formats, tokenizer=tower.tokenizer, texts=texts)
+        tower.save_pretrained(f"{scratch}/tower", create_model_card=False)
+        Path(scratch, "tower", "model.safetensors").unlink()
+        for one in formats:
+            shutil.copytree(Path(scratch, "tower"), folder / one)
+            for file in Path(scratch, "graphs", one).iterdir():
+                if file.is_file() and not (folder / one / file.name).exists():
+                    shutil.copyfile(file, folder / one / file.name)
 
 
 def _extracted(model: ElasticMixin, name, modules: Sequence) -> list:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -27,6 +28,25 @@ def load_denser(path: str, device: str | None = None) -> SentenceTransformer:
         UserError: it is no model that sentence-transformers can load.
     """
     return _load(ElasticDenser if _has_sizes(path) else SentenceTransformer, path, device)
+
+
+def document_tower(model: SentenceTransformer, subnet: str | Mapping | None = None) -> SentenceTransformer:
+    """What encodes documents at a size; without sizes the model itself.
+
+    Raises:
+        UserError: no such size, one for documents in the asymmetric mode, or a model without sizes.
+    """
+    if isinstance(model, ElasticDenser):
+        return model.tower("document", subnet)
+    if subnet is not None:
+        raise UserError(f"subnet: {subnet!r}, but a plain {type(model).__name__} has no sizes")
+    return model
+
+
+def index_tower(model: SentenceTransformer, subnet: str | Mapping | None = None) -> SentenceTransformer:
+    """What fills the index to which queries of a size go: in the asymmetric mode the full size. Errors are `document_tower`'s."""
+    is_asymmetric = isinstance(model, ElasticDenser) and model.mode == "asymmetric" and model.name_of(subnet) is not None
+    return document_tower(model, None if is_asymmetric else subnet)
 
 
 def load_ranker(path: str, device: str | None = None) -> CrossEncoder:

@@ -13,12 +13,13 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from ..core.errors import UserError
 from ..utils.options import check_integers
 from .data import Document
-from .denser import ElasticDenser
 from .evaluate import Index as Searchable
 from .fingerprint import fingerprint_of
+from .graph import GraphTransformer
 from .index import Index
+from .loading import index_tower
 from .metrics import top
-from .results import Subnet, size_argument, size_name
+from .results import FULL, Subnet, size_argument, size_name
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class RetrievalPipeline:
     ElasticLM's (arXiv 2311.07204).
 
     Args:
-        denser: encodes queries; a plain SentenceTransformer has no sizes.
+        denser: encodes queries; a plain SentenceTransformer has no sizes. A graph of `load_graph` has no document tower to compare
+            with the index: that its queries go there is up to the caller.
         index: holds the documents that the denser has encoded. A new `Index.create(denser)` with what `encode_document` gives is
             an exact search over vectors.
         documents: gives the text of a document as `documents[id]`: a dict, or `CorpusTexts` where memory is too small for one.
@@ -76,11 +78,11 @@ class RetrievalPipeline:
             raise UserError(f"ranker_subnet: {size_name(ranker_subnet)!r}, and there is no ranker")
         if ranker is not None and ranker.num_labels != 1:
             raise UserError(f"ranker: has {ranker.num_labels} labels; a score for each document needs one")
-        if isinstance(index, Index):
-            index.fingerprint.check(fingerprint_of(denser), "the index")
         self.denser, self.index, self.documents, self.ranker = denser, index, documents, ranker
         self.k, self.batch_size = 0 if ranker is None else k, batch_size
         self.denser_subnet, self.ranker_subnet = denser_subnet, ranker_subnet
+        self._fitting: set[str] = set()
+        self._check_index(denser_subnet)
 
     def search(
         self,
@@ -130,27 +132,19 @@ class RetrievalPipeline:
             denser_subnet: as for `search`.
 
         Raises:
-            UserError: no such size, or one of a symmetric model that is not that of the index.
+            UserError: no such size, or one that is not that of the index in a symmetric model.
         """
         subnet = self.denser_subnet if denser_subnet is None else denser_subnet
         size = size_argument(self.denser, subnet, "denser_subnet")
-        if isinstance(self.denser, ElasticDenser) and self.denser.mode == "symmetric":
-            elastic = self.denser.elastic
-            if elastic.resolve(subnet) != elastic.resolve(elastic.config.subnet):
-                raise UserError(
-                    f"denser_subnet: {size_name(subnet)!r} of a symmetric model, whose index is of "
-                    f"{size_name(self.denser.name_of(elastic.config.subnet))!r}; each size needs an index of its own"
-                )
+        self._check_index(subnet)
         options = {"batch_size": self.batch_size, "convert_to_numpy": True, "show_progress_bar": False}
         return np.asarray(self.denser.encode_query(list(queries), **options, **size), np.float32)
 
     def candidates(self, vectors: np.ndarray, count: int) -> list[dict[str, float]]:
         """For each query vector the scores of at most `count` documents by id, best first."""
-        return (
-            [dict(zip(ids, map(float, scores))) for ids, scores in zip(*self.index.search(vectors, count))]
-            if len(vectors)
-            else []
-        )
+        if not len(vectors):
+            return []
+        return [dict(zip(ids, map(float, scores))) for ids, scores in zip(*self.index.search(vectors, count))]
 
     def rerank(
         self, queries: Sequence[str], found: Sequence[Mapping[str, float]], ranker_subnet: Subnet = None
@@ -171,6 +165,14 @@ class RetrievalPipeline:
         scores = map(float, self.ranker.predict(pairs, **options, **size) if pairs else [])
         scored = [dict(zip(row, scores)) for row in found]  # the row first, so that it takes no score of the next one
         return [{name: row[name] for name in top(row, len(row))} for row in scored]
+
+    def _check_index(self, subnet: Subnet) -> None:
+        """Refuse an index that the queries of a size do not go to; a tower is compared once."""
+        size_argument(self.denser, subnet, "denser_subnet")
+        tower = size_name(subnet) if getattr(self.denser, "mode", None) == "symmetric" else FULL
+        if isinstance(self.index, Index) and not isinstance(self.denser[0], GraphTransformer) and tower not in self._fitting:
+            self.index.fingerprint.check(fingerprint_of(index_tower(self.denser, subnet)), "the index")
+            self._fitting.add(tower)
 
     def _text(self, name: str) -> str:
         try:

@@ -11,6 +11,7 @@ from hf_elastic import ElasticModel
 from hf_elastic.core.errors import UserError
 from hf_elastic.retrieval.denser import ElasticDenser, elastic_sentence_transformer
 from hf_elastic.retrieval.export import export_denser
+from hf_elastic.retrieval.graph import load_graph
 
 pytestmark = pytest.mark.one_lane
 
@@ -158,3 +159,19 @@ def test_what_is_not_exported(folder, tmp_path):
     with pytest.raises(UserError, match="not empty"):
         export_denser(denser, "small", tmp_path / "mine")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", ["small", None])
+def test_queries_on_graphs(size, mode, folder, tmp_path):
+    denser = trained(make_denser(folder, mode)[0])
+    formats = {"onnx": 1e-5, "onnx-int8": 0.05, "openvino": 1e-5}
+    export_denser(denser, size, tmp_path / "out", list(formats), texts=TEXTS)
+    expected = denser.encode_query(TEXTS, subnet=size)
+    for name, most in formats.items():
+        tower = load_graph(tmp_path / "out" / name)
+        assert np.abs(tower.encode_query(TEXTS) - expected).max() < most
+        assert tower.prompts["query"] == denser.prompts["query"] and not list((tmp_path / "out" / name).glob("*.safetensors"))
+    with pytest.raises(UserError, match=r"there is no model\.onnx"):
+        load_graph(tmp_path / "out")

@@ -14,7 +14,7 @@ from hf_elastic.retrieval.build import build_index
 from hf_elastic.retrieval.data import Document
 from hf_elastic.retrieval.encode import encode_corpus
 from hf_elastic.retrieval.encode_config import EncodingConfig
-from hf_elastic.retrieval.index import Index
+from hf_elastic.retrieval.index import Index, IndexConfig
 
 pytestmark = pytest.mark.one_lane
 CONFIG = EncodingConfig(shard_size=16)
@@ -101,7 +101,7 @@ WRONG = {
     "another order": (lambda model, other: (model, documents(50)[::-1], CONFIG), "has vectors with corpus "),
     "another shard size": (
         lambda model, other: (model, documents(50), EncodingConfig()),
-        "has vectors with shard_size 16, not 4096",
+        "has vectors with shard_size 16, not 1024",
     ),
     "another type": (
         lambda model, other: (model, documents(50), EncodingConfig(shard_size=16, dtype="float16")),
@@ -182,6 +182,12 @@ def test_an_index_of_a_file(model, tmp_path):
         build_index(model, corpus, tmp_path / "index")
     encoded = build_index(model, corpus, tmp_path / "index", work_dir=tmp_path / "kept", overwrite=True)
     assert len(all_vectors(encoded)) == 60
+
+
+def test_too_few_for_an_index_is_said_before_they_are_encoded(model, tmp_path):
+    with pytest.raises(UserError, match="30 documents are too few to train on"):
+        build_index(model, documents(30), tmp_path / "index", IndexConfig(kind="ivfpq"), work_dir=tmp_path / "work")
+    assert not list(tmp_path.iterdir())
 
 
 COMMAND = ("retrieve", "index", "--shard_size", "8", "--batch_size", "4")

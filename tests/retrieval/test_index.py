@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -334,3 +335,20 @@ index.save(sys.argv[2] + "/saved")
     assert done.returncode == 0, done.stderr
     index = Index.load(tmp_path / "saved", model)
     assert len(index) == COUNT and index.search(vectors[:3], 1)[0] == [[one] for one in IDS[:3]]
+
+
+def test_damaged_milvus(model, vectors, tmp_path, capfd):
+    index = create(model, "milvus", tmp_path)
+    index.add(IDS, vectors)
+    index.save(tmp_path / "saved")
+    record = json.loads((tmp_path / "saved" / "index.json").read_text())
+    for number, name in enumerate(("*.parquet", "*.idx", "manifest.json*", "schema.json")):
+        copy = tmp_path / f"copy{number}.db"
+        shutil.copytree(tmp_path / "milvus.db", copy, ignore=shutil.ignore_patterns("LOCK"))
+        for path in [path for path in copy.rglob(name) if path.is_file()]:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        record["config"]["uri"] = str(copy)
+        (tmp_path / "saved" / "index.json").write_text(json.dumps(record))
+        with pytest.raises(UserError, match=r"Milvus at .*/copy"):
+            Index.load(tmp_path / "saved", model).search(vectors[:1], 3)
+    assert "Traceback" not in capfd.readouterr().err

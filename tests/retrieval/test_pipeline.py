@@ -17,7 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentences import make_denser, make_ranker, save_cross_encoder, save_sentence_transformer, texts
 
 from hf_elastic.core.errors import UserError
-from hf_elastic.retrieval import CorpusTexts, RetrievalPipeline
+from hf_elastic.retrieval import CorpusTexts, RetrievalPipeline, export_denser, load_graph
 from hf_elastic.retrieval.data import Document, read_corpus
 from hf_elastic.retrieval.index import Index
 
@@ -165,15 +165,25 @@ def test_an_index_of_another_model(folders, tmp_path, index):
 
 def test_a_symmetric_size_wants_its_own_index(folders):
     denser, _ = make_denser(folders[0], mode="symmetric")
-    pipeline = RetrievalPipeline(denser, filled(denser), DOCUMENTS)
-    assert pipeline.search(QUERIES) == pipeline.search(QUERIES, denser_subnet="full")
-    with pytest.raises(UserError, match="denser_subnet: 'small' of a symmetric model, whose index is of 'full'"):
-        pipeline.search(QUERIES, denser_subnet="small")
-    denser.elastic.select("small")
-    small = RetrievalPipeline(denser, filled(denser), DOCUMENTS, denser_subnet="small")
-    assert small.search(QUERIES) == small.search(QUERIES, denser_subnet={"num_hidden_layers": 2})
-    with pytest.raises(UserError, match="'full' of a symmetric model, whose index is of 'small'"):
+    full = RetrievalPipeline(denser, filled(denser.tower("document")), DOCUMENTS)
+    assert full.search(QUERIES) == full.search(QUERIES, denser_subnet="full")
+    with pytest.raises(UserError, match="the index belongs to the document tower of"):
+        full.search(QUERIES, denser_subnet="small")
+    small = RetrievalPipeline(denser, filled(denser.tower("document", "small")), DOCUMENTS, denser_subnet="small")
+    documents = denser.encode_document(list(DOCUMENTS.values()), subnet="small")
+    for hits, row in zip(small.search(QUERIES), denser.encode_query(QUERIES, subnet="small") @ documents.T):
+        assert [hit.id for hit in hits] == [f"d{place}" for place in np.argsort(-row)[:10]]
+    with pytest.raises(UserError, match="the index belongs to the document tower of"):
         small.search(QUERIES, denser_subnet="full")
+    with pytest.raises(UserError, match="the index belongs to the document tower of"):
+        RetrievalPipeline(denser, small.index, DOCUMENTS)
+
+
+def test_queries_on_a_graph(folders, tmp_path, denser, index, ranker, pipeline):
+    pytest.importorskip("onnxruntime")
+    export_denser(denser, "small", tmp_path / "small", ["onnx"])
+    fast = RetrievalPipeline(load_graph(tmp_path / "small" / "onnx"), index, DOCUMENTS, ranker, k=25)
+    check(fast.search(QUERIES), list(by_hand(denser, ranker, QUERIES, 10, 25, "small", "full")))
 
 
 def test_a_document_without_text_in_the_documents(denser, ranker, index):

@@ -157,7 +157,7 @@ def test_a_symmetric_denser_is_searched_at_the_size_of_its_index(folder):
     denser, _ = make_denser(str(folder / "sentence"), mode="symmetric")
     pipeline = RetrievalPipeline(denser, filled(denser), DOCUMENTS)
     assert [point.subnet for point in search_pipeline(pipeline, DATA, repeats=1).evaluated] == [{"denser_subnet": "full", "k": 0}]
-    with pytest.raises(UserError, match="denser_subnet: 'small' of a symmetric model"):
+    with pytest.raises(UserError, match="the index belongs to the document tower of"):
         search_pipeline(pipeline, DATA, [None, "small"], repeats=1)
 
 
@@ -223,7 +223,11 @@ def test_the_command(folder, tmp_path, capsys):
     line = f"retrieve search {COMMAND} {QUICK}".format(f=folder, t=tmp_path)
     assert main(line.split()) == 0
     printed = capsys.readouterr().out
-    assert "4 evaluated subnets are on the frontier" in printed and f"written: {tmp_path / 'out'}" in printed and "warning: " in printed
+    assert (
+        "4 evaluated subnets are on the frontier" in printed
+        and f"written: {tmp_path / 'out'}" in printed
+        and "warning: " in printed
+    )
     frontier = Frontier.load(tmp_path / "out" / "frontier.json")
     assert [point.subnet for point in frontier.evaluated] == [
         setting
@@ -240,6 +244,18 @@ def test_the_command(folder, tmp_path, capsys):
     alone = line.replace(f"--ranker {folder}/ranker", "").replace("--ranker_subnets tiny", "").replace("--ks 0 10", "")
     assert main([*alone.split(), "--overwrite"]) == 0
     assert [point.name for point in Frontier.load(tmp_path / "out" / "frontier.json").evaluated] == ["small", "tiny"]
+
+
+def test_the_command_and_a_symmetric_model(folder, tmp_path, capsys):
+    denser, _ = make_denser(str(folder / "sentence"), mode="symmetric")
+    denser.save_pretrained(str(tmp_path / "denser"))
+    filled(denser.tower("document", "small")).save(tmp_path / "index")
+    line = f"retrieve search --model {tmp_path}/denser --index {tmp_path}/index --data {folder}/data --repeats 1 --output_dir"
+    assert main([*line.split(), str(tmp_path / "full")]) == 2
+    assert "belongs to the document tower of" in capsys.readouterr().err
+    assert main([*line.split(), str(tmp_path / "small"), "--denser_subnets", "small"]) == 0
+    (found,) = Frontier.load(tmp_path / "small" / "frontier.json").evaluated
+    assert found.subnet == {"denser_subnet": "small", "k": 0}
 
 
 BAD = {

@@ -54,6 +54,9 @@ class Store(ABC):
         """How many vectors it would be trained on before any is added; 0: it needs no training, or has had it."""
         return 0
 
+    def check_count(self, count: int) -> None:  # noqa: B027
+        """Raise UserError if it cannot be made of so few vectors."""
+
     @abstractmethod
     def existing(self, ids: Sequence[str]) -> list[str]:
         """Those of some ids that are in it."""

@@ -51,7 +51,7 @@ class IndexConfig:
     )
     uri: str | None = field(
         default=None,
-        metadata={"help": "milvus: a path for the embedded engine, or the URL of a server; its token is that of MILVUS_TOKEN."},
+        metadata={"help": "milvus: a path ending in .db (embedded), or the URL of a server, whose token is in MILVUS_TOKEN."},
     )
     collection: str = field(
         default="hf_elastic", metadata={"help": "milvus: how the collection's name begins; it ends with the model's fingerprint."}

@@ -88,16 +88,20 @@ class FaissStore(Store):
         """Those of some ids that are in it."""
         return [one for one in ids if one in self.rows]
 
+    def check_count(self, count: int) -> None:
+        """Raise UserError if so many are too few to train on."""
+        needed = FEWEST * max(self.config.nlist, 2**PQ_BITS)
+        if self.config.kind == "ivfpq" and count < needed:
+            raise UserError(
+                f"ivfpq: {count:,} documents are too few to train on; nlist {self.config.nlist:,} needs {needed:,}, "
+                f"and the smallest one {FEWEST * 2**PQ_BITS:,}; take a smaller nlist, or the kind flat or hnsw"
+            )
+
     def train(self, vectors: np.ndarray) -> None:
         """Train the groups and the compression, once."""
         if self._index.is_trained:
             return
-        needed = FEWEST * max(self.config.nlist, 2**PQ_BITS)
-        if len(vectors) < needed:
-            raise UserError(
-                f"ivfpq: {len(vectors):,} documents are too few to train on; nlist {self.config.nlist:,} needs {needed:,}, "
-                f"and the smallest one {FEWEST * 2**PQ_BITS:,}; take a smaller nlist, or the kind flat or hnsw"
-            )
+        self.check_count(len(vectors))
         self._index.train(vectors)
 
     def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:

@@ -108,6 +108,10 @@ class Index:
     def __len__(self) -> int:
         return self._store.count
 
+    def check_count(self, count: int) -> None:
+        """Raise UserError if so many documents are too few to train an ivfpq index on."""
+        self._store.check_count(count)
+
     def existing(self, ids: Sequence[str]) -> list[str]:
         """Those of some ids that are in the index."""
         return self._store.existing(ids)

@@ -124,17 +124,19 @@ def _parts(rows: list) -> Iterator[list]:
 
 @contextmanager
 def _one_line(uri: str) -> Iterator[None]:
-    """What Milvus raises is about the place that the user named; its own log has a traceback of it.
+    """What Milvus raises is about the place that the user named; their own logs have tracebacks of it.
 
     Raises:
         UserError: names it.
     """
-    log = logging.getLogger("pymilvus")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    logs = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL + 1)
     try:
         yield
     except MilvusException as error:
         raise UserError(f"Milvus at {uri}: {error.message or error}") from error
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels):
+            log.setLevel(level)
