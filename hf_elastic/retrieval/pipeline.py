@@ -45,8 +45,8 @@ class RetrievalPipeline:
     ElasticLM's (arXiv 2311.07204).
 
     Args:
-        denser: encodes queries; a plain SentenceTransformer has no sizes. A graph of `load_graph` has no document tower to compare
-            with the index: that its queries go there is up to the caller.
+        denser: encodes queries; a plain SentenceTransformer has no sizes. A graph of `load_graph` has no document tower to
+            compare with the index: that its queries go there is up to the caller.
         index: holds the documents that the denser has encoded. A new `Index.create(denser)` with what `encode_document` gives is
             an exact search over vectors.
         documents: gives the text of a document as `documents[id]`: a dict, or `CorpusTexts` where memory is too small for one.
