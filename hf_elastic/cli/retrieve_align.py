@@ -20,7 +20,10 @@ class RetrieveAlignArguments:
         metadata={"help": "Model that encodes the documents (folder or Hub id): of sentence-transformers, or an ElasticDenser."}
     )
     texts: str = field(
-        metadata={"help": "Unlabelled texts: a .txt file with one a line, or documents as for retrieve index; queries are best."}
+        metadata={
+            "help": "Unlabelled texts: a .txt file with one a line, best of queries; or documents as for retrieve index, of "
+            "which the sentences are taken."
+        }
     )
     output_dir: str = field(metadata={"help": "Folder for the ElasticDenser."})
     index: str | None = field(
@@ -84,10 +87,11 @@ def run(args: RetrieveAlignArguments, config: AlignConfig) -> dict[str, dict[str
 
 
 def _read_texts(path: str) -> list[str]:
+    from ..retrieval.align import sentences_of
     from ..retrieval.data import read_corpus
     from ..utils.files import reading
 
     if Path(path).suffix != ".txt":
-        return [document.text for document in read_corpus(path)]
+        return list(sentences_of(read_corpus(path)))
     with reading(path, "file of texts", "is no text in UTF-8"):
         return Path(path).read_text(encoding="utf-8").splitlines()

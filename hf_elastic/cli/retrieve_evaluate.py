@@ -16,13 +16,22 @@ class RetrieveEvaluateArguments(EvaluateRetrievalConfig):
 
 def main(argv: list[str]) -> int:
     """Run the command."""
+    run(*parse([RetrieveEvaluateArguments], argv, "retrieve evaluate"))
+    return 0
+
+
+def run(args: RetrieveEvaluateArguments):
+    """Evaluate, and print a table.
+
+    Returns:
+        The `RetrievalResults`.
+    """
     from rich.console import Console
 
-    (args,) = parse([RetrieveEvaluateArguments], argv, "retrieve evaluate")
-    if args.device is not None:
-        check_device(args.device)
-    from ..retrieval.evaluate import run
+    from ..retrieval import evaluate
     from ..retrieval.loading import load_denser, load_ranker
 
-    Console().print(run(args, load_denser, load_ranker).table())
-    return 0
+    args.device = args.device and check_device(args.device)
+    results = evaluate.run(args, load_denser, load_ranker)
+    Console().print(results.table())
+    return results

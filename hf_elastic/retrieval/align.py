@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def align(
     is_first = PartialState().is_main_process
     training.mkdir(parents=True, exist_ok=True)
     with claimed(training) if is_first else nullcontext():
-        _train(model, _rows(texts[held_out:], target[held_out:]), training, config, show_progress)
+        _train(model, rows_of(texts[held_out:], target[held_out:]), training, config, show_progress)
         for name, found in cosines.items():
             found["cosine"] = _cosine(model, name, texts[:held_out], target[:held_out])
         if is_first:
@@ -101,7 +102,14 @@ def full_vectors(
     return encode_corpus(tower, documents, folder, encoding, show_progress=show_progress)
 
 
-def _rows(texts: Sequence[str], vectors: np.ndarray) -> Dataset:
+def sentences_of(documents: Iterable[Document]) -> Iterator[str]:
+    """The sentences of documents that are neither very short nor very long: 20 to 300 characters."""
+    for document in documents:
+        yield from (text for text in re.split(r"(?<=[.?!])\s+", document.text) if 20 <= len(text) <= 300)
+
+
+def rows_of(texts: Sequence[str], vectors: np.ndarray) -> Dataset:
+    """Texts, and as labels what they are pulled to, `[texts, dimension]`."""
     features = Features({"text": Value("string"), "label": List(Value("float32"), length=vectors.shape[1])})
     return Dataset.from_dict({"text": list(texts), "label": list(vectors)}, features=features)
 

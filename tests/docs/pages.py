@@ -7,6 +7,8 @@ import shlex
 from functools import cache
 from pathlib import Path
 
+from hf_elastic_cli import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://github.com/hf-elastic/hf_elastic"
 RAW = "https://raw.githubusercontent.com/hf-elastic/hf_elastic/main/"
@@ -129,7 +131,8 @@ def commands(text: str) -> list[tuple[str, set[str]]]:
             words = _words(lines[place:])
             options = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
             if len(words) > 1 and words[1].islower():
-                found.append((words[1], options))
+                two = " ".join(words[1:3])
+                found.append((two if two in COMMANDS else words[1], options))
     return found
 
 

@@ -51,7 +51,7 @@ def options_of():
     def options(command: str, capsys) -> set[str]:
         if command not in found:
             try:
-                status = main([command, "--help"])
+                status = main([*command.split(), "--help"])
             except SystemExit as done:
                 status = done.code
             assert not status, f"hf-elastic {command} is no command"

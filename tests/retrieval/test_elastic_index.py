@@ -1,11 +1,11 @@
-"""An index of the full size takes queries of all sizes of an asymmetric model, and of the size that filled it of a symmetric one."""
+"""An index takes queries of all sizes of an asymmetric model, and of the size that filled it of a symmetric one."""
 
 import json
 
 import numpy as np
 import pytest
-from sentences import make_denser, save_sentence_transformer, texts
 from sentence_transformers import SentenceTransformer
+from sentences import make_denser, save_sentence_transformer, texts
 
 from hf_elastic.core.errors import UserError
 from hf_elastic.retrieval.build import build_index
