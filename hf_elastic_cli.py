@@ -81,6 +81,7 @@ COMMANDS = {
         RESUME,
     ),
     "retrieve evaluate": Command("measure the quality of sizes on judged queries, with a test of the differences"),
+    "retrieve search": Command("find the best sizes of two stages, and number of candidates, for a latency on this machine"),
 }
 
 

@@ -86,8 +86,13 @@ class Latency:
         return f"{median} ms (1 sample)" if count == 1 else f"{median} ms ({count} samples, {low} to {high})"
 
 
-def measurement_warnings(latencies: Sequence[Latency]) -> list[str]:
-    """Which of the measurements of one run are no basis for a choice, in words: too few samples, or a busy machine."""
+def measurement_warnings(latencies: Sequence[Latency], *, alike: bool = True) -> list[str]:
+    """Which of the measurements of one run are no basis for a choice, in words: too few samples, or a busy machine.
+
+    Args:
+        latencies: of one run.
+        alike: whether all samples are of the same work; where they are not, wide intervals say nothing about the machine.
+    """
     found = []
     few = [latency for latency in latencies if not latency.has_interval]
     wide = [latency for latency in latencies if latency.relative_half_width > WIDE]
@@ -96,7 +101,7 @@ def measurement_warnings(latencies: Sequence[Latency]) -> list[str]:
             f"{len(few)} of {len(latencies)} latencies are of fewer than {FEWEST_SAMPLES} samples, too few for a 95% interval of "
             "the median"
         )
-    if wide:
+    if wide and alike:
         found.append(
             f"{len(wide)} of {len(latencies)} intervals are wider than 10% of their median: this machine is busy with something "
             "else; measure again"

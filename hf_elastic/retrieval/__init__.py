@@ -5,25 +5,33 @@ from importlib import import_module
 from ..core.errors import MissingPackageError
 
 _MODULES = {
+    "CorpusTexts": "pipeline",
     "ElasticDenser": "denser",
     "ElasticLoss": "losses",
     "ElasticRanker": "ranker",
+    "Hit": "pipeline",
+    "RetrievalPipeline": "pipeline",
     "elastic_cross_encoder": "ranker",
     "elastic_sentence_transformer": "denser",
     "export_denser": "export",
     "export_ranker": "export",
     "load_graph": "graph",
+    "search_pipeline": "search",
 }
 
 __all__ = [
+    "CorpusTexts",
     "ElasticDenser",
     "ElasticLoss",
     "ElasticRanker",
+    "Hit",
+    "RetrievalPipeline",
     "elastic_cross_encoder",
     "elastic_sentence_transformer",
     "export_denser",
     "export_ranker",
     "load_graph",
+    "search_pipeline",
 ]
 
 

@@ -16,10 +16,10 @@ from sentence_transformers.util import semantic_search
 from ..core.errors import UserError
 from ..utils.folders import check_output, filled
 from ..utils.options import check_integers
-from .data import Document, RetrievalData, load_retrieval
+from .data import Document, RetrievalData
 from .evaluate_config import EvaluateRetrievalConfig
 from .metrics import METRICS, Run, check_metrics, compare, read_run, score_run, top, write_run
-from .results import FIRST_STAGE, FULL, RetrievalResults, SizeResult, Subnet, size_name
+from .results import FIRST_STAGE, FULL, RetrievalResults, SizeResult, Subnet, size_argument, size_name
 from .rows import some_of
 
 CHUNK = 8192  # documents that are encoded, sorted by length, in one go
@@ -73,7 +73,9 @@ def evaluate_retrieval(
     def search() -> list[Run]:
         # Before the documents, which take long: a size that does not exist, or does not fit them, is told at once.
         encoded = [
-            model.encode_query(list(queries.values()), batch_size=batch_size, convert_to_numpy=True, **_size(model, subnet))
+            model.encode_query(
+                list(queries.values()), batch_size=batch_size, convert_to_numpy=True, **size_argument(model, subnet)
+            )
             for subnet in subnets
         ]
         if index is not None:
@@ -138,10 +140,10 @@ def evaluate_reranking(
 
     def rerank() -> list[Run]:
         for subnet in subnets:
-            ranker.predict(texts[:1], **_size(ranker, subnet))  # a size that does not exist is told at once
+            ranker.predict(texts[:1], **size_argument(ranker, subnet))  # a size that does not exist is told at once
         runs = []
         for subnet in subnets:
-            scores = ranker.predict(texts, batch_size=batch_size, convert_to_numpy=True, **_size(ranker, subnet))
+            scores = ranker.predict(texts, batch_size=batch_size, convert_to_numpy=True, **size_argument(ranker, subnet))
             runs.append({query: {} for query in cut if query in queries})
             for (query, name), score in zip(pairs, scores):
                 runs[-1][query][name] = float(score)
@@ -156,7 +158,7 @@ def encode_documents(model: SentenceTransformer, data: RetrievalData, batch_size
     for documents in _chunks(iter(data.corpus), CHUNK):
         ids += [document.id for document in documents]
         texts = [document.text for document in documents]
-        vectors.append(model.encode_document(texts, batch_size=batch_size, convert_to_numpy=True, **_size(model, None)))
+        vectors.append(model.encode_document(texts, batch_size=batch_size, convert_to_numpy=True, **size_argument(model, None)))
     return ids, np.concatenate(vectors)
 
 
@@ -173,8 +175,7 @@ def run(
         UserError, OSError: as by `load_retrieval`, `read_run`, `evaluate_retrieval` and `evaluate_reranking`.
     """
     check_metrics(config.metrics, config.k)
-    files = {name: getattr(config, name) for name in ("corpus", "queries", "qrels", "answers")}
-    data = load_retrieval(config.data, config.split, drop_unknown=config.drop_unknown, **files)
+    data = config.load()
     names = ("metrics", "k", "batch_size", "output_dir", "overwrite", "permutations", "seed")
     shared = {"subnets": (None, *(config.subnets or ())), **{name: getattr(config, name) for name in names}}
     if config.ranker is not None:
@@ -222,24 +223,11 @@ def _evaluate(
 
 
 def _check_dimensions(model: SentenceTransformer, subnets: Sequence[Subnet], encoded: Sequence[np.ndarray]) -> None:
-    needed = model.encode_document([""], convert_to_numpy=True, **_size(model, None)).shape[1]
+    needed = model.encode_document([""], convert_to_numpy=True, **size_argument(model, None)).shape[1]
     for subnet, vectors in zip(subnets, encoded):
         if vectors.shape[1] != needed:
             found = f"{vectors.shape[1]} numbers, the documents' have {needed}"
             raise UserError(f"subnets: {size_name(subnet)!r} gives vectors of {found}")
-
-
-def _size(model: SentenceTransformer | CrossEncoder, subnet: Subnet) -> dict:
-    """The argument that chooses a size.
-
-    Raises:
-        UserError: the model has no sizes.
-    """
-    if "subnet" in model.get_model_kwargs():
-        return {"subnet": FULL if subnet is None else subnet}  # without it, what was selected in the model would run
-    if subnet is not None:
-        raise UserError(f"subnets: {size_name(subnet)!r}: a plain {type(model).__name__} has no sizes")
-    return {}
 
 
 def _chunks(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:

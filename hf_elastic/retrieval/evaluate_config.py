@@ -6,20 +6,14 @@ from dataclasses import dataclass, field
 
 from ..core.errors import UserError
 from ..utils.options import check_integers, read_name_or_mapping
+from .data import RetrievalData, load_retrieval
 
 
 @dataclass(kw_only=True)
-class EvaluateRetrievalConfig:
-    """Which sizes to evaluate, and on what.
-
-    Raises:
-        UserError: neither a model nor a ranker or both, a ranker without a run, or a number that is too small.
-    """
+class RetrievalDataConfig:
+    """Which collection, with queries and judgements."""
 
     data: str = field(metadata={"help": "Folder or Hub data set in the layout of BEIR, MS MARCO or DPR, or one of judged pairs."})
-    model: str | None = field(default=None, metadata={"help": "SentenceTransformer to search with (folder or Hub id)."})
-    ranker: str | None = field(default=None, metadata={"help": "CrossEncoder to rerank a run with, instead of a model."})
-    run: str | None = field(default=None, metadata={"help": "TREC run file whose first documents the ranker reorders."})
     split: str | None = field(default=None, metadata={"help": "Which files, where there are several, such as test or dev.small."})
     corpus: str | None = field(default=None, metadata={"help": "File of the corpus; default: the one in the data's folder."})
     queries: str | None = field(default=None, metadata={"help": "File of the queries; default: the one in the data's folder."})
@@ -28,6 +22,24 @@ class EvaluateRetrievalConfig:
     drop_unknown: bool = field(
         default=False, metadata={"help": "Leave out judgements of documents and queries that the data lack; else refuse them."}
     )
+
+    def load(self) -> RetrievalData:
+        """Read it; raises as `load_retrieval` does."""
+        files = {name: getattr(self, name) for name in ("corpus", "queries", "qrels", "answers")}
+        return load_retrieval(self.data, self.split, drop_unknown=self.drop_unknown, **files)
+
+
+@dataclass(kw_only=True)
+class EvaluateRetrievalConfig(RetrievalDataConfig):
+    """Which sizes to evaluate, and on what.
+
+    Raises:
+        UserError: neither a model nor a ranker or both, a ranker without a run, or a number that is too small.
+    """
+
+    model: str | None = field(default=None, metadata={"help": "SentenceTransformer to search with (folder or Hub id)."})
+    ranker: str | None = field(default=None, metadata={"help": "CrossEncoder to rerank a run with, instead of a model."})
+    run: str | None = field(default=None, metadata={"help": "TREC run file whose first documents the ranker reorders."})
     subnets: list[str] | None = field(
         default=None, metadata={"help": "Named sizes, or subnets as JSON, beside the full size; default: only that."}
     )

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from rich.table import Table
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from ..core.errors import UserError
 from .metrics import Comparison, Scores
 
 Subnet = str | Mapping | None
@@ -21,6 +23,19 @@ def size_name(subnet: Subnet) -> str:
     if subnet is None:
         return FULL
     return subnet if isinstance(subnet, str) else json.dumps(dict(subnet))
+
+
+def size_argument(model: SentenceTransformer | CrossEncoder, subnet: Subnet, option: str = "subnets") -> dict[str, str | Mapping]:
+    """The argument of `encode` and `predict` that chooses a size; none for a model without sizes.
+
+    Raises:
+        UserError: a size of a model that has none; it names the option that asked for it.
+    """
+    if "subnet" in model.get_model_kwargs():
+        return {"subnet": FULL if subnet is None else subnet}  # without it, what was selected in the model would run
+    if subnet is not None:
+        raise UserError(f"{option}: {size_name(subnet)!r}: a plain {type(model).__name__} has no sizes")
+    return {}
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def draw(frontier: TradeOff, path: str | os.PathLike, x: str | None, y: str | No
     has_predicted = any(is_predicted(point, name) for point in shown for name in (x, y))
     has_intervals = any(name in point.details for point in shown for name in (x, y))
     notes = ["hollow: predicted, not measured"] * has_predicted + ["bars: 95% intervals"] * has_intervals
-    figure.text(0.99, 0.01, ". ".join([*notes, LETTERS_EXPLAINED]), ha="right", fontsize=6, color="#777777")
+    notes += filter(None, [letters_explained(frontier)])
+    figure.text(0.99, 0.01, ". ".join(notes), ha="right", fontsize=6, color="#777777")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     # Better values lie to the left if x is minimised and above if y is maximised.
     corner = tuple(-objectives[name].sign if name in objectives else default for name, default in ((x, -1), (y, 1)))
@@ -173,6 +174,12 @@ def size_text(key: str, size: object) -> str:
     if not isinstance(size, list | tuple):
         return f"{LABEL_LETTERS[key]}{size}"
     return f"{LABEL_LETTERS[key]}{'~' if len(set(size)) > 1 else ''}{sum(size) / len(size):.0f}"
+
+
+def letters_explained(frontier: TradeOff) -> str:
+    """What the letters of sizes mean, where there are any."""
+    has_letters = any(key in LABEL_LETTERS for point in frontier.evaluated for key in point.subnet)
+    return LETTERS_EXPLAINED if has_letters else ""
 
 
 def is_predicted(point: Point, name: str) -> bool:

@@ -6,14 +6,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.errors import MissingPackageError
-from .picture import LETTERS_EXPLAINED, MARKED, size_text, value_text, value_title
+from .picture import MARKED, letters_explained, size_text, value_text, value_title
 from .point import Point
 from .trade_off import TradeOff
 
 
 def make_table(frontier: TradeOff) -> Table:
     """What `Frontier.table` does."""
-    table = Table("name", title=_title(frontier), caption=LETTERS_EXPLAINED)
+    table = Table("name", title=_title(frontier), caption=letters_explained(frontier) or None)
     for objective in frontier.objectives:
         table.add_column(value_title(frontier, objective.name), justify="right")
     table.add_column("subnet")
@@ -27,7 +27,7 @@ def make_html(frontier: TradeOff) -> str:
     heads = ["name", *(value_title(frontier, objective.name) for objective in frontier.objectives), "subnet"]
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>" for _, cells in _rows(frontier))
-    caption = f"{escape(_title(frontier))}<br>{escape(LETTERS_EXPLAINED)}"
+    caption = f"{escape(_title(frontier))}<br>{escape(letters_explained(frontier))}"
     return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

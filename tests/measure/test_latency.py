@@ -151,6 +151,7 @@ def test_warnings_say_what_is_uncertain():
     assert measurement_warnings([sure, wide, wide])[0].startswith(
         "2 of 3 intervals are wider than 10% of their median: this machine is busy"
     )
+    assert measurement_warnings([sure, wide, few], alike=False) == measurement_warnings([sure, sure, few])
     quiet, beset = (Latency.from_samples([5.0] * 6, others) for others in (0.05, 0.5))
     assert measurement_warnings([quiet]) == []
     assert measurement_warnings([quiet, beset])[0].startswith("other work kept 50% of this machine's cores busy meanwhile")

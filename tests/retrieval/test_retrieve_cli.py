@@ -146,9 +146,10 @@ def test_ids_that_a_run_file_cannot_hold(inputs, tmp_path, capsys):
 
 
 HELP = {
-    "retrieve": ("usage: hf-elastic COMMAND", "retrieve query  search an index"),
-    "retrieve --help": ("usage: hf-elastic COMMAND", "retrieve index  encode"),
+    "retrieve": ("usage: hf-elastic COMMAND", "retrieve query search an index"),
+    "retrieve --help": ("usage: hf-elastic COMMAND", "retrieve index encode"),
     "retrieve index --help": ("usage: hf-elastic retrieve index [recipe.yaml]", "--kind TEXT"),
+    "retrieve search --help": ("usage: hf-elastic retrieve search [recipe.yaml]", "--ks TEXT [TEXT ...]"),
     "retrieve query --help": ("usage: hf-elastic retrieve query [recipe.yaml]", "--queries TEXT"),
 }
 
@@ -156,7 +157,7 @@ HELP = {
 @pytest.mark.parametrize("line", HELP)
 def test_help(line, capsys):
     assert hf_elastic_cli.main(line.split()) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert all(text in printed for text in HELP[line])
 
 
