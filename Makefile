@@ -19,6 +19,7 @@ retrieval: .venv/installed
 	$(RETRIEVAL) index recipes/retrieval/stdlib/index.yaml $(MINILM)
 	$(RETRIEVAL) align recipes/retrieval/stdlib/align.yaml $(MINILM)
 	$(RETRIEVAL) evaluate recipes/retrieval/stdlib/evaluate.yaml --overwrite true
+	$(RETRIEVAL) search recipes/retrieval/stdlib/search.yaml --overwrite true
 
 # Every backbone, every format, one real model, one resume, one kill: at most 8 minutes on 2 cores.
 test: .venv/installed
