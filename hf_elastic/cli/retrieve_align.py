@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import UserError
+from ..retrieval import check_installed
 from ..retrieval.align_config import AlignConfig
 from ..utils.options import read_mapping, read_name_or_mapping
 from .common import parse
@@ -58,6 +59,7 @@ def run(args: RetrieveAlignArguments, config: AlignConfig) -> dict[str, dict[str
     Returns:
         What `align` does.
     """
+    check_installed()
     from rich.console import Console
     from rich.table import Table
 

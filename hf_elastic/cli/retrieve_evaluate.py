@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..retrieval import check_installed
 from ..retrieval.evaluate_config import EvaluateRetrievalConfig
 from .common import parse
 from .data import check_device
@@ -26,6 +27,7 @@ def run(args: RetrieveEvaluateArguments):
     Returns:
         The `RetrievalResults`.
     """
+    check_installed()
     from rich.console import Console
 
     from ..retrieval import evaluate

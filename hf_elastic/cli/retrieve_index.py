@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..retrieval import check_installed
 from ..retrieval.encode_config import EncodingConfig
 from ..retrieval.index.config import IndexConfig
 from ..utils.options import read_name_or_mapping
@@ -43,6 +44,7 @@ def run(args: RetrieveIndexArguments, config: IndexConfig):
     Returns:
         The `EncodedCorpus`.
     """
+    check_installed()
     from accelerate import PartialState
 
     from ..retrieval.build import build_index

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import UserError
+from ..retrieval import check_installed
 from ..utils.options import check_integers, read_name_or_mapping
 from .common import parse
 from .data import check_device
@@ -54,6 +55,7 @@ def run(args: RetrieveQueryArguments) -> dict[str, dict[str, float]]:
     Returns:
         The scores by document id by query id, best first.
     """
+    check_installed()
     from rich.console import Console
     from rich.table import Table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ..core.errors import UserError
+from ..retrieval import check_installed
 from ..retrieval.evaluate_config import RetrievalDataConfig
 from ..utils.options import check_integers, read_name_or_mapping
 from .common import parse
@@ -71,6 +72,7 @@ def run(args: RetrieveSearchArguments):
     Returns:
         The `Frontier`.
     """
+    check_installed()
     from rich.console import Console
 
     from ..retrieval.index import Index

@@ -1,6 +1,7 @@
 """Retrieval and reranking with sentence-transformers models in many sizes; `pip install hf-elastic[retrieval]`."""
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 from ..core.errors import MissingPackageError
 
@@ -35,11 +36,20 @@ __all__ = [
 ]
 
 
+def check_installed() -> None:
+    """Raise MissingPackageError unless sentence-transformers is there, in a version that this works with."""
+    try:
+        found = version("sentence-transformers")
+    except PackageNotFoundError:
+        found = "none"
+    if not found.startswith("6."):
+        raise MissingPackageError(
+            f"retrieval needs sentence-transformers 6, found {found}: run pip install 'hf-elastic[retrieval]'"
+        )
+
+
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        import_module("sentence_transformers.base")
-    except ImportError as error:
-        raise MissingPackageError("retrieval needs sentence-transformers 6; pip install hf-elastic[retrieval]") from error
+    check_installed()
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)

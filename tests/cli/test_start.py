@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from importlib.metadata import version
 
 import pytest
 
@@ -159,3 +160,13 @@ assert type(AutoModelForCausalLM.from_config(config)).__name__ == "TransformerXL
 assert all(getattr(hf_elastic, name) for name in hf_elastic.__all__)"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_retrieval_without_its_library(capsys):
+    """The lane of transformers 4.57 has a sentence-transformers that is too old for it."""
+    if version("sentence-transformers").startswith("6."):
+        pytest.skip("sentence-transformers 6 is there")
+    assert main(["retrieve", "query", "--model", "none", "--index", "none", "--query", "word"]) == 2
+    assert re.fullmatch(
+        r"hf-elastic: error: retrieval needs sentence-transformers 6, found \S+: run pip .*\n", capsys.readouterr().err
+    )

@@ -17,7 +17,7 @@ from .config import IndexConfig
 try:
     from pymilvus import DataType, MilvusClient, MilvusException
 except ImportError as error:
-    raise MissingPackageError("pymilvus is not installed: run pip install 'hf-elastic[retrieval]'") from error
+    raise MissingPackageError("pymilvus is not installed: run pip install 'hf-elastic[milvus]'") from error
 
 ROWS = 1000  # in one message
 MOST_RESULTS = 16_384  # of one search, a limit of Milvus
