@@ -292,6 +292,7 @@ def test_labels_outside_the_head(elastic, tmp_path, capsys):
     assert "label" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_in_a_subfolder_or_a_revision(elastic, tmp_path):
     """What `push` makes with its layouts, in a local folder and in the cache of the Hub."""
     shutil.copytree(elastic, tmp_path / "local" / "small")

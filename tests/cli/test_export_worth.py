@@ -47,7 +47,8 @@ def test_the_table_says_what_each_file_is_worth(elastic, data, tmp_path, capsys)
     assert record["quantization"]["cpu_instructions"] == "avx2"
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.slow
 def test_tensorrt_is_scored_on_the_cpu_and_not_timed(precision, elastic, data, tmp_path, capsys, monkeypatch):
     options = ["--dataset", str(data), "--calibration_rows", "4", "--formats", "tensorrt", "--precision", precision]
     options += ["--max_sequence_length", "16", "--max_batch_size", "5", "--max_accuracy_drop", "100"]

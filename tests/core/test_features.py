@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import re
 from pathlib import Path
 
@@ -47,9 +48,16 @@ def make(model_type, state):
     return supernet.extract(MIXED), copy.deepcopy(supernet).view(MIXED)
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("model_type", HEADS)
-@pytest.mark.parametrize("name", CHECKS)
+# Compiling takes half a minute: one case of it is quick.
+CASES = [
+    pytest.param(
+        *case, marks=pytest.mark.slow if case[0].startswith("compiled") and case[2] != "elastic" else (), id="-".join(case)
+    )
+    for case in itertools.product(CHECKS, HEADS, STATES)
+]
+
+
+@pytest.mark.parametrize(("name", "model_type", "state"), CASES)
 def test_feature(name, model_type, state, tmp_path):
     if name in DECODERS_ONLY and model_type != "llama":
         pytest.skip("for decoders")

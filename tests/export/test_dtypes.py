@@ -110,7 +110,7 @@ def test_an_unknown_dtype_and_one_that_no_format_takes(tmp_path):
         export_subnet(model, None, tmp_path / "out", ["onnx"], dtype="float16")
 
 
-@pytest.mark.parametrize("head", ["decoder", "classifier"])
+@pytest.mark.parametrize("head", [pytest.param("decoder", marks=pytest.mark.slow), "classifier"])
 def test_graphs_of_half_precision_are_exact_in_float32(head, tmp_path):
     if head == "decoder":
         model = elastic("llama", torch.bfloat16)

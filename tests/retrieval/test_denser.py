@@ -1,5 +1,6 @@
 """`ElasticDenser` is a `SentenceTransformer`, and its full size is the model that it was made of."""
 
+import itertools
 import json
 import threading
 
@@ -130,8 +131,17 @@ def test_a_width_without_a_head_is_refused(folder):
     assert symmetric.encode_document(TEXTS, subnet="narrow").shape == (7, 16)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", ["small", "narrow", None])
+@pytest.mark.parametrize(
+    ("size", "mode"),
+    [
+        ("small", "asymmetric"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in itertools.product(["small", "narrow", None], MODES)
+            if case != ("small", "asymmetric")
+        ),
+    ],
+)
 def test_exported_for_plain_sentence_transformers(size, mode, folder, tmp_path):
     space = {"num_hidden_layers": [2, 4], "hidden_size": [16, 32], "num_attention_heads": [2, 4]}
     subnets = {"small": {"num_hidden_layers": 2}, "narrow": {"hidden_size": 16, "num_attention_heads": 2}}

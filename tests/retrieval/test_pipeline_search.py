@@ -11,7 +11,7 @@ pytest.importorskip("ir_measures")
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentences import make_denser, make_ranker, save_cross_encoder, save_sentence_transformer
-from test_evaluate import write_folder
+from test_evaluate_retrieval import write_folder
 from tiny_search import make_data
 
 from hf_elastic.cli.main import main

@@ -64,6 +64,7 @@ def test_sizes_leave_the_full_one_as_it_is(folder):
         ranker.rank("word1", documents, subnet="huge")
 
 
+@pytest.mark.slow
 def test_saved_and_exported(folder, tmp_path):
     ranker, _ = make_ranker(folder)
     ranker.save_pretrained(str(tmp_path / "all"))
