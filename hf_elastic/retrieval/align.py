@@ -10,10 +10,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
+import torch
 from datasets import Dataset, Features, List, Value
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
+from sentence_transformers.util import batch_to_device
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..core.errors import UserError
@@ -22,7 +23,7 @@ from ..utils.folders import check_output, claimed, filled
 from .align_config import AlignConfig
 from .data import Document
 from .denser import ElasticDenser
-from .encode import EncodedCorpus, encode_corpus
+from .encode import EncodedCorpus, encode_corpus, processes_of
 from .encode_config import EncodingConfig
 from .losses import ElasticLoss
 
@@ -59,7 +60,8 @@ def align(
         to `alignment.json` there.
 
     Raises:
-        UserError: a symmetric model or one without named sizes, too few texts, or a folder that is not empty.
+        UserError: a symmetric model or one without named sizes, too few texts, a folder that is not empty, or another sampling
+            than "all" in several processes.
     """
     config = AlignConfig() if config is None else config
     texts = list(dict.fromkeys(text for text in texts if text.strip()))
@@ -69,13 +71,15 @@ def align(
         )
     if len(texts) < 10:
         raise UserError(f"texts: {len(texts)} that differ; needed are at least 10")
+    if config.sampling != "all" and processes_of(model).num_processes > 1:
+        raise UserError(f"sampling: {config.sampling!r} leaves weights without a gradient, for which processes wait; take all")
     check_output(output_dir, overwrite=overwrite)
     vectors, training = Path(f"{output_dir}.vectors"), Path(f"{output_dir}.training")
     encoded = full_vectors(model, texts, vectors, config, show_progress)
     held_out = min(HELD_OUT, len(texts) // 10)
     target = np.concatenate([shard.vectors() for shard in encoded.shards]).astype(np.float32)
     cosines = {name: {"before": _cosine(model, name, texts[:held_out], target[:held_out])} for name in model.subnets}
-    is_first = PartialState().is_main_process
+    is_first = processes_of(model).is_main_process
     training.mkdir(parents=True, exist_ok=True)
     with claimed(training) if is_first else nullcontext():
         _train(model, rows_of(texts[held_out:], target[held_out:]), training, config, show_progress)
@@ -135,11 +139,16 @@ def _train(model: ElasticDenser, rows: Dataset, folder: Path, config: AlignConfi
         disable_tqdm=not show_progress,
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=model.device.type != "cpu",
+        ddp_find_unused_parameters=False,
     )
     trainer = SentenceTransformerTrainer(model, args, train_dataset=rows, loss=loss)
+    row = rows[:1]
+    features = batch_to_device(model.preprocess(row["text"]), model.device)
+    frozen = loss.freeze_unused([features], torch.tensor(row["label"], device=model.device)) if config.sampling == "all" else []
     whole = [str(path) for path in checkpoints(str(folder)) if (path / TRAINER_STATE_NAME).is_file()]  # it is written last
     trainer.train(resume_from_checkpoint=whole[-1] if whole else None)
-    model.elastic.get_input_embeddings().requires_grad_(True)
+    for parameter in [*frozen, *model.elastic.get_input_embeddings().parameters()]:
+        parameter.requires_grad = True
 
 
 def _cosine(model: ElasticDenser, name: str, texts: list[str], full: np.ndarray) -> float:

@@ -1,8 +1,10 @@
 """Tiny real models of sentence-transformers, and texts for them."""
 
 import random
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from hf_elastic.retrieval.denser import elastic_sentence_transformer
 from hf_elastic.retrieval.ranker import elastic_cross_encoder
 
+ROOT = Path(__file__).parents[2]
 SIZES = {"small": {"num_hidden_layers": 2}, "tiny": {"num_hidden_layers": 1, "intermediate_size": 16}}
 SPACE = {"num_hidden_layers": [1, 2, 3, 4], "intermediate_size": [16, 48]}
 
@@ -63,3 +66,12 @@ def without_us(code: str) -> str:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
+
+
+def two_processes() -> tuple[str, ...]:
+    """What goes before `-m module` to run it in two processes on this machine's CPU."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    config = ("--config_file", ROOT / "recipes" / "launch" / "ddp.yaml", "--num_processes", "2", "--main_process_port", port)
+    return ("-m", "accelerate.commands.launch", *map(str, config))

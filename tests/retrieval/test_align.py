@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from sentences import SIZES, SPACE, make_denser, save_sentence_transformer, texts
+from sentences import SIZES, SPACE, make_denser, save_sentence_transformer, texts, two_processes
 
 from hf_elastic.core.errors import UserError
 from hf_elastic.retrieval.align import align, full_vectors
@@ -86,6 +86,20 @@ def test_killed_and_resumed(folder, tmp_path):
     one, other = (ElasticDenser(str(tmp_path / name), device="cpu") for name in ("killed", "whole"))
     for size in SIZES:
         assert np.allclose(one.encode_query(texts(5), subnet=size), other.encode_query(texts(5), subnet=size), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes(folder, tmp_path):
+    """They train one model: nothing waits for a gradient that no size has, and all is written once."""
+    (tmp_path / "texts.txt").write_text("\n".join(texts(200)))
+    options = {**QUICK, "texts": tmp_path / "texts.txt", "model": folder, "output_dir": tmp_path / "out", "device": "cpu"}
+    options = [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, *two_processes(), "-m", "hf_elastic.cli.main", *COMMAND, *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    assert all(size["cosine"] > size["before"] + 0.02 for size in found.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts.txt"]
 
 
 def test_what_cannot_be_aligned(folder, tmp_path):

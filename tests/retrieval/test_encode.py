@@ -1,13 +1,13 @@
 """Vectors of a collection: right, counted, streamed, and not made twice."""
 
 import re
-import socket
 
 import numpy as np
 import pytest
 
 pytest.importorskip("sentence_transformers", minversion="6")
-from index_models import ROOT, kill_when, load, save_model, start, texts, write_corpus
+from index_models import kill_when, load, save_model, start, texts, write_corpus
+from sentences import two_processes
 
 from hf_elastic.core.errors import UserError
 from hf_elastic.retrieval.build import build_index
@@ -259,11 +259,3 @@ def test_several_processes(folder, tmp_path):
     assert {name: one for name, one in state(work).items() if name in finished} == finished and len(state(work)) == 750
     build_index(load(folder), corpus, tmp_path / "one", encoding=EncodingConfig(shard_size=8, batch_size=4))
     assert contents(tmp_path / "one") == contents(out)
-
-
-def two_processes():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    config = ("--config_file", ROOT / "recipes" / "launch" / "ddp.yaml", "--num_processes", "2", "--main_process_port", port)
-    return ("-m", "accelerate.commands.launch", *map(str, config))
