@@ -126,7 +126,7 @@ def _train(model: ElasticDenser, rows: Dataset, folder: Path, config: AlignConfi
         model, distance, sampling=config.sampling, subnets=list(model.subnets), alignment_weight=0.0, seed=config.seed
     )
     names = (
-        "num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "warmup_ratio", "bf16", "save_steps",
+        "num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "warmup_steps", "bf16", "save_steps",
         "logging_steps", "seed",
     )  # fmt: skip
     args = SentenceTransformerTrainingArguments(

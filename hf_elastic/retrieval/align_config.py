@@ -20,7 +20,9 @@ class AlignConfig:
     max_steps: int = field(default=-1, metadata={"help": "Training steps (count); -1: as num_train_epochs says."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Texts per step and process (count)."})
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak of the learning rate, which falls to 0 by a cosine."})
-    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of the steps in which the learning rate rises (0 to 1)."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps in which the learning rate rises (count), or below 1 their share of all."}
+    )
     train_embeddings: bool = field(default=False, metadata={"help": "Train the token embeddings too; slower, and seldom better."})
     sampling: str = field(
         default="all",
@@ -36,6 +38,6 @@ class AlignConfig:
         check_integers(1, **{name: getattr(self, name) for name in counts})
         if self.max_steps < 1 and not (self.max_steps == -1 and self.num_train_epochs > 0):
             raise UserError(f"max_steps, num_train_epochs: {self.max_steps} and {self.num_train_epochs} are no steps to train")
-        if not self.learning_rate > 0 or not 0 <= self.warmup_ratio < 1:
-            given = f"{self.learning_rate} and {self.warmup_ratio}"
-            raise UserError(f"learning_rate, warmup_ratio: {given}; needed is one above 0, and one from 0 to below 1")
+        if not self.learning_rate > 0 or not self.warmup_steps >= 0:
+            given = f"{self.learning_rate} and {self.warmup_steps}"
+            raise UserError(f"learning_rate, warmup_steps: {given}; needed is one above 0, and one that is not below 0")

@@ -156,7 +156,7 @@ def adaptive(bench: Bench, seed: int, config: AlignConfig) -> dict[str, dict[str
     loss = AdaptiveLayerLoss(model, EmbedDistillLoss(model, distance_metric="cosine"))
     args = SentenceTransformerTrainingArguments(
         str(bench.work / f"adaptive-{seed}"), num_train_epochs=config.num_train_epochs, max_steps=config.max_steps,
-        per_device_train_batch_size=config.per_device_train_batch_size, learning_rate=1e-4, warmup_ratio=config.warmup_ratio,
+        per_device_train_batch_size=config.per_device_train_batch_size, learning_rate=1e-4, warmup_steps=config.warmup_steps,
         lr_scheduler_type="cosine", save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, seed=seed,
     )  # fmt: skip
     SentenceTransformerTrainer(model, args, train_dataset=rows, loss=loss).train()

@@ -109,7 +109,7 @@ def test_what_cannot_be_aligned(folder, tmp_path):
         align(make_denser(folder, subnets=None)[0], texts(50), tmp_path / "out")
     with pytest.raises(UserError, match="texts: 1 that differ"):
         align(make_denser(folder)[0], ["word1 word2"] * 50, tmp_path / "out")
-    for options in ({"max_steps": 0}, {"learning_rate": 0.0}, {"warmup_ratio": 1.0}, {"save_steps": 0}):
+    for options in ({"max_steps": 0}, {"learning_rate": 0.0}, {"warmup_steps": -1.0}, {"save_steps": 0}):
         with pytest.raises(UserError, match=next(iter(options))):
             AlignConfig(**options)
     assert list(tmp_path.iterdir()) == []
