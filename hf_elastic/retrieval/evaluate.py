@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -17,19 +16,15 @@ from ..core.errors import UserError
 from ..utils.folders import check_output, filled
 from ..utils.options import check_integers
 from .data import Document, RetrievalData
+from .denser import ElasticDenser
 from .evaluate_config import EvaluateRetrievalConfig
+from .index import Index
+from .loading import index_tower
 from .metrics import METRICS, Run, check_metrics, compare, read_run, score_run, top, write_run
 from .results import FIRST_STAGE, FULL, RetrievalResults, SizeResult, Subnet, size_argument, size_name
 from .rows import some_of
 
 CHUNK = 8192  # documents that are encoded, sorted by length, in one go
-
-
-class Index(Protocol):
-    """What `evaluate_retrieval` asks of an index."""
-
-    def search(self, vectors: np.ndarray, k: int) -> tuple[Sequence[Sequence[str]], Sequence[np.ndarray]]:
-        """For each query vector of `float32[queries, dimension]` at most k document ids, best first, and their scores."""
 
 
 def evaluate_retrieval(
@@ -47,6 +42,8 @@ def evaluate_retrieval(
     seed: int = 0,
 ) -> RetrievalResults:
     """Search with each size of the query side in documents that the full size has encoded, once.
+
+    A symmetric `ElasticDenser` encodes the documents at each size anew.
 
     The search is exact, by the model's own similarity; all document vectors are in memory, but with an `index`. Queries without
     judgements and answers are not searched for.
@@ -69,6 +66,9 @@ def evaluate_retrieval(
     check_integers(1, k=k, batch_size=batch_size)
     check_metrics(metrics, k)
     queries = data.evaluated()
+    is_symmetric = isinstance(model, ElasticDenser) and model.mode == "symmetric"
+    if is_symmetric and index is not None and any(model.name_of(subnet) is not None for subnet in subnets):
+        raise UserError("index: it is of one size, and queries of a symmetric model want one of their own size; leave it out")
 
     def search() -> list[Run]:
         # Before the documents, which take long: a size that does not exist, or does not fit them, is told at once.
@@ -84,13 +84,15 @@ def evaluate_retrieval(
                 {query: dict(zip(names, map(float, row))) for query, names, row in zip(queries, ids, scores)}
                 for ids, scores in found
             ]
-        _check_dimensions(model, subnets, encoded)
-        ids, documents = encode_documents(model, data, batch_size)
-        options = {"top_k": min(k, len(ids)), "score_function": model.similarity}
-        found = [semantic_search(vectors, documents, **options) for vectors in encoded]
-        return [
-            {query: {ids[hit["corpus_id"]]: hit["score"] for hit in row} for query, row in zip(queries, hits)} for hits in found
-        ]
+        if not is_symmetric:
+            _check_dimensions(model, subnets, encoded)
+        found = []
+        for number, (subnet, vectors) in enumerate(zip(subnets, encoded)):
+            if is_symmetric or not number:
+                ids, documents = encode_documents(model, data, batch_size, subnet if is_symmetric else None)
+            hits = semantic_search(vectors, documents, top_k=min(k, len(ids)), score_function=model.similarity)
+            found.append({query: {ids[hit["corpus_id"]]: hit["score"] for hit in row} for query, row in zip(queries, hits)})
+        return found
 
     return _evaluate(search, data, subnets, metrics, output_dir, overwrite, permutations, seed)
 
@@ -152,13 +154,15 @@ def evaluate_reranking(
     return _evaluate(rerank, data, subnets, metrics, output_dir, overwrite, permutations, seed, first_stage=cut)
 
 
-def encode_documents(model: SentenceTransformer, data: RetrievalData, batch_size: int = 32) -> tuple[list[str], np.ndarray]:
-    """The ids of all documents, and their vectors of the full size `float[documents, dimension]`; the texts are streamed."""
+def encode_documents(
+    model: SentenceTransformer, data: RetrievalData, batch_size: int = 32, subnet: Subnet = None
+) -> tuple[list[str], np.ndarray]:
+    """The ids of all documents, and their vectors at a size `float[documents, dimension]`; the texts are streamed."""
     ids, vectors = [], []
     for documents in _chunks(iter(data.corpus), CHUNK):
         ids += [document.id for document in documents]
         texts = [document.text for document in documents]
-        vectors.append(model.encode_document(texts, batch_size=batch_size, convert_to_numpy=True, **size_argument(model, None)))
+        vectors.append(model.encode_document(texts, batch_size=batch_size, convert_to_numpy=True, **size_argument(model, subnet)))
     return ids, np.concatenate(vectors)
 
 
@@ -181,7 +185,9 @@ def run(
     if config.ranker is not None:
         found = read_run(config.run)
         return evaluate_reranking(load_ranker(config.ranker, device=config.device), data, found, **shared)
-    return evaluate_retrieval(load_model(config.model, device=config.device), data, **shared)
+    model = load_model(config.model, device=config.device)
+    index = None if config.index is None else Index.load(config.index, index_tower(model))
+    return evaluate_retrieval(model, data, index=index, **shared)
 
 
 def _evaluate(

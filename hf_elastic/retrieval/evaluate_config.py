@@ -38,6 +38,9 @@ class EvaluateRetrievalConfig(RetrievalDataConfig):
     """
 
     model: str | None = field(default=None, metadata={"help": "SentenceTransformer to search with (folder or Hub id)."})
+    index: str | None = field(
+        default=None, metadata={"help": "Folder of the model's index of the corpus, which is searched instead of encoding it."}
+    )
     ranker: str | None = field(default=None, metadata={"help": "CrossEncoder to rerank a run with, instead of a model."})
     run: str | None = field(default=None, metadata={"help": "TREC run file whose first documents the ranker reorders."})
     subnets: list[str] | None = field(
@@ -58,6 +61,8 @@ class EvaluateRetrievalConfig(RetrievalDataConfig):
     def __post_init__(self):
         if (self.model is None) == (self.ranker is None):
             raise UserError("model, ranker: give one of them, a model to search with or a ranker to reorder a run with")
+        if self.index is not None and self.ranker is not None:
+            raise UserError("index: a ranker reorders a run, and searches in no index")
         if (self.run is None) != (self.ranker is None):
             raise UserError("run: a ranker needs a run file, and a model searches itself")
         if self.subnets is not None:

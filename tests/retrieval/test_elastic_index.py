@@ -9,7 +9,8 @@ from sentences import make_denser, save_sentence_transformer, texts
 
 from hf_elastic.core.errors import UserError
 from hf_elastic.retrieval.build import build_index
-from hf_elastic.retrieval.data import Document
+from hf_elastic.retrieval.data import Document, RetrievalData
+from hf_elastic.retrieval.evaluate import evaluate_retrieval
 from hf_elastic.retrieval.export import export_denser
 from hf_elastic.retrieval.fingerprint import fingerprint_of
 from hf_elastic.retrieval.index import Index
@@ -79,3 +80,19 @@ def test_the_commands_at_a_size(mode, folder, tmp_path, capsys):
         documents = denser.encode_document([document.text for document in DOCUMENTS], subnet="small")
         best = int((queries @ documents.T).argmax())
         assert output.read_text().split()[2] == f"d{best}"
+
+
+def test_evaluation_of_each_mode(folder, tmp_path):
+    """In the symmetric mode a size is evaluated on documents of its own; in the other one an index stands for the corpus."""
+    data = RetrievalData(DOCUMENTS, {"q": DOCUMENTS[3].text, "r": texts(1)[0]}, {"q": {"d3": 1}, "r": {"d5": 1}}, {}, "mine")
+    asymmetric, symmetric = (make_denser(folder, mode)[0] for mode in ("asymmetric", "symmetric"))
+    build_index(asymmetric, DOCUMENTS, tmp_path / "index")
+    index = Index.load(tmp_path / "index", asymmetric)
+    options = {"subnets": [None, "small"], "k": 10, "metrics": ["RR@10"]}
+    encoded, indexed = (evaluate_retrieval(asymmetric, data, index=one, **options) for one in (None, index))
+    assert [size.scores.means for size in encoded.sizes] == [size.scores.means for size in indexed.sizes]
+    small = evaluate_retrieval(symmetric, data, **options).sizes[1]
+    tower = evaluate_retrieval(symmetric.tower("document", "small"), data, k=10, metrics=["RR@10"]).sizes[0]
+    assert small.scores.per_query == tower.scores.per_query
+    with pytest.raises(UserError, match="want one of their own size"):
+        evaluate_retrieval(symmetric, data, index=index, **options)

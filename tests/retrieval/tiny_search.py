@@ -10,25 +10,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_elastic import ElasticForSequenceClassification, ElasticModel
 from hf_elastic.retrieval.data import Document, RetrievalData
+from hf_elastic.retrieval.transformer import ElasticTransformer
 
 SUBNETS = {"small": {"num_hidden_layers": 2}, "tiny": {"num_hidden_layers": 1, "intermediate_size": 16}}
-
-
-class SizedTransformer(Transformer):
-    """sentence-transformers' module over an elastic model, with an argument that names a size."""
-
-    forward_kwargs = {"subnet"}
-
-    def preprocess(self, inputs, prompt=None, subnet=None, **kwargs):
-        return super().preprocess(inputs, prompt=prompt, **kwargs)
-
-    def forward(self, features, subnet=None, **kwargs):
-        selected = self.model.config.subnet
-        self.model.select(selected if subnet is None else subnet)
-        try:
-            return super().forward(features, **kwargs)
-        finally:
-            self.model.select(selected)
 
 
 def make_elastic(model, elastic_type):
@@ -36,7 +20,7 @@ def make_elastic(model, elastic_type):
     model[0].model = elastic_type.from_base(
         model[0].model, space=space_of("bert", hidden=False), subnets=SUBNETS, importance="none"
     )
-    model[0].__class__ = SizedTransformer
+    model[0].__class__ = ElasticTransformer
     return model.eval()
 
 
