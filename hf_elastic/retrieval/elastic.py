@@ -74,6 +74,14 @@ class ElasticMixin:
         """
         return self.elastic_module.name_of(subnet)
 
+    def add_adapter(self, *args, **kwargs) -> None:
+        """Refused: sentence-transformers would put it on the frozen tower, and could not load what it saves.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("add_adapter: an elastic sentence or cross encoder takes no adapters; train its weights")
+
     def save(self, path: str, *args, **kwargs) -> None:
         """As sentence-transformers saves, with the names of its own modules."""
         super().save(path, *args, **kwargs)
