@@ -1,5 +1,9 @@
 """`ElasticLoss` is a loss modifier, and Trainer's own features work with it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -304,3 +308,27 @@ def test_fewer_dimensions_around_it(mode, folder):
     cached = ElasticLoss(denser, losses.CachedMultipleNegativesRankingLoss(denser, mini_batch_size=3))
     with pytest.raises(UserError, match="goes inside ElasticLoss"):
         losses.MatryoshkaLoss(denser, cached, [16, 8])(columns, None)
+
+
+TWO_PROCESSES = """
+import sys
+sys.path[:0] = [{tests!r}, {here!r}]
+import torch
+from test_elastic_loss import ElasticLoss, losses, make_denser, trainer_of, triplets
+denser, _ = make_denser({folder!r}, {mode!r})
+trainer_of(denser, ElasticLoss(denser, losses.MultipleNegativesRankingLoss(denser)), {output!r}, max_steps=2).train()
+both = [None, None]
+torch.distributed.all_gather_object(both, denser.state_dict())
+assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_end_with_the_same_weights(mode, folder, tmp_path):
+    here = Path(__file__).parent
+    facts = {"tests": str(here.parent), "here": str(here), "folder": folder, "mode": mode, "output": str(tmp_path / "out")}
+    (tmp_path / "two.py").write_text(TWO_PROCESSES.format(**facts))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "two.py")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
