@@ -41,7 +41,7 @@ class ElasticDenser(ElasticMixin, SentenceTransformer):
             path = args[0] if args else kwargs["model_name_or_path"]
             hub = {key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs}
             file = load_file_path(path, FILE_NAME, **hub)
-            heads = None if file is None else SizeHeads.from_file(file, router.get_embedding_dimension())
+            heads = None if file is None else SizeHeads.from_file(file, router.sub_modules[SIZES][1].get_embedding_dimension())
             self[0] = Towers.from_router(router, heads).to(self.device, self.dtype)
             self.eval()
 
@@ -107,24 +107,32 @@ def elastic_sentence_transformer(
         **kwargs: for `SentenceTransformer`, where `model` is a name.
 
     Raises:
-        UserError: an unknown mode, or modules that do not start with a Transformer and a pooling; or see
-            `ElasticModel.from_base`.
+        UserError: an unknown mode, or modules that do not start with a Transformer and a pooling, or that fit one width only
+            where the space has several (symmetric); or see `ElasticModel.from_base`.
     """
     if mode not in MODES:
         raise UserError(f"mode: {mode!r} is unknown; known: {', '.join(MODES)}")
     stock = model if isinstance(model, SentenceTransformer) else SentenceTransformer(model, **kwargs)
     first, *rest = stock
     if not isinstance(first, Transformer) or not rest:
-        raise UserError(
-            f"{model}: its modules are {', '.join(type(m).__name__ for m in stock)}; need a Transformer and a pooling"
-        )
+        name = model if isinstance(model, str) else "model"
+        raise UserError(f"{name}: its modules are {', '.join(type(m).__name__ for m in stock)}; need a Transformer and a pooling")
     base = copy.deepcopy(first.model) if mode == "asymmetric" else first.model
     elastic = ElasticModel.from_base(base, space=space, subnets=subnets, layer_order=layer_order, importance=importance)
     sized = with_model(first, elastic, ElasticTransformer)
     modules = [sized, *rest]
+    if (
+        mode == "symmetric"
+        and len(elastic.space.get("hidden_size", ())) > 1
+        and any(True for one in rest for _ in one.parameters())
+    ):
+        raise UserError("space: hidden_size, but modules after the pooling have weights for one width; leave it out")
     if mode == "asymmetric":
-        widths = {name: elastic.view(name).config.hidden_size for name in elastic.config.subnets} if heads else {}
-        head = [SizeHeads(widths, first.get_embedding_dimension())] if widths else []
         pooling, *others = copy.deepcopy(rest)
+        dimension, full = pooling.get_embedding_dimension(), first.get_embedding_dimension()
+        widths = {}
+        if heads:  # several poolings side by side are so many times as wide
+            widths = {name: elastic.view(name).config.hidden_size * dimension // full for name in elastic.config.subnets}
+        head = [SizeHeads(widths, dimension).to(stock.dtype)] if widths else []
         modules = [Towers([first, *rest], [sized, pooling, *head, *others])]
     return ElasticDenser(modules=modules, device=str(stock.device), **settings_of(stock))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from torch import nn
@@ -73,6 +74,26 @@ class ElasticMixin:
             UserError: no such size.
         """
         return self.elastic_module.name_of(subnet)
+
+    def forward(self, *args, **kwargs) -> dict:
+        """As sentence-transformers' own. With several processes every weight is in the graph of every output.
+
+        DDP looks for unused weights in the graph of the last forward, and other sizes and columns use others.
+        """
+        output = super().forward(*args, **kwargs)
+        if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
+            nothing = sum(0 * weight.sum() for weight in self.parameters() if weight.requires_grad)
+            for name in {"sentence_embedding", "scores"} & output.keys():
+                output[name] = output[name] + nothing
+        return output
+
+    def add_adapter(self, *args, **kwargs) -> None:
+        """Refused: sentence-transformers would put it on the frozen tower, and could not load what it saves.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("add_adapter: an elastic sentence or cross encoder takes no adapters; train its weights")
 
     def save(self, path: str, *args, **kwargs) -> None:
         """As sentence-transformers saves, with the names of its own modules."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sentence_transformers.base.losses import CachedLossMixin, column_merging_disabled, uses_gradient_cache
+from sentence_transformers.base.losses import column_merging_disabled, uses_gradient_cache
+from sentence_transformers.base.model import BaseModel
 from torch import Tensor, nn
 
 from ..core.errors import UserError
@@ -46,8 +48,8 @@ class ElasticLoss(nn.Module):
         seed: of the draws; all processes draw the same.
 
     Raises:
-        UserError: a model that is not elastic or has one size only, an unknown sampling or size, nothing to train, or a loss
-            with a gradient cache over a cross encoder.
+        UserError: a model that is not elastic or has one size only, an unknown sampling or size, nothing to train, a loss with
+            a gradient cache over a cross encoder, or one over another model.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class ElasticLoss(nn.Module):
         elastic = model.elastic
         named = {name: elastic.subnet(name) for name in (elastic.config.subnets if subnets is None else subnets)}
         named = {name: size for name, size in named.items() if model.name_of(name) is not None}
+        if subnets is not None and not named:
+            raise UserError(f"subnets: {', '.join(subnets) or 'none'}; needed is at least one size below the full one")
         self.sampler = Sampler(
             space=elastic.space,
             sampling=sampling,
@@ -83,7 +87,7 @@ class ElasticLoss(nn.Module):
         self._step, self._batch, self._drawn = 0, None, []
         self._cached = None
         if uses_gradient_cache(loss):
-            while not isinstance(loss, CachedLossMixin):  # modifiers around it
+            while not hasattr(loss, "calculate_loss"):  # modifiers around it
                 loss = loss.loss
             self._cached = loss.calculate_loss = CachedAlignment(loss.calculate_loss)
 
@@ -96,6 +100,8 @@ class ElasticLoss(nn.Module):
         """
         model = unwrapped(self.model)
         columns = list(sentence_features)
+        if self._cached is not None and "forward" in vars(model):
+            raise UserError("loss: it has a gradient cache; MatryoshkaLoss goes inside ElasticLoss then, not around it")
         drawn = self._draw(columns)
         weights = loss_weights(model.elastic, drawn, self.size_weights, [(0, 1)] * len(drawn))
         sizes = [model.name_of(size) for _, size in drawn]
@@ -137,6 +143,7 @@ class ElasticLoss(nn.Module):
             if self._cached is not None:
                 self._cached.expect(queries, targets if is_pulled else None, self.alignment_weight)
                 loss, vectors = self.loss(named, labels), self._cached.vectors
+                self._cached.expect([], None, 0.0)  # the wrapped loss may be used again without this one
             else:
                 with recorded(model.last_module, "sentence_embedding") as vectors:
                     loss = self._loss_of(named, queries, labels)
@@ -156,7 +163,10 @@ class ElasticLoss(nn.Module):
     @torch.no_grad()
     def _full_vectors(self, column: Mapping[str, Any]) -> Tensor:
         """Vectors `[batch, dimension]` of the full size."""
-        return unwrapped(self.model)({**column})["sentence_embedding"]
+        model = unwrapped(self.model)
+        return type(model).forward(model, {**column})[
+            "sentence_embedding"
+        ]  # not what a modifier puts in its place, which truncates
 
     def _ranker_losses(self, model: ElasticRanker, columns: list, labels: Tensor | None, sizes: list) -> Iterator[Tensor]:
         targets = None
@@ -259,7 +269,14 @@ def total(loss: Tensor | Mapping[str, Tensor]) -> Tensor:
 
 
 def query_columns(columns: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Which columns are queries: those that the router mapping says, else the first."""
+    """Which columns are queries: those that the router mapping says, else the first.
+
+    Raises:
+        UserError: the mapping says something else than query and document.
+    """
+    for column in columns:
+        if (task := column.get("task")) not in (None, "query", "document"):
+            raise UserError(f"router_mapping: {task!r} is unknown; known: query, document")
     return [index for index, column in enumerate(columns) if column.get("task") == "query"] or [0]
 
 
@@ -290,8 +307,19 @@ def _check(model: ElasticMixin, loss: nn.Module | None, sampling: str, alignment
         raise UserError("model: its space has one size only, so there is nothing to train together")
     if sampling not in SAMPLING:
         raise UserError(f"sampling: {sampling!r} is unknown; known: {', '.join(SAMPLING)}")
-    if alignment_weight < 0 or (loss is None and not alignment_weight):
-        raise UserError(f"alignment_weight: {alignment_weight} is below 0, or leaves nothing to train without a loss")
+    if not 0 <= alignment_weight < math.inf or (loss is None and not alignment_weight):
+        raise UserError(
+            f"alignment_weight: {alignment_weight} is no number of at least 0, or leaves nothing to train without a loss"
+        )
+    for module in () if loss is None else loss.modules():
+        other = getattr(module, "model", None)
+        if isinstance(module, ElasticLoss):
+            raise UserError("loss: it is an ElasticLoss already; wrap the loss inside it")
+        if module is not model and (isinstance(module, ElasticMixin) or (isinstance(other, BaseModel) and other is not model)):
+            raise UserError(
+                f"loss: {type(loss).__name__} runs another model than the one that is trained here; make it over that one, "
+                "where it copies its model take another loss, and as a guide take a `tower`"
+            )
     if isinstance(model, ElasticRanker) and (loss is None or uses_gradient_cache(loss)):
         raise UserError(
             f"loss: {type(loss).__name__} does not go with a cross encoder; take one without a gradient cache, such as "

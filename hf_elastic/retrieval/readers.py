@@ -266,7 +266,7 @@ def _id(path: Path, number: int, row: Mapping, keys: tuple[str, ...] = ("_id", "
     found = next((row[key] for key in keys if key in row), None)
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         raise bad_line(path, number, f"needs an id in {' or '.join(map(repr, keys))}, a text or a whole number; has {found!r}")
-    return str(found)
+    return _whole(path, number, str(found))
 
 
 def _string(path: Path, number: int, row: Mapping, keys: tuple[str, ...], default: object = ...) -> str | None:
@@ -277,7 +277,16 @@ def _string(path: Path, number: int, row: Mapping, keys: tuple[str, ...], defaul
     if not isinstance(found, str):
         has = f"has keys {', '.join(map(repr, row))}" if found is ... else f"has {found!r}"
         raise bad_line(path, number, f"needs a text in {' or '.join(map(repr, keys))}; {has}")
-    return found
+    return _whole(path, number, found)
+
+
+def _whole(path: Path, number: int, text: str) -> str:
+    """Refuse half a surrogate pair, which JSON can escape and no tokenizer or file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise bad_line(path, number, f"has half a surrogate pair at character {error.start + 1} of {text[:40]!r}") from error
+    return text
 
 
 def _literal(text: str) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 
 from ..core.errors import UserError
 from ..core.layout import Cut
@@ -183,9 +183,11 @@ def check_size_weights(sampler: Sampler, rule: str | Mapping[str, float]) -> Non
     if not isinstance(rule, Mapping):
         return
     known = sampler.roles()
-    for role in rule:
+    for role, weight in rule.items():
         if role not in known:
             raise UserError(f"size_weights: {role!r} is no size that is trained; known: {', '.join(known)}")
+        if not 0 <= weight < inf:
+            raise UserError(f"size_weights: {role} {weight}; needed are numbers of at least 0")
     if not rule.get("largest", 1.0) and not all(rule.get(role, 1.0) for role in known[1:]):
         raise UserError("size_weights: with largest at 0 every other size needs a weight above 0, or a step may train nothing")
 

@@ -227,6 +227,8 @@ def test_a_data_set_in_the_cache_of_the_hub(folder, tmp_path, monkeypatch):
         (read_corpus, "c.jsonl", '{"_id": "1", "text": ["a"]}', r"line 1: needs a text in 'text'; has \['a'\]"),
         (read_corpus, "c.jsonl", '{"_id": "1", "text": "a"}\n{"_id": "2"', "line 2: is no JSON"),
         (read_corpus, "c.jsonl", "[1]", "line 1: is no JSON object"),
+        (read_corpus, "c.jsonl", '{"_id": "1", "text": "a \\ud800"}', "line 1: has half a surrogate pair at character 3"),
+        (read_corpus, "c.jsonl", '{"_id": "\\ud800", "text": "a"}', "line 1: has half a surrogate pair at character 1"),
         (read_corpus, "c.jsonl", '{"_id": "1", "text": "é"}'.encode("latin-1"), "line 1: is not UTF-8"),
         (read_corpus, "c.tsv", "1\ta\n2\té\n".encode("latin-1"), "line 2: is not UTF-8"),
         (read_corpus, "c.tsv", "1\ta\n".encode("utf-16"), "line 1: (is not UTF-8|holds a NUL)"),

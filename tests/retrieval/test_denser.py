@@ -6,6 +6,10 @@ import threading
 
 import numpy as np
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Pooling
 from sentences import SIZES, make_denser, save_sentence_transformer, texts, without_us
 
 from hf_elastic import ElasticModel
@@ -185,3 +189,35 @@ def test_queries_on_graphs(size, mode, folder, tmp_path):
         assert tower.prompts["query"] == denser.prompts["query"] and not list((tmp_path / "out" / name).glob("*.safetensors"))
     with pytest.raises(UserError, match=r"there is no model\.onnx"):
         load_graph(tmp_path / "out")
+
+
+WIDTHS = {"space": {"num_hidden_layers": [2, 4], "hidden_size": [16, 32]}, "subnets": {"thin": {"hidden_size": 16}}}
+
+
+@pytest.mark.parametrize("rest", [[Pooling(32), Dense(32, 20), Normalize()], [Pooling(32, ("cls", "mean"))]])
+def test_heads_are_as_wide_as_what_is_pooled(rest, folder, tmp_path):
+    stock = SentenceTransformer(modules=[SentenceTransformer(folder, device="cpu")[0], *rest], device="cpu")
+    denser = trained(elastic_sentence_transformer(stock, **WIDTHS))
+    found = denser.encode_query(TEXTS, subnet="thin")
+    assert found.shape == stock.encode(TEXTS).shape
+    denser.save_pretrained(str(tmp_path))
+    np.testing.assert_array_equal(ElasticDenser(str(tmp_path), device="cpu").encode_query(TEXTS, subnet="thin"), found)
+
+
+def test_weights_for_one_width_behind_several_are_refused(folder):
+    stock = SentenceTransformer(modules=[*SentenceTransformer(folder, device="cpu"), Dense(32, 20)], device="cpu")
+    with pytest.raises(UserError, match="hidden_size, but modules after the pooling"):
+        elastic_sentence_transformer(stock, mode="symmetric", **WIDTHS)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_in_half_precision(mode, folder):
+    stock = SentenceTransformer(folder, device="cpu").bfloat16()
+    found = elastic_sentence_transformer(stock, mode=mode, **WIDTHS)
+    assert found.encode_query(TEXTS, subnet="thin", convert_to_tensor=True).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_adapters_are_refused(mode, folder):
+    with pytest.raises(UserError, match="takes no adapters"):
+        make_denser(folder, mode)[0].add_adapter(None)

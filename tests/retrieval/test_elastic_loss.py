@@ -1,5 +1,9 @@
 """`ElasticLoss` is a loss modifier, and Trainer's own features work with it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -201,7 +205,7 @@ def test_evaluators_at_a_size(folder):
     [
         ({"sampling": "progressive"}, "sampling: 'progressive' is unknown; known: sandwich, all, single_path"),
         ({"subnets": ["medium"]}, "unknown subnet 'medium'"),
-        ({"alignment_weight": -1.0}, "alignment_weight: -1.0 is below 0"),
+        ({"alignment_weight": -1.0}, "alignment_weight: -1.0 is no number of at least 0"),
         ({"loss": None, "alignment_weight": 0.0}, "leaves nothing to train"),
         ({"size_weights": {"huge": 1.0}}, "size_weights: 'huge' is no size that is trained; known: largest, random, smallest"),
     ],
@@ -220,3 +224,111 @@ def test_models_without_sizes(folder):
     one, _ = make_denser(folder, space=None, subnets=None)
     with pytest.raises(UserError, match="one size only"):
         ElasticLoss(one, losses.MultipleNegativesRankingLoss(one))
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_a_weight_is_a_number_of_at_least_0(wrong, folder):
+    denser, _ = make_denser(folder)
+    inner = losses.MultipleNegativesRankingLoss(denser)
+    with pytest.raises(UserError, match="alignment_weight"):
+        ElasticLoss(denser, inner, alignment_weight=wrong)
+    with pytest.raises(UserError, match="size_weights: small"):
+        ElasticLoss(denser, inner, sampling="all", size_weights={"small": wrong})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("subnets", [[], ["whole"]])
+def test_no_size_below_the_full_one_is_not_all_sizes(subnets, mode, folder):
+    denser, _ = make_denser(folder, mode, subnets={**SIZES, "whole": {"num_hidden_layers": 4}})
+    with pytest.raises(UserError, match="at least one size below the full one"):
+        ElasticLoss(denser, losses.MultipleNegativesRankingLoss(denser), sampling="all", subnets=subnets)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loss_that_runs_another_model_is_refused(mode, folder):
+    denser, stock = make_denser(folder, mode)
+    other, _ = make_denser(folder, mode)
+    wrong = [
+        losses.MultipleNegativesRankingLoss(stock),
+        losses.MatryoshkaLoss(denser, losses.CoSENTLoss(other), [32, 8]),
+        losses.ContrastiveTensionLoss(denser),
+        losses.GISTEmbedLoss(denser, other),
+    ]
+    for loss in wrong:
+        with pytest.raises(UserError, match="runs another model"):
+            ElasticLoss(denser, loss)
+    ElasticLoss(denser, losses.GISTEmbedLoss(denser, stock))
+    ElasticLoss(denser, losses.GISTEmbedLoss(denser, denser.tower("document")))
+    with pytest.raises(UserError, match="ElasticLoss already"):
+        ElasticLoss(denser, ElasticLoss(denser))
+
+
+def test_queries_are_never_guessed_from_a_wrong_mapping(folder):
+    denser, _ = make_denser(folder)
+    columns = [denser.preprocess(TEXTS, task=task) for task in ("document", "querry")]
+    with pytest.raises(UserError, match="router_mapping: 'querry'"):
+        ElasticLoss(denser, losses.MultipleNegativesRankingLoss(denser))(columns, None)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cached_loss_can_be_wrapped_again(mode, folder):
+    denser, _ = make_denser(folder, mode)
+    columns = [denser.preprocess(texts(6, seed)) for seed in range(2)]
+
+    def value(loss, **options):
+        return float(ElasticLoss(denser, loss, sampling="all", **options)([{**column} for column in columns], None))
+
+    used, fresh = (losses.CachedMultipleNegativesRankingLoss(denser, mini_batch_size=3) for _ in range(2))
+    denser.eval()
+    value(used)
+    assert value(used, alignment_weight=0.0) == pytest.approx(value(fresh, alignment_weight=0.0), abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_loss_with_a_cache_is_pulled(mode, folder):
+    denser, stock = make_denser(folder, mode)
+    plain, cached = losses.GISTEmbedLoss(denser, stock), losses.CachedGISTEmbedLoss(denser, stock, mini_batch_size=3)
+    columns = [denser.preprocess(texts(6, seed)) for seed in range(2)]
+    found = []
+    for loss in (plain, cached):
+        denser.zero_grad()
+        ElasticLoss(denser, loss, sampling="all")([{**column} for column in columns], None).backward()
+        found.append({name: weight.grad for name, weight in denser.named_parameters() if weight.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fewer_dimensions_around_it(mode, folder):
+    denser, _ = make_denser(folder, mode)
+    columns = [denser.preprocess(texts(6, seed)) for seed in range(2)]
+    inner = ElasticLoss(denser, losses.MultipleNegativesRankingLoss(denser), sampling="single_path")
+    assert torch.isfinite(losses.MatryoshkaLoss(denser, inner, [16, 8])(columns, None))
+    cached = ElasticLoss(denser, losses.CachedMultipleNegativesRankingLoss(denser, mini_batch_size=3))
+    with pytest.raises(UserError, match="goes inside ElasticLoss"):
+        losses.MatryoshkaLoss(denser, cached, [16, 8])(columns, None)
+
+
+TWO_PROCESSES = """
+import sys
+sys.path[:0] = [{tests!r}, {here!r}]
+import torch
+from test_elastic_loss import ElasticLoss, losses, make_denser, trainer_of, triplets
+denser, _ = make_denser({folder!r}, {mode!r})
+trainer_of(denser, ElasticLoss(denser, losses.MultipleNegativesRankingLoss(denser)), {output!r}, max_steps=2).train()
+both = [None, None]
+torch.distributed.all_gather_object(both, denser.state_dict())
+assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_end_with_the_same_weights(mode, folder, tmp_path):
+    here = Path(__file__).parent
+    facts = {"tests": str(here.parent), "here": str(here), "folder": folder, "mode": mode, "output": str(tmp_path / "out")}
+    (tmp_path / "two.py").write_text(TWO_PROCESSES.format(**facts))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "two.py")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
