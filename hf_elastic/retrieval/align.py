@@ -10,11 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset, Features, List, Value
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
-from sentence_transformers.util import batch_to_device
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..core.errors import UserError
@@ -60,8 +58,7 @@ def align(
         to `alignment.json` there.
 
     Raises:
-        UserError: a symmetric model or one without named sizes, too few texts, a folder that is not empty, or another sampling
-            than "all" in several processes.
+        UserError: a symmetric model or one without named sizes, too few texts, or a folder that is not empty.
     """
     config = AlignConfig() if config is None else config
     texts = list(dict.fromkeys(text for text in texts if text.strip()))
@@ -71,8 +68,6 @@ def align(
         )
     if len(texts) < 10:
         raise UserError(f"texts: {len(texts)} that differ; needed are at least 10")
-    if config.sampling != "all" and processes_of(model).num_processes > 1:
-        raise UserError(f"sampling: {config.sampling!r} leaves weights without a gradient, for which processes wait; take all")
     check_output(output_dir, overwrite=overwrite)
     vectors, training = Path(f"{output_dir}.vectors"), Path(f"{output_dir}.training")
     encoded = full_vectors(model, texts, vectors, config, show_progress)
@@ -139,16 +134,11 @@ def _train(model: ElasticDenser, rows: Dataset, folder: Path, config: AlignConfi
         disable_tqdm=not show_progress,
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=model.device.type != "cpu",
-        ddp_find_unused_parameters=False,
     )
     trainer = SentenceTransformerTrainer(model, args, train_dataset=rows, loss=loss)
-    row = rows[:1]
-    features = batch_to_device(model.preprocess(row["text"]), model.device)
-    frozen = loss.freeze_unused([features], torch.tensor(row["label"], device=model.device)) if config.sampling == "all" else []
     whole = [str(path) for path in checkpoints(str(folder)) if (path / TRAINER_STATE_NAME).is_file()]  # it is written last
     trainer.train(resume_from_checkpoint=whole[-1] if whole else None)
-    for parameter in [*frozen, *model.elastic.get_input_embeddings().parameters()]:
-        parameter.requires_grad = True
+    model.elastic.get_input_embeddings().requires_grad_(True)
 
 
 def _cosine(model: ElasticDenser, name: str, texts: list[str], full: np.ndarray) -> float:

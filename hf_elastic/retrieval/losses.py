@@ -185,25 +185,6 @@ class ElasticLoss(nn.Module):
             if not is_target_only:
                 yield loss
 
-    def freeze_unused(self, sentence_features: Iterable[Any], labels: Tensor | None = None) -> list[nn.Parameter]:
-        """Freeze what no size has that is trained, such as the layers of a frozen full size alone.
-
-        For several processes, which would wait for its gradient: with sampling "all" and `ddp_find_unused_parameters=False`.
-
-        Args:
-            sentence_features, labels: of any batch, as for `forward`.
-
-        Returns:
-            What was frozen.
-        """
-        self.eval()(sentence_features, labels).backward()
-        self.train()
-        unused = [one for one in self.model.parameters() if one.requires_grad and one.grad is None]
-        for one in unused:
-            one.requires_grad = False
-        self.model.zero_grad()
-        return unused
-
     def get_config_dict(self) -> dict[str, Any]:
         """For the model card."""
         return {
