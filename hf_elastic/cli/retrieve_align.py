@@ -96,4 +96,4 @@ def _read_texts(path: str) -> list[str]:
     if Path(path).suffix != ".txt":
         return list(sentences_of(read_corpus(path)))
     with reading(path, "file of texts", "is no text in UTF-8"):
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -103,7 +103,8 @@ def elastic_sentence_transformer(
         mode: "asymmetric", one index for all sizes, or "symmetric", an index per size; see `ElasticDenser`.
         heads: whether each named size gets a linear head into the space of the full one; asymmetric only.
         layer_order: which layers a depth keeps; here "ends" by default: the pooled vectors are those of the last layer.
-        importance: as for `ElasticModel.from_base`.
+        importance: as for `ElasticModel.from_base`; but "none" by default in the symmetric mode, so that the full size answers
+            bit by bit what the model did: in another order neurons add up to other last bits.
         **kwargs: for `SentenceTransformer`, where `model` is a name.
 
     Raises:
@@ -118,6 +119,7 @@ def elastic_sentence_transformer(
         name = model if isinstance(model, str) else "model"
         raise UserError(f"{name}: its modules are {', '.join(type(m).__name__ for m in stock)}; need a Transformer and a pooling")
     base = copy.deepcopy(first.model) if mode == "asymmetric" else first.model
+    importance = "none" if importance is None and mode == "symmetric" else importance
     elastic = ElasticModel.from_base(base, space=space, subnets=subnets, layer_order=layer_order, importance=importance)
     sized = with_model(first, elastic, ElasticTransformer)
     modules = [sized, *rest]

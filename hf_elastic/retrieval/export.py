@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from ..export.subnet import check_standard, export_subnet
 from ..utils.folders import check_output, filled
 from .denser import ElasticDenser
 from .elastic import ElasticMixin, settings_of
+from .graph import SETTINGS, TASK
 from .heads import SizeHeads
 from .ranker import ElasticRanker
 from .transformer import with_model
@@ -154,6 +156,11 @@ def _write_graphs(model: ElasticDenser, name, folder: Path, formats: Sequence[st
         export_subnet(elastic, size, f"{scratch}/graphs", formats, tokenizer=tower.tokenizer, texts=texts)
         tower.save_pretrained(f"{scratch}/tower", create_model_card=False)
         Path(scratch, "tower", "model.safetensors").unlink()
+        if model.mode == "asymmetric":
+            path = Path(scratch, "tower", SETTINGS)
+            path.write_text(
+                json.dumps({**json.loads(path.read_text(encoding="utf-8")), TASK: "query"}, indent=2), encoding="utf-8"
+            )
         for one in formats:
             shutil.copytree(Path(scratch, "tower"), folder / one)
             for file in Path(scratch, "graphs", one).iterdir():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.util import import_module_class
 from torch import nn
 from transformers import PretrainedConfig
@@ -20,7 +20,8 @@ from ..export.onnx.format import GRAPH
 from ..graphs.openvino import IR
 from ..utils.files import reading
 
-MODULES = "modules.json"
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+TASK = "task"  # in the settings: what the tower encodes, where it is for queries only
 
 
 class GraphModel(nn.Module):
@@ -55,6 +56,8 @@ class GraphTransformer(Transformer):
 def load_graph(folder: str | Path, threads: int | None = None) -> SentenceTransformer:
     """A query tower that `export_denser` wrote as a graph: encodes as any `SentenceTransformer`, on the CPU.
 
+    That of an asymmetric model encodes queries only; `encode_document` raises sentence-transformers' own ValueError.
+
     Args:
         folder: that of a format, such as `my-denser/onnx-int8`.
         threads: CPU threads; default: what the runtime takes.
@@ -75,6 +78,9 @@ def load_graph(folder: str | Path, threads: int | None = None) -> SentenceTransf
         parts = [(entry["type"], entry["path"]) for entry in entries]
     first = GraphTransformer.load(str(folder), model_kwargs={"run": Runner(path, threads)})
     rest = [import_module_class(kind, str(folder)).load(str(folder), subfolder=place) for kind, place in parts[1:]]
-    settings = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    modules = [first, *rest]
+    if (task := settings.get(TASK)) is not None:
+        modules = [Router({task: modules}, default_route=task)]
     names = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-    return SentenceTransformer(modules=[first, *rest], device="cpu", **{name: settings.get(name) for name in names})
+    return SentenceTransformer(modules=modules, device="cpu", **{name: settings.get(name) for name in names})

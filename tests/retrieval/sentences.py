@@ -1,10 +1,8 @@
 """Tiny real models of sentence-transformers, and texts for them."""
 
 import random
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +17,6 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from hf_elastic.retrieval.denser import elastic_sentence_transformer
 from hf_elastic.retrieval.ranker import elastic_cross_encoder
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"small": {"num_hidden_layers": 2}, "tiny": {"num_hidden_layers": 1, "intermediate_size": 16}}
 SPACE = {"num_hidden_layers": [1, 2, 3, 4], "intermediate_size": [16, 48]}
 
@@ -70,8 +67,4 @@ def without_us(code: str) -> str:
 
 def two_processes() -> tuple[str, ...]:
     """What goes before `-m module` to run it in two processes on this machine's CPU."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    config = ("--config_file", ROOT / "recipes" / "launch" / "ddp.yaml", "--num_processes", "2", "--main_process_port", port)
-    return ("-m", "accelerate.commands.launch", *map(str, config))
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -39,7 +39,7 @@ def trained(denser):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sizes_leave_the_full_one_as_it_is(mode, folder):
-    denser, stock = make_denser(folder, mode, importance="none")  # neurons in another order add up to other last bits
+    denser, stock = make_denser(folder, mode)
     assert denser.mode == mode and denser.subnets == SIZES
     small = denser.encode_query(TEXTS, subnet="small")
     for encode in ("encode", "encode_query", "encode_document"):
@@ -186,6 +186,11 @@ def test_queries_on_graphs(size, mode, folder, tmp_path):
     for name, most in formats.items():
         tower = load_graph(tmp_path / "out" / name)
         assert np.abs(tower.encode_query(TEXTS) - expected).max() < most
+        if mode == "asymmetric":
+            with pytest.raises(ValueError, match="No route found for task type 'document'"):
+                tower.encode_document(TEXTS)
+        else:
+            assert np.abs(tower.encode_document(TEXTS) - denser.encode_document(TEXTS, subnet=size)).max() < most
         assert tower.prompts["query"] == denser.prompts["query"] and not list((tmp_path / "out" / name).glob("*.safetensors"))
     with pytest.raises(UserError, match=r"there is no model\.onnx"):
         load_graph(tmp_path / "out")
