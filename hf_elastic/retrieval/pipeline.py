@@ -170,7 +170,8 @@ class RetrievalPipeline:
         """Refuse an index that the queries of a size do not go to; a tower is compared once."""
         size_argument(self.denser, subnet, "denser_subnet")
         tower = size_name(subnet) if getattr(self.denser, "mode", None) == "symmetric" else FULL
-        if isinstance(self.index, Index) and not isinstance(self.denser[0], GraphTransformer) and tower not in self._fitting:
+        is_graph = any(isinstance(module, GraphTransformer) for module in self.denser.modules())  # no document tower to compare
+        if isinstance(self.index, Index) and not is_graph and tower not in self._fitting:
             self.index.fingerprint.check(fingerprint_of(index_tower(self.denser, subnet)), "the index")
             self._fitting.add(tower)
 
