@@ -21,7 +21,7 @@ retrieval: .venv/installed
 	$(RETRIEVAL) evaluate recipes/retrieval/stdlib/evaluate.yaml --overwrite true
 	$(RETRIEVAL) search recipes/retrieval/stdlib/search.yaml --overwrite true
 
-# Every backbone, every format, one real model, one resume, one kill: at most 8 minutes on 2 cores.
+# Every backbone, every format, one real model, one resume, one kill: about 10 minutes on 2 cores.
 test: .venv/installed
 	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
