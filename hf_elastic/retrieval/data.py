@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import UserError
-from .readers import Document, Qrels, corpus_file, is_pairs, read_answers, read_corpus, read_qrels, read_queries
+from .readers import Document, Qrels, chunks, corpus_file, is_pairs, read_answers, read_corpus, read_qrels, read_queries
 from .rows import some_of, suffix_of
 
 __all__ = [
-    "CorpusFile", "Document", "Qrels", "RetrievalData",
+    "CorpusFile", "Document", "Qrels", "RetrievalData", "chunks",
     "load_retrieval", "read_answers", "read_corpus", "read_qrels", "read_queries",
 ]  # fmt: skip
 

@@ -14,8 +14,8 @@ from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticModel
 from ..core.space import Space
 from .elastic import ElasticMixin, settings_of
-from .heads import FILE_NAME, SizeHeads
-from .towers import SIZES, Towers
+from .heads import FILE_NAME, SizeHeads, stock_modules
+from .towers import SIZES, Towers, no_size_for_documents
 from .transformer import ElasticTransformer, with_model
 
 MODES = ("asymmetric", "symmetric")
@@ -72,14 +72,13 @@ class ElasticDenser(ElasticMixin, SentenceTransformer):
         """
         name = self.name_of(subnet)
         if self.mode == "symmetric":
-            modules = [self.elastic_module.sized(name), *list(self)[1:]]
+            modules = stock_modules(self.elastic_module.sized(name), list(self)[1:], name)
         elif name is None:
             modules = list(self[0].document)
         elif task == "document":
-            raise UserError(f"subnet: {name!r} for documents, which this model encodes at the full size only")
+            raise no_size_for_documents(name)
         else:
-            rest = [module.as_dense(name) if isinstance(module, SizeHeads) else module for module in self[0].sizes[1:]]
-            modules = [self.elastic_module.sized(name), *(module for module in rest if module is not None)]
+            modules = stock_modules(self.elastic_module.sized(name), self[0].sizes[1:], name)
         return SentenceTransformer(modules=modules, device=str(self.device), **settings_of(self))
 
 

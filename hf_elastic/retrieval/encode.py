@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..core.errors import UserError
 from ..utils.files import WORKPLACE, full_disk_is_one_error, reading, staged_file, write_atomically
 from ..utils.folders import claimed
 from ..utils.progress import Bar
-from .data import Document, read_corpus
+from .data import Document, chunks, read_corpus
 from .encode_config import EncodingConfig
 from .fingerprint import Fingerprint, dimension_of, document_modules, document_prompt, fingerprint_of, token_limit
 
@@ -193,7 +192,7 @@ def _encode_shards(
     """Encode the shards of this process that are not there; returns all of them once those of the others are there too."""
     state, encoded, seconds = processes_of(model), 0, 0.0
     contents: list[str] = []
-    for number, documents in enumerate(_chunks(corpus, config.shard_size)):
+    for number, documents in enumerate(chunks(_documents(corpus), config.shard_size)):
         path, content = folder / SHARDS.format(number), _content(documents)
         contents.append(content)
         if path.exists():
@@ -208,12 +207,6 @@ def _encode_shards(
     state.wait_for_everyone()
     paths = (folder / SHARDS.format(number) for number in range(len(contents)))
     return EncodedCorpus([_read_shard(path, content) for path, content in zip(paths, contents)], encoded, seconds)
-
-
-def _chunks(corpus: str | Path | Sequence[Document], size: int) -> Iterator[list[Document]]:
-    documents = iter(_documents(corpus))
-    while chunk := list(itertools.islice(documents, size)):
-        yield chunk
 
 
 def _content(documents: Sequence[Document]) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,13 @@ from sentence_transformers.util import semantic_search
 from ..core.errors import UserError
 from ..utils.folders import check_output, filled
 from ..utils.options import check_integers
-from .data import Document, RetrievalData
+from .data import RetrievalData, chunks
 from .denser import ElasticDenser
 from .evaluate_config import EvaluateRetrievalConfig
 from .index import Index
 from .loading import index_tower
 from .metrics import METRICS, Run, check_metrics, compare, read_run, score_run, top, write_run
-from .results import FIRST_STAGE, FULL, RetrievalResults, SizeResult, Subnet, size_argument, size_name
+from .results import FIRST_STAGE, FULL, RetrievalResults, SizeResult, Subnet, check_one_label, size_argument, size_name
 from .rows import some_of
 
 CHUNK = 8192  # documents that are encoded, sorted by length, in one go
@@ -128,8 +127,7 @@ def evaluate_reranking(
     """
     check_integers(1, k=k, batch_size=batch_size)
     check_metrics(metrics, k)
-    if ranker.num_labels != 1:
-        raise UserError(f"ranker: has {ranker.num_labels} labels; a score for each document needs one")
+    check_one_label(ranker)
     queries = data.evaluated()
     cut = {query: {name: found[name] for name in top(found, k)} for query, found in run.items()}
     pairs = [(query, name) for query, found in cut.items() if query in queries for name in found]
@@ -159,7 +157,7 @@ def encode_documents(
 ) -> tuple[list[str], np.ndarray]:
     """The ids of all documents, and their vectors at a size `float[documents, dimension]`; the texts are streamed."""
     ids, vectors = [], []
-    for documents in _chunks(iter(data.corpus), CHUNK):
+    for documents in chunks(data.corpus, CHUNK):
         ids += [document.id for document in documents]
         texts = [document.text for document in documents]
         vectors.append(model.encode_document(texts, batch_size=batch_size, convert_to_numpy=True, **size_argument(model, subnet)))
@@ -234,8 +232,3 @@ def _check_dimensions(model: SentenceTransformer, subnets: Sequence[Subnet], enc
         if vectors.shape[1] != needed:
             found = f"{vectors.shape[1]} numbers, the documents' have {needed}"
             raise UserError(f"subnets: {size_name(subnet)!r} gives vectors of {found}")
-
-
-def _chunks(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
-    while chunk := list(islice(documents, size)):
-        yield chunk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import tempfile
@@ -19,10 +18,11 @@ from ..export.inputs import TEXTS
 from ..export.parity import Tolerance, check_parity, compare, write_parity
 from ..export.subnet import check_standard, export_subnet
 from ..utils.folders import check_output, filled
+from ..utils.sentence_transformers import SETTINGS
 from .denser import ElasticDenser
 from .elastic import ElasticMixin, settings_of
-from .graph import SETTINGS, TASK
-from .heads import SizeHeads
+from .graph import TASK
+from .heads import stock_modules
 from .ranker import ElasticRanker
 from .transformer import with_model
 
@@ -171,16 +171,4 @@ def _write_graphs(model: ElasticDenser, name, folder: Path, formats: Sequence[st
 def _extracted(model: ElasticMixin, name, modules: Sequence) -> list:
     """The modules with a stock model of a size in the first, and stock ones for what depends on its width."""
     first, *rest = modules
-    stock = with_model(first, model.elastic.extract(name), Transformer)
-    extracted = [stock]
-    for module in rest:
-        if isinstance(module, SizeHeads):
-            if (module := module.as_dense(name)) is None:
-                continue
-        elif getattr(module, "embedding_dimension", None) not in (None, stock.get_embedding_dimension()):
-            module = copy.copy(module)
-            ratio = module.pooling_output_dimension // module.embedding_dimension
-            module.embedding_dimension = stock.get_embedding_dimension()
-            module.pooling_output_dimension = ratio * module.embedding_dimension
-        extracted.append(module)
-    return extracted
+    return stock_modules(with_model(first, model.elastic.extract(name), Transformer), rest, name)

@@ -19,8 +19,8 @@ from ..core.errors import UserError
 from ..export.onnx.format import GRAPH
 from ..graphs.openvino import IR
 from ..utils.files import reading
+from ..utils.sentence_transformers import MODULES, SETTINGS
 
-MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 TASK = "task"  # in the settings: what the tower encodes, where it is for queries only
 
 

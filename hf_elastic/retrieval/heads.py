@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers.base.modules import Dense
+from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.base.modules.module import Module
 from torch import nn
 
 from ..core.errors import UserError
 
 FILE_NAME = "size_heads.safetensors"
+
+
+def stock_modules(first: Transformer, rest: Iterable[nn.Module], name: str | Mapping | None) -> list[nn.Module]:
+    """A stock module over a size, and what comes after it: the head as `Dense`, and a pooling that knows the size's width."""
+    modules, width = [first], first.get_embedding_dimension()
+    for module in rest:
+        if isinstance(module, SizeHeads):
+            module = module.as_dense(name)
+        elif getattr(module, "embedding_dimension", width) != width:
+            module = copy.copy(module)
+            times = module.pooling_output_dimension // module.embedding_dimension
+            module.embedding_dimension, module.pooling_output_dimension = width, times * width
+        modules += [] if module is None else [module]
+    return modules
 
 
 class SizeHeads(Module):
@@ -60,9 +75,9 @@ class SizeHeads(Module):
         """Of the vectors that come out."""
         return self.dimension
 
-    def as_dense(self, name: str) -> Dense | None:
+    def as_dense(self, name: str | Mapping | None) -> Dense | None:
         """The head of a size as sentence-transformers' own module; None where it has none."""
-        if name not in self.widths:
+        if not isinstance(name, str) or name not in self.widths:
             return None
         head = self.head_of(name)
         weight, bias = head.weight.detach().clone(), head.bias.detach().clone()

@@ -14,6 +14,7 @@ from ..core.configuration_elastic import ElasticConfig
 from ..core.errors import UserError
 from .denser import ElasticDenser
 from .ranker import ElasticRanker
+from .results import size_argument
 from .towers import SIZES
 
 
@@ -38,8 +39,7 @@ def document_tower(model: SentenceTransformer, subnet: str | Mapping | None = No
     """
     if isinstance(model, ElasticDenser):
         return model.tower("document", subnet)
-    if subnet is not None:
-        raise UserError(f"subnet: {subnet!r}, but a plain {type(model).__name__} has no sizes")
+    size_argument(model, subnet, "subnet")
     return model
 
 

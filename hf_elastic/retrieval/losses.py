@@ -164,9 +164,8 @@ class ElasticLoss(nn.Module):
     def _full_vectors(self, column: Mapping[str, Any]) -> Tensor:
         """Vectors `[batch, dimension]` of the full size."""
         model = unwrapped(self.model)
-        return type(model).forward(model, {**column})[
-            "sentence_embedding"
-        ]  # not what a modifier puts in its place, which truncates
+        # Not `model(...)`: a modifier may have put one in its place that truncates.
+        return type(model).forward(model, {**column})["sentence_embedding"]
 
     def _ranker_losses(self, model: ElasticRanker, columns: list, labels: Tensor | None, sizes: list) -> Iterator[Tensor]:
         targets = None

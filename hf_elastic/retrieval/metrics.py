@@ -137,16 +137,12 @@ def _parse(metrics: Sequence[str]) -> tuple[dict[str, object], dict[str, int]]:
             measures[name] = ir_measures.parse_measure(name)
             supported = ir_measures.DefaultPipeline.supports(measures[name])
         except (NameError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
-            raise UserError(
-                f"metrics: {name!r} is none of ir_measures: {error}; known are such as {', '.join(METRICS)}"
-            ) from error
+            raise UserError(f"metrics: {name!r} is none of ir_measures: {error}; {SUCH_AS}") from error
         # trec_eval ends the whole process at such numbers.
         if small := [f"{key}={value}" for key, value in measures[name].params.items() if key in ("cutoff", "rel") and value < 1]:
             raise UserError(f"metrics: {name!r}: {small[0]} must be at least 1")
         if not supported:
-            raise UserError(
-                f"metrics: {name!r}: no package that is installed can compute it; known are such as {', '.join(METRICS)}"
-            )
+            raise UserError(f"metrics: {name!r}: no package that is installed can compute it; {SUCH_AS}")
     return measures, cutoffs
 
 

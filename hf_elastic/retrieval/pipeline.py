@@ -13,13 +13,12 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from ..core.errors import UserError
 from ..utils.options import check_integers
 from .data import Document
-from .evaluate import Index as Searchable
 from .fingerprint import fingerprint_of
 from .graph import GraphTransformer
 from .index import Index
 from .loading import index_tower
 from .metrics import top
-from .results import FULL, Subnet, size_argument, size_name
+from .results import FULL, Subnet, check_one_label, size_argument, size_name
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class RetrievalPipeline:
     def __init__(
         self,
         denser: SentenceTransformer,
-        index: Searchable,
+        index: Index,
         documents: Mapping[str, str] | CorpusTexts,
         ranker: CrossEncoder | None = None,
         k: int = 100,
@@ -76,8 +75,8 @@ class RetrievalPipeline:
         check_integers(1, batch_size=batch_size)
         if ranker is None and ranker_subnet is not None:
             raise UserError(f"ranker_subnet: {size_name(ranker_subnet)!r}, and there is no ranker")
-        if ranker is not None and ranker.num_labels != 1:
-            raise UserError(f"ranker: has {ranker.num_labels} labels; a score for each document needs one")
+        if ranker is not None:
+            check_one_label(ranker)
         self.denser, self.index, self.documents, self.ranker = denser, index, documents, ranker
         self.k, self.batch_size = 0 if ranker is None else k, batch_size
         self.denser_subnet, self.ranker_subnet = denser_subnet, ranker_subnet
@@ -170,10 +169,12 @@ class RetrievalPipeline:
         """Refuse an index that the queries of a size do not go to; a tower is compared once."""
         size_argument(self.denser, subnet, "denser_subnet")
         tower = size_name(subnet) if getattr(self.denser, "mode", None) == "symmetric" else FULL
+        if tower in self._fitting:
+            return
         is_graph = any(isinstance(module, GraphTransformer) for module in self.denser.modules())  # no document tower to compare
-        if isinstance(self.index, Index) and not is_graph and tower not in self._fitting:
+        if isinstance(self.index, Index) and not is_graph:
             self.index.fingerprint.check(fingerprint_of(index_tower(self.denser, subnet)), "the index")
-            self._fitting.add(tower)
+        self._fitting.add(tower)
 
     def _text(self, name: str) -> str:
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ..core.errors import UserError
@@ -65,6 +66,13 @@ def read_corpus(path: str | Path) -> Iterator[Document]:
             raise bad_line(path, number, f"the document id {document.id!r} is there twice")
         seen.add(document.id)
         yield document
+
+
+def chunks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    """Lists of so many documents that follow each other; the last one may be shorter."""
+    documents = iter(documents)
+    while chunk := list(islice(documents, size)):
+        yield chunk
 
 
 def corpus_file(path: str | Path) -> Path:

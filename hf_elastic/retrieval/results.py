@@ -38,6 +38,12 @@ def size_argument(model: SentenceTransformer | CrossEncoder, subnet: Subnet, opt
     return {}
 
 
+def check_one_label(ranker: CrossEncoder) -> None:
+    """Raise UserError if a ranker has several scores for a document."""
+    if ranker.num_labels != 1:
+        raise UserError(f"ranker: has {ranker.num_labels} labels; a score for each document needs one")
+
+
 @dataclass(frozen=True)
 class SizeResult:
     """One size.

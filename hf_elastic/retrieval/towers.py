@@ -20,6 +20,14 @@ MAPPINGS = {("query", None): DOCUMENT}
 FROZEN = "frozen_embedding"
 
 
+def no_size_for_documents(subnet: str | Mapping) -> UserError:
+    """The error to raise for a size that documents are to be encoded at."""
+    return UserError(
+        f"subnet: {subnet!r} for documents, which this model encodes at the full size only, so that one index serves all sizes; "
+        "leave it out, or make a model with mode='symmetric'"
+    )
+
+
 class Towers(InputModule):
     """A frozen tower for documents, and for queries at the full size; an elastic one for queries at the sizes below.
 
@@ -62,10 +70,7 @@ class Towers(InputModule):
         if subnet is None:
             return self.document(features)
         if (task or features.get("task")) == "document":
-            raise UserError(
-                f"subnet: {subnet!r} for documents, which this model encodes at the full size only, so that one index serves all "
-                "sizes; leave it out, or make a model with mode='symmetric'"
-            )
+            raise no_size_for_documents(subnet)
         return self.sizes({**features, "subnet": subnet})
 
     @property

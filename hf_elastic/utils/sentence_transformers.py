@@ -13,9 +13,9 @@ from transformers import AutoModel, PretrainedConfig
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 
-MODULES = "modules.json"
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 # The transformer's own files; each other module has a folder, whose name begins with its place.
-FILES = (MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
+FILES = (MODULES, SETTINGS, "sentence_*_config.json")
 FOLDERS = "[0-9]*_*/*"
 WEIGHTS = (".safetensors", ".bin")
 DIMENSIONS = ("word_embedding_dimension", "embedding_dimension")  # of a pooling module: the old name and the new one

@@ -96,3 +96,17 @@ def test_evaluation_of_each_mode(folder, tmp_path):
     assert small.scores.per_query == tower.scores.per_query
     with pytest.raises(UserError, match="want one of their own size"):
         evaluate_retrieval(symmetric, data, index=index, **options)
+
+
+def test_an_index_of_a_narrow_size(folder, tmp_path):
+    space = {"num_hidden_layers": [2, 4], "hidden_size": [16, 32], "num_attention_heads": [2, 4]}
+    narrow = {"hidden_size": 16, "num_attention_heads": 2}
+    symmetric, _ = make_denser(folder, "symmetric", space=space, subnets={"narrow": narrow})
+    tower = symmetric.tower("document", "narrow")
+    build_index(tower, DOCUMENTS, tmp_path / "index")
+    index = Index.load(tmp_path / "index", tower)
+    assert index.dimension == 16
+    ids, _ = index.search(symmetric.encode_query([DOCUMENTS[4].text], subnet="narrow", prompt=""), 1)
+    assert ids == [["d4"]]
+    export_denser(symmetric, "narrow", tmp_path / "out")
+    Index.load(tmp_path / "index", SentenceTransformer(str(tmp_path / "out"), device="cpu"))
