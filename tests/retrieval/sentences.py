@@ -39,7 +39,7 @@ def save_sentence_transformer(folder, **changes) -> str:
 def save_cross_encoder(folder, **changes) -> str:
     """Write a tiny BERT with one label."""
     save_tokenizer(folder / "cross")
-    config = config_of("bert", num_labels=1, **changes)
+    config = config_of("bert", **{"num_labels": 1, **changes})
     randomize(AutoModelForSequenceClassification.from_config(config)).save_pretrained(folder / "cross")
     return str(folder / "cross")
 

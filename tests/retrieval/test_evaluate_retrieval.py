@@ -188,18 +188,18 @@ def test_options(data, tmp_path):  # noqa: F811
     folder, out = write_folder(data, tmp_path / "data"), tmp_path / "out"
     stock = make_model(tmp_path)
     shared = {"data": str(folder), "k": 10, "metrics": ["nDCG@10 R@5"], "device": "cpu"}
-    results = run(EvaluateRetrievalConfig(model=str(tmp_path / "model"), output_dir=str(out), **shared))
+    results = run(EvaluateRetrievalConfig(model=str(tmp_path / "sentence"), output_dir=str(out), **shared))
     expected = evaluate_retrieval(stock, load_retrieval(folder), k=10, metrics=["nDCG@10", "R@5"])
     assert results.to_dict() == {**expected.to_dict(), "data": "data"}
     make_ranker(tmp_path)
-    options = {"ranker": str(tmp_path / "ranker"), "run": str(out / "run.full.txt.gz")}
+    options = {"ranker": str(tmp_path / "cross"), "run": str(out / "run.full.txt.gz")}
     reranked = run(EvaluateRetrievalConfig(**options, **shared))
     assert reranked.sizes[0].scores == results[None].scores
     with pytest.raises(UserError, match="is not empty; add --overwrite"):
-        run(EvaluateRetrievalConfig(model=str(tmp_path / "model"), output_dir=str(out), **shared))
+        run(EvaluateRetrievalConfig(model=str(tmp_path / "sentence"), output_dir=str(out), **shared))
     (out / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds what hf-elastic has not written there \(mine.txt\)"):
-        run(EvaluateRetrievalConfig(model=str(tmp_path / "model"), output_dir=str(out), overwrite=True, **shared))
+        run(EvaluateRetrievalConfig(model=str(tmp_path / "sentence"), output_dir=str(out), overwrite=True, **shared))
     (out / "mine.txt").unlink()
     sized = {"model": "any", "subnets": ["tiny"], "output_dir": str(out), "overwrite": True}
     results = run(EvaluateRetrievalConfig(**sized, **shared), load_model=lambda name, device: make_elastic(stock, ElasticModel))

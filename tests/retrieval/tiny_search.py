@@ -3,22 +3,18 @@
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from tiny import WORDS, config_of, randomize, save_tokenizer, space_of
-from transformers import AutoModel, AutoModelForSequenceClassification
+from sentences import SIZES, save_cross_encoder, save_sentence_transformer
+from tiny import WORDS, space_of
 
 from hf_elastic import ElasticForSequenceClassification, ElasticModel
 from hf_elastic.retrieval.data import Document, RetrievalData
 from hf_elastic.retrieval.transformer import ElasticTransformer
 
-SUBNETS = {"small": {"num_hidden_layers": 2}, "tiny": {"num_hidden_layers": 1, "intermediate_size": 16}}
-
 
 def make_elastic(model, elastic_type):
     """Give a SentenceTransformer or a CrossEncoder sizes."""
     model[0].model = elastic_type.from_base(
-        model[0].model, space=space_of("bert", hidden=False), subnets=SUBNETS, importance="none"
+        model[0].model, space=space_of("bert", hidden=False), subnets=SIZES, importance="none"
     )
     model[0].__class__ = ElasticTransformer
     return model.eval()
@@ -26,20 +22,12 @@ def make_elastic(model, elastic_type):
 
 def make_model(folder) -> SentenceTransformer:
     """A tiny BERT, as sentence-transformers saves and loads it."""
-    save_tokenizer(folder / "bert")
-    randomize(AutoModel.from_config(config_of("bert"))).save_pretrained(folder / "bert")
-    parts = [Transformer(str(folder / "bert"), max_seq_length=32), Pooling(32, "mean"), Normalize()]
-    SentenceTransformer(modules=parts, prompts={"query": "word1 "}, device="cpu").save(str(folder / "model"))
-    return SentenceTransformer(str(folder / "model"), device="cpu")
+    return SentenceTransformer(save_sentence_transformer(folder), device="cpu")
 
 
 def make_ranker(folder, labels: int = 1) -> CrossEncoder:
     """A tiny BERT with a head for scores."""
-    save_tokenizer(folder / "ranker")
-    randomize(AutoModelForSequenceClassification.from_config(config_of("bert", num_labels=labels))).save_pretrained(
-        folder / "ranker"
-    )
-    return CrossEncoder(str(folder / "ranker"), device="cpu", max_length=32)
+    return CrossEncoder(save_cross_encoder(folder, num_labels=labels), device="cpu", max_length=32)
 
 
 def make_data(documents: int = 40, queries: int = 12) -> RetrievalData:
