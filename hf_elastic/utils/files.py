@@ -53,11 +53,13 @@ def workplace(parent: Path) -> Iterator[Path]:
     """A temporary folder in `parent`, which this process has locked; what killed processes left beside it is cleaned up."""
     clean_up(parent)
     while True:
-        place, lock = Path(tempfile.mkdtemp(prefix=WORKPLACE, dir=parent)), None
-        with contextlib.suppress(BlockingIOError):
+        place = Path(tempfile.mkdtemp(prefix=WORKPLACE, dir=parent))
+        try:
             lock = try_lock(place)
+        except BlockingIOError:
+            continue  # another process has found it before it was locked, and is cleaning it up
         if place.exists():
-            break  # else another process has found it before it was locked, and cleaned it up
+            break  # else that has cleaned it up already
         release(lock)
     try:
         yield place

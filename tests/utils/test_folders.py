@@ -8,13 +8,14 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from hf_elastic.core.errors import UserError
 from hf_elastic.utils import folders
-from hf_elastic.utils.files import staged_file, write_atomically
+from hf_elastic.utils.files import release, staged_file, try_lock, write_atomically
 from hf_elastic.utils.folders import added, check_place, claimed, filled
 
 NOBODY = 65534
@@ -287,3 +288,21 @@ def test_a_file_is_written_where_its_link_leads(tmp_path):
     with pytest.raises(UserError, match="/dev/null is not a file"), staged_file("/dev/null"):
         pass
     assert not Path("/dev/null").is_file()
+
+
+def test_another_process_may_find_a_temporary_folder_before_it_is_locked(tmp_path, monkeypatch):
+    """It locks it to clean it up, and is not done when we look."""
+    make, found = tempfile.mkdtemp, []
+
+    def make_and_find(**options):
+        folder = make(**options)
+        if not found:
+            found.extend((folder, try_lock(Path(folder))))
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_find)
+    with staged_file(tmp_path / "file") as staged:
+        shutil.rmtree(found[0])
+        release(found[1])
+        staged.write_text("all")
+    assert (tmp_path / "file").read_text() == "all"
