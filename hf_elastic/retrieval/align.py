@@ -10,8 +10,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, List, Value
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -24,7 +26,9 @@ from .denser import ElasticDenser
 from .encode import EncodedCorpus, encode_corpus, processes_of
 from .encode_config import EncodingConfig
 from .losses import ElasticLoss
+from .readers import chunks
 
+POOL = 50  # batches among which texts are sorted by length
 HELD_OUT = 500  # texts on which the result is measured, or a tenth of fewer
 
 
@@ -113,6 +117,25 @@ def rows_of(texts: Sequence[str], vectors: np.ndarray) -> Dataset:
     return Dataset.from_dict({"text": list(texts), "label": list(vectors)}, features=features)
 
 
+class LengthBatches(DefaultBatchSampler):
+    """Batches of texts of about the same length, in random order: hardly anything is computed for padding.
+
+    As `group_by_length` of transformers, but long batches do not all come first.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.sampler), generator=generator).tolist()
+        lengths = [len(text) for text in self.sampler["text"]]
+        batches = []
+        for pool in chunks(order, POOL * self.batch_size):
+            batches += chunks(sorted(pool, key=lengths.__getitem__), self.batch_size)
+        rest = batches.pop() if len(batches[-1]) < self.batch_size else []  # accelerate wants the short one at the end
+        yield from (batches[place] for place in torch.randperm(len(batches), generator=generator).tolist())
+        if rest and not self.drop_last:
+            yield rest
+
+
 def _train(model: ElasticDenser, rows: Dataset, folder: Path, config: AlignConfig, show_progress: bool) -> None:
     model.elastic.get_input_embeddings().requires_grad_(config.train_embeddings)
     # In the labels is the full vector, so that no step encodes it again.
@@ -128,6 +151,7 @@ def _train(model: ElasticDenser, rows: Dataset, folder: Path, config: AlignConfi
         str(folder),
         **{name: getattr(config, name) for name in names},
         lr_scheduler_type="cosine",
+        batch_sampler=LengthBatches,
         prompts={"text": model.prompts.get("query") or ""},
         save_total_limit=1,
         report_to=[],

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from ..core.errors import UserError
 from .rows import bad_line, read_cells, read_objects, suffix_of
 
+Item = TypeVar("Item")
 Qrels = dict[str, dict[str, int]]
 
 CORPUS_FILES = ("corpus.jsonl", "corpus.tsv", "collection.tsv", "collection.jsonl", "psgs_w100.tsv")
@@ -68,10 +70,10 @@ def read_corpus(path: str | Path) -> Iterator[Document]:
         yield document
 
 
-def chunks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    """Lists of so many documents that follow each other; the last one may be shorter."""
-    documents = iter(documents)
-    while chunk := list(islice(documents, size)):
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of so many documents, or others, that follow each other; the last one may be shorter."""
+    items = iter(items)
+    while chunk := list(islice(items, size)):
         yield chunk
 
 

@@ -1,0 +1,189 @@
+"""What a ranker's sizes are worth that are trained together, and each alone.
+
+    python recipes/benchmarks/reranking.py run --data-dir DATA_DIR [--seeds 0 1 2] [--pairs 4000] [--threads 1]
+    python recipes/benchmarks/reranking.py table
+
+No cross encoder is at hand, so MiniLM is trained as one: which sentences answer which question (QNLI's training rows, binary
+cross entropy), once as an ElasticRanker of 6, 3, 2 and 1 layers whose small sizes also follow the full one's scores, and once
+for each size alone. Then the first 100 documents of BM25 are put into its order: for msmarco_dl19 those of the data, for
+scifact those of `bm25s` for the first queries. Latency is that of 100 candidates of one query. A record that is there is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+from hf_elastic.data.minilm import minilm_path
+from hf_elastic.retrieval.data import RetrievalData, load_retrieval
+from hf_elastic.retrieval.evaluate import evaluate_reranking
+from hf_elastic.retrieval.export import export_ranker
+from hf_elastic.retrieval.losses import ElasticLoss
+from hf_elastic.retrieval.metrics import Run, read_run
+from hf_elastic.retrieval.negatives import bm25
+from hf_elastic.retrieval.ranker import ElasticRanker, elastic_cross_encoder
+from hf_elastic.utils.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "reranking"
+METRIC, FULL, LENGTH, BATCH = "nDCG@10", "6 layers", 128, 32
+SIZES = {FULL: 6, "3 layers": 3, "2 layers": 2, "1 layer": 1}
+
+
+def first_stages(data_dir: Path, queries: int) -> dict[str, tuple[RetrievalData, Run]]:
+    """Each collection, and what BM25 finds in it."""
+    folder = data_dir / "retrieval"
+    passages = load_retrieval(folder / "msmarco_dl19", "pooled")
+    facts = load_retrieval(folder / "scifact", "test")
+    asked = dict(list(facts.evaluated().items())[:queries])
+    facts = replace(facts, queries=asked, qrels={query: facts.qrels[query] for query in asked})
+    return {
+        "msmarco_dl19": (passages, read_run(folder / "msmarco_dl19" / "run.bm25.txt.gz")),
+        "scifact": (facts, bm25(facts)),
+    }
+
+
+def rows_of(data_dir: Path, count: int, seed: int) -> Dataset:
+    """Questions, sentences, and whether the one answers the other."""
+    lines = (data_dir / "glue" / "qnli" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    cells = [line.split("\t") for line in random.Random(seed).sample(lines, count)]
+    cells.sort(key=lambda one: len(one[1]) + len(one[2]))  # batches of one length
+    batches = [cells[start : start + BATCH] for start in range(0, len(cells), BATCH)]
+    random.Random(seed).shuffle(batches)
+    cells = [one for batch in batches for one in batch]
+    return Dataset.from_dict(
+        {
+            "question": [one[1] for one in cells],
+            "sentence": [one[2] for one in cells],
+            "label": [float(one[0] == "entailment") for one in cells],
+        }
+    )
+
+
+def untrained(seed: int) -> ElasticRanker:
+    """All sizes, with the head that the seed draws."""
+    torch.manual_seed(seed)
+    base = CrossEncoder(str(minilm_path()), num_labels=1, max_length=LENGTH, device="cpu")
+    named = {name: {"num_hidden_layers": depth} for name, depth in SIZES.items() if name != FULL}
+    return elastic_cross_encoder(base, {"num_hidden_layers": sorted(SIZES.values())}, named)
+
+
+def train(model: CrossEncoder, rows: Dataset, loss: torch.nn.Module, seed: int) -> CrossEncoder:
+    """One epoch."""
+    with tempfile.TemporaryDirectory() as scratch:
+        args = CrossEncoderTrainingArguments(
+            scratch, num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=1e-4, warmup_steps=0.1, seed=seed,
+            save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        CrossEncoderTrainer(model, args, train_dataset=rows, loss=loss).train()
+    return model
+
+
+def together(rows: Dataset, seed: int) -> dict[str, CrossEncoder]:
+    """The sizes of one ranker, as plain cross encoders."""
+    model = untrained(seed)
+    train(model, rows, ElasticLoss(model, BinaryCrossEntropyLoss(model), sampling="all", seed=seed), seed)
+    return {name: model.tower(None if name == FULL else name) for name in SIZES}
+
+
+def alone(rows: Dataset, seed: int) -> dict[str, CrossEncoder]:
+    """A plain cross encoder of each size, trained by itself."""
+    model, found = untrained(seed), {}
+    for name in SIZES:
+        with tempfile.TemporaryDirectory() as scratch:
+            export_ranker(model, None if name == FULL else name, scratch)
+            one = CrossEncoder(scratch, device="cpu", max_length=LENGTH)
+        found[name] = train(one, rows, BinaryCrossEntropyLoss(one), seed)
+    return found
+
+
+def latencies(models: dict[str, CrossEncoder], stages: dict, rounds: int = 5) -> dict[str, dict[str, float]]:
+    """Milliseconds for 100 candidates by size and collection: the sizes take turns, on one query a round."""
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
+    for collection, (data, run) in stages.items():
+        times: dict[str, list[float]] = {name: [] for name in models}
+        for query, text in list(data.evaluated().items())[: rounds + 1]:
+            documents = [one.text for one in data.documents(set(list(run[query])[:100])).values()]
+            for name, model in models.items():
+                started = time.perf_counter()
+                model.rank(text, documents, batch_size=BATCH)
+                times[name].append(1000 * (time.perf_counter() - started))
+        for name, values in times.items():
+            found[name][collection] = statistics.median(values[1:])
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make every record that is not there."""
+    torch.set_num_threads(args.threads)
+    stages = first_stages(args.data_dir, args.queries)
+    for seed in args.seeds:
+        for way in (together, alone):
+            path = args.output / f"{way.__name__}-{seed}.json"
+            if path.is_file():
+                continue
+            started = time.perf_counter()
+            models = way(rows_of(args.data_dir, args.pairs, seed), seed)
+            record = {"pairs": args.pairs, "threads": args.threads, "seconds": round(time.perf_counter() - started, 1)}
+            record["ms"] = latencies(models, stages)
+            record["sizes"] = {name: {} for name in models}
+            for collection, (data, found) in stages.items():
+                for name, model in models.items():
+                    results = evaluate_reranking(model, data, found, metrics=[METRIC], permutations=1)
+                    record["BM25"] = record.get("BM25", {}) | {collection: results.sizes[0].scores.means[METRIC]}
+                    record["sizes"][name][collection] = results.sizes[1].scores.means[METRIC]
+            write_atomically(path, json.dumps(record, indent=2) + "\n")
+            print(f"{path.stem}: {record['seconds']} s", flush=True)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the records."""
+    records: dict[str, list[dict]] = {}
+    for path in sorted(args.output.glob("*.json")):
+        records.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text(encoding="utf-8")))
+    first = next(iter(records.values()))[0]
+    collections = list(first["BM25"])
+    shown = Table(
+        "trained", "size", *(f"{METRIC}, {one}" for one in collections), *(f"ms, {one}" for one in collections), "seeds"
+    )
+    shown.add_row("BM25", "", *(f"{first['BM25'][one]:.3f}" for one in collections), *("" for _ in collections), "")
+    for way, runs in records.items():
+        for size in SIZES:
+            cells = []
+            for one in collections:
+                values = [record["sizes"][size][one] for record in runs]
+                spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.3f}{spread}")
+            cells += [f"{statistics.median(record['ms'][size][one] for record in runs):.0f}" for one in collections]
+            shown.add_row(way, size, *cells, str(len(runs)))
+    Console(width=150).print(shown)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pairs", type=int, default=4000)
+    parser.add_argument("--queries", type=int, default=30, help="Of scifact (count).")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    {"run": run, "table": table}[args.command](args)
+
+
+if __name__ == "__main__":
+    main()
