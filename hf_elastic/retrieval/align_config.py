@@ -18,8 +18,8 @@ class AlignConfig:
 
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the texts; max_steps overrides it."})
     max_steps: int = field(default=-1, metadata={"help": "Training steps (count); -1: as num_train_epochs says."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Texts per step and process (count)."})
-    learning_rate: float = field(default=3e-4, metadata={"help": "Peak of the learning rate, which falls to 0 by a cosine."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per step and process (count)."})
+    learning_rate: float = field(default=6e-4, metadata={"help": "Peak of the learning rate, which falls to 0 by a cosine."})
     warmup_steps: float = field(
         default=0.05, metadata={"help": "Steps in which the learning rate rises (count), or below 1 their share of all."}
     )

@@ -29,7 +29,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, EmbedDistillLoss
 
 from hf_elastic.data.minilm import minilm_path
-from hf_elastic.retrieval.align import align, rows_of, sentences_of
+from hf_elastic.retrieval.align import LengthBatches, align, rows_of, sentences_of
 from hf_elastic.retrieval.align_config import AlignConfig
 from hf_elastic.retrieval.data import load_retrieval
 from hf_elastic.retrieval.denser import ElasticDenser, elastic_sentence_transformer
@@ -41,6 +41,7 @@ COLLECTIONS = {"scifact": "test", "cranfield": None, "cisi": None, "nq_oracle": 
 SIZES = {"3 layers": {"num_hidden_layers": 3}, "2 layers": {"num_hidden_layers": 2}, "1 layer": {"num_hidden_layers": 1}}
 METRIC = "nDCG@10"
 RIDGE_TEXTS = 8000
+ADAPTIVE_RATE = 3e-4  # all of the model is trained, its embeddings too
 Encode = Callable[[list[str]], np.ndarray]
 
 
@@ -144,7 +145,7 @@ def ridge(bench: Bench, layer_order: str, seed: int) -> dict[str, dict[str, floa
 def ours(bench: Bench, sizes: dict, seed: int, config: AlignConfig) -> dict[str, dict[str, float]]:
     """Sizes that were aligned together."""
     model = make_denser(sizes)
-    folder = bench.work / f"ours-{'-'.join(sizes).replace(' ', '')}-{seed}"
+    folder = bench.work / f"ours-{bench.count}-{'-'.join(sizes).replace(' ', '')}-{seed}"
     align(model, bench.texts(seed), folder, config, overwrite=True)
     return bench.scores_of(model)
 
@@ -154,10 +155,11 @@ def adaptive(bench: Bench, seed: int, config: AlignConfig) -> dict[str, dict[str
     model, texts = full_model(), bench.texts(seed)
     rows = rows_of(texts, full_model().encode(texts, batch_size=64))
     loss = AdaptiveLayerLoss(model, EmbedDistillLoss(model, distance_metric="cosine"))
+    names = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "warmup_steps")
+    shared = {name: getattr(config, name) for name in names}
     args = SentenceTransformerTrainingArguments(
-        str(bench.work / f"adaptive-{seed}"), num_train_epochs=config.num_train_epochs, max_steps=config.max_steps,
-        per_device_train_batch_size=config.per_device_train_batch_size, learning_rate=1e-4, warmup_steps=config.warmup_steps,
-        lr_scheduler_type="cosine", save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, seed=seed,
+        str(bench.work / f"adaptive-{seed}"), **shared, learning_rate=ADAPTIVE_RATE, lr_scheduler_type="cosine", seed=seed,
+        batch_sampler=LengthBatches, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     SentenceTransformerTrainer(model, args, train_dataset=rows, loss=loss).train()
     found = {}

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentences import SIZES, SPACE, make_denser, save_sentence_transformer, texts, two_processes
 
 from hf_elastic.core.errors import UserError
-from hf_elastic.retrieval.align import align, full_vectors
+from hf_elastic.retrieval.align import LengthBatches, align, fit_heads, full_vectors, rows_of
 from hf_elastic.retrieval.align_config import AlignConfig
 from hf_elastic.retrieval.build import build_index
 from hf_elastic.retrieval.data import Document
@@ -45,6 +45,31 @@ def test_sizes_come_nearer_and_the_full_one_stays(folder, tmp_path):
     held_out = list(dict.fromkeys(texts(200)))[:19]  # of 200, some are there twice
     full, small = (again.encode_query(held_out, subnet=size) for size in (None, "small"))
     assert found["small"]["cosine"] == pytest.approx(float((full * small).sum(1).mean()), abs=0.05)
+
+
+def test_heads_are_corrected_where_that_helps_texts_they_have_not_seen(folder, tmp_path):
+    denser, stock = make_denser(folder)
+    lines = list(dict.fromkeys(texts(400)))
+    fitted, unseen = lines[50:], lines[:50]
+    full, before = stock.encode_query(lines), denser.encode_query(unseen, subnet="small")
+    fit_heads(denser, fitted, 3 * full[50:])  # their length does not matter
+    after = denser.encode_query(unseen, subnet="small")
+    assert (after * full[:50]).sum(1).mean() > (before * full[:50]).sum(1).mean() + 0.02
+    assert np.array_equal(denser.encode_query(unseen), stock.encode_query(unseen))
+    fit_heads(denser, fitted, full[50:])  # nothing is left to correct
+    assert np.allclose(denser.encode_query(unseen, subnet="small"), after, atol=0.02)
+
+
+def test_batches_have_texts_of_one_length_and_all_of_them():
+    lines = ["x" * (1 + number * 37 % 400) for number in range(403)]
+    sampler = LengthBatches(rows_of(lines, np.zeros((403, 2))), batch_size=8, drop_last=False)
+    batches = list(sampler)
+    assert sorted(row for batch in batches for row in batch) == list(range(403))
+    assert [len(batch) for batch in batches] == [8] * 50 + [3] and len(sampler) == 51
+    spread = [max(len(lines[row]) for row in batch) - min(len(lines[row]) for row in batch) for batch in batches]
+    assert np.mean(spread) < 12 and list(sampler) == batches
+    sampler.set_epoch(1)
+    assert list(sampler) != batches
 
 
 def test_the_command_for_an_index(folder, tmp_path, capsys):
