@@ -128,6 +128,11 @@ class ElasticLoss(nn.Module):
     def _denser_losses(
         self, model: ElasticDenser, columns: list[dict[str, Any]], labels: Tensor | None, sizes: list
     ) -> Iterator[Tensor]:
+        if model.mode == "query" and len(columns) > 1:
+            raise UserError(
+                f"loss: {len(columns)} columns of texts, and this model encodes queries only; give one column, and as labels the "
+                "vectors that it is to come near to"
+            )
         queries = query_columns(columns) if model.full_is_frozen else list(range(len(columns)))
         if model.full_is_frozen and self.loss is not None:
             columns = [

@@ -130,7 +130,7 @@ def test_a_width_without_a_head_is_refused(folder):
     narrow = {"hidden_size": 16, "num_attention_heads": 2}
     denser, _ = make_denser(folder, space=space, subnets={"narrow": narrow})
     assert denser.encode_query(TEXTS, subnet=narrow).shape == (7, 32)
-    with pytest.raises(UserError, match="gives vectors of 16 dimensions, not the 32 of the documents, and has no head"):
+    with pytest.raises(UserError, match="has no head that maps its vectors of 16 dimensions to the 32 of the documents"):
         denser.encode_query(TEXTS, subnet={**narrow, "num_hidden_layers": 2})
     symmetric, _ = make_denser(folder, "symmetric", space=space, subnets={"narrow": narrow})
     assert symmetric.encode_document(TEXTS, subnet="narrow").shape == (7, 16)
