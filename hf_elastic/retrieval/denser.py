@@ -196,6 +196,7 @@ def elastic_sentence_transformer(
     base = first.model if mode == "symmetric" else copy.deepcopy(first.model)
     importance = "none" if importance is None and mode == "symmetric" else importance
     elastic = ElasticModel.from_base(base, space=space, subnets=subnets, layer_order=layer_order, importance=importance)
+    elastic.config._name_or_path = first.model.config._name_or_path  # where losses and model cards look for it
     sized = with_model(first, elastic, ElasticTransformer)
     modules = [sized, *rest]
     if (
