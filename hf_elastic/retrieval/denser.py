@@ -132,6 +132,8 @@ class ElasticDenser(ElasticMixin, SentenceTransformer):
             Path(path, ALIGNED_TO).write_text(json.dumps(asdict(self.aligned_to), indent=2) + "\n", encoding="utf-8")
 
     def _create_model_card(self, path: str, *args, **kwargs) -> None:
+        if self.aligned_to is not None:
+            self.model_card_data.ir_model = False  # what is said of such models encodes documents
         super()._create_model_card(path, *args, **kwargs)
         card = Path(path, "README.md")
         if self.aligned_to is None or not card.is_file() or "## Queries only" in (text := card.read_text(encoding="utf-8")):

@@ -307,8 +307,8 @@ def _check(model: ElasticMixin, loss: nn.Module | None, sampling: str, alignment
             raise UserError("loss: it is an ElasticLoss already; wrap the loss inside it")
         if isinstance(module, DenoisingAutoEncoderLoss) and getattr(model, "mode", None) != "symmetric":
             raise UserError(
-                "loss: DenoisingAutoEncoderLoss trains the tower of documents with its decoder, which stays as it is here; take it "
-                "for a model with mode='symmetric'"
+                "loss: DenoisingAutoEncoderLoss trains the tower of documents, which is fixed here; it wants a model with "
+                "mode='symmetric'"
             )
         if module is not model and (isinstance(module, ElasticMixin) or (isinstance(other, BaseModel) and other is not model)):
             raise UserError(

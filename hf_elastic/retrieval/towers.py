@@ -46,7 +46,7 @@ class Towers(InputModule):
         self.document.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Towers:
-        """Set the training mode; the document tower keeps encoding without dropout, and stays frozen whatever a loss tied it to."""
+        """Set the training mode; the document tower keeps encoding without dropout, and is frozen, whatever was tied to it."""
         super().train(mode)
         self.document.eval().requires_grad_(False)
         return self
