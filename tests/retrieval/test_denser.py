@@ -125,6 +125,18 @@ def test_a_wrong_size_is_refused(folder):
         ElasticDenser(folder, device="cpu")
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_size_is_refused_without_texts_too(mode, folder):
+    denser, _ = make_denser(folder, mode)
+    for encode in (denser.encode, denser.encode_query, denser.encode_document):
+        with pytest.raises(UserError, match="unknown subnet 'nope'"):
+            encode([], subnet="nope")
+    assert denser.encode_query([], subnet="small").size == 0
+    if mode == "asymmetric":
+        with pytest.raises(UserError, match="'small' for documents"):
+            denser.encode_document([], subnet="small")
+
+
 def test_a_width_without_a_head_is_refused(folder):
     space = {"num_hidden_layers": [2, 4], "hidden_size": [16, 32], "num_attention_heads": [2, 4]}
     narrow = {"hidden_size": 16, "num_attention_heads": 2}

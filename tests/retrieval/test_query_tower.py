@@ -244,7 +244,8 @@ def command(folder, line, output):
 
 
 def test_the_commands(folder, tmp_path, capsys):
-    assert main(command(folder, FROM_VECTORS, tmp_path / "vectors")) == 0
+    save_file({"embeddings": np.load(folder / "vectors.npy").astype(np.float16)}, tmp_path / "half.safetensors")
+    assert main(command(folder, f"{FROM_VECTORS} --vectors {{t}}/half.safetensors", tmp_path / "vectors")) == 0
     printed = capsys.readouterr().out
     assert all(size in printed for size in ("full", "tiny", "small"))
     with_model = "--query_model {f}/sentence-modernbert --model {f}/sentence --texts {f}/texts.txt --index {f}/index"
