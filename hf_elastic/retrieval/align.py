@@ -43,7 +43,7 @@ def align(
     output_dir: str | Path,
     config: AlignConfig | None = None,
     *,
-    targets: SentenceTransformer | np.ndarray | None = None,
+    targets: SentenceTransformer | np.ndarray | torch.Tensor | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> dict[str, dict[str, float]]:
@@ -90,13 +90,14 @@ def align(
     texts = list(rows)
     if len(texts) < 10:
         raise UserError(f"texts: {len(texts)} that differ; needed are at least 10")
-    if isinstance(targets, np.ndarray):
-        target = _checked(targets, given, model.aligned_to.parts["dimension"])[list(rows.values())]
+    of_vectors = targets is not None and not isinstance(targets, SentenceTransformer)
+    if of_vectors:
+        target = _checked(np.asarray(targets), given, model.aligned_to.parts["dimension"])[list(rows.values())]
     elif targets is not None:
         model.aligned_to.check(fingerprint_of(targets), "the model for queries")
     check_output(output_dir, overwrite=overwrite)
     vectors, training = Path(f"{output_dir}.vectors"), Path(f"{output_dir}.training")
-    if not isinstance(targets, np.ndarray):
+    if not of_vectors:
         encoded = full_vectors(model if targets is None else targets, texts, vectors, config, show_progress)
         target = np.concatenate([shard.vectors() for shard in encoded.shards]).astype(np.float32)
     held_out = min(HELD_OUT, len(texts) // 10)
@@ -115,7 +116,7 @@ def align(
                 model.save_pretrained(str(folder))
                 (folder / RECORD).write_text(json.dumps(cosines, indent=2) + "\n", encoding="utf-8")
     if is_first:
-        if not isinstance(targets, np.ndarray):
+        if not of_vectors:
             shutil.rmtree(vectors)
         shutil.rmtree(training)
     return cosines

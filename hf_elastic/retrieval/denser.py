@@ -76,8 +76,10 @@ class ElasticDenser(ElasticMixin, SentenceTransformer):
             with reading(file, "fingerprint of a document tower", "is no fingerprint of a document tower"):
                 self.aligned_to = Fingerprint(**json.loads(Path(file).read_text(encoding="utf-8")))
                 dimension = self.aligned_to.parts["dimension"]
-            heads = SizeHeads.from_file(load_file_path(path, f"{HEADS}_{SizeHeads.__name__}/{FILE_NAME}", **hub), dimension)
-            self[HEADS] = heads.to(self.device, self.dtype)
+            name = f"{HEADS}_{SizeHeads.__name__}/{FILE_NAME}"
+            if (file := load_file_path(path, name, **hub)) is None:
+                raise UserError(f"{path}: its {name} is missing")
+            self[HEADS] = SizeHeads.from_file(file, dimension).to(self.device, self.dtype)
         self.eval()
 
     @property

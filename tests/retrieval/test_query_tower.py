@@ -87,7 +87,7 @@ def aligned(folder, tmp_path_factory):
     """A model that was aligned to the vectors of a file, and what was said of it."""
     output = tmp_path_factory.mktemp("aligned") / "out"
     model = query_model(folder)
-    found = align(model, LINES, output, AlignConfig(**QUICK), targets=np.load(folder / "vectors.npy"))
+    found = align(model, LINES, output, AlignConfig(**QUICK), targets=torch.from_numpy(np.load(folder / "vectors.npy")))
     return ElasticDenser(str(output), device="cpu"), found
 
 
@@ -333,6 +333,10 @@ def test_a_damaged_fingerprint_is_said(folder, tmp_path):
     query_model(folder).save_pretrained(str(tmp_path))
     (tmp_path / "document_tower.json").write_text("{}")
     with pytest.raises(UserError, match=r"document_tower\.json is no fingerprint of a document tower"):
+        ElasticDenser(str(tmp_path), device="cpu")
+    query_model(folder).save_pretrained(str(tmp_path))
+    (tmp_path / "2_SizeHeads" / "size_heads.safetensors").unlink()
+    with pytest.raises(UserError, match=r"its 2_SizeHeads/size_heads\.safetensors is missing"):
         ElasticDenser(str(tmp_path), device="cpu")
 
 
