@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ..core.errors import UserError
 from ..retrieval import check_installed
 from ..retrieval.align_config import AlignConfig
@@ -15,10 +17,29 @@ from .data import check_device
 
 @dataclass(kw_only=True)
 class RetrieveAlignArguments:
-    """Which model's sizes to align, and on what."""
+    """Which model's sizes to align, and on what.
 
-    model: str = field(
-        metadata={"help": "Model that encodes the documents (folder or Hub id): of sentence-transformers, or an ElasticDenser."}
+    Raises:
+        UserError: not one of `model` and `vectors`, or vectors without what they need.
+    """
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Model that encodes the documents (folder or Hub id): of sentence-transformers, or an ElasticDenser."},
+    )
+    query_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Model whose sizes shall encode the queries, of any backbone and width: of sentence-transformers, a plain "
+            "encoder, or an ElasticDenser for queries; default: the model that encodes the documents."
+        },
+    )
+    vectors: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of the model: a file, .npy or .safetensors, with the vector that it gives for each line of the "
+            "texts (.txt) as a query."
+        },
     )
     texts: str = field(
         metadata={
@@ -42,6 +63,12 @@ class RetrieveAlignArguments:
     device: str | None = field(default=None, metadata={"help": "Device for torch, such as cpu or cuda; default: the best."})
 
     def __post_init__(self):
+        if (self.model is None) == (self.vectors is None):
+            raise UserError("model, vectors: give one of them, the model that encodes the documents or its vectors of the texts")
+        if self.vectors is not None and None in (self.query_model, self.index):
+            raise UserError("vectors: they go with query_model, and with the index whose model has given them")
+        if self.vectors is not None and Path(self.texts).suffix != ".txt":
+            raise UserError(f"texts: {self.texts} with vectors; needed is a .txt file, with a line for each vector")
         self.space = None if self.space is None else read_name_or_mapping("space", self.space)
         self.subnets = read_mapping("subnets", self.subnets)
 
@@ -54,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(args: RetrieveAlignArguments, config: AlignConfig) -> dict[str, dict[str, float]]:
-    """Align, save the model, and print how near each size is to the full one.
+    """Align, save the model, and print how near each size is to the document tower.
 
     Returns:
         What `align` does.
@@ -65,22 +92,33 @@ def run(args: RetrieveAlignArguments, config: AlignConfig) -> dict[str, dict[str
 
     from ..retrieval.align import align
     from ..retrieval.denser import ElasticDenser, elastic_sentence_transformer
+    from ..retrieval.fingerprint import fingerprint_of
     from ..retrieval.index import Index
+    from ..retrieval.index.index import read_record
     from ..retrieval.loading import load_denser
     from ..utils.folders import check_output
 
-    inputs = {"model": args.model, "texts": args.texts, "index": args.index}
+    inputs = {name: getattr(args, name) for name in ("model", "query_model", "vectors", "texts", "index")}
     check_output(args.output_dir, overwrite=args.overwrite, inputs={name: path for name, path in inputs.items() if path})
-    texts = _read_texts(args.texts)
-    model = load_denser(args.model, args.device and check_device(args.device))
-    if args.index is not None:
-        Index.load(args.index, model)
-    if not isinstance(model, ElasticDenser):
-        model = elastic_sentence_transformer(model, args.space, args.subnets, layer_order=args.layer_order)
+    texts, device = _read_texts(args.texts), args.device and check_device(args.device)
+    documents = None if args.model is None else load_denser(args.model, device)
+    base, mode = documents, {}
+    if args.query_model is not None:
+        aligned_to = read_record(Path(args.index))[1] if documents is None else fingerprint_of(documents)
+        base, mode = load_denser(args.query_model, device), {"mode": "query", "aligned_to": aligned_to}
+    if not isinstance(base, ElasticDenser):
+        model = elastic_sentence_transformer(base, args.space, args.subnets, layer_order=args.layer_order, **mode)
     elif args.space is not None or args.subnets:
-        raise UserError(f"space, subnets: {args.model} has its own; leave them out")
-    found = align(model, texts, args.output_dir, config, overwrite=args.overwrite, show_progress=True)
-    table = Table("size", "cosine to the full size, before", "after")
+        raise UserError(f"space, subnets: {args.query_model or args.model} has its own; leave them out")
+    else:
+        model = base
+    index = None if args.index is None else Index.load(args.index, model)
+    targets = None
+    if mode:
+        targets = _read_vectors(args.vectors) if documents is None else documents
+        model.similarity_fn_name = documents.similarity_fn_name if index is None else index.config.metric
+    found = align(model, texts, args.output_dir, config, targets=targets, overwrite=args.overwrite, show_progress=True)
+    table = Table("size", "cosine to the document tower, before", "after")
     for name, cosines in found.items():
         table.add_row(name, f"{cosines['before']:.3f}", f"{cosines['cosine']:.3f}")
     Console().print(table)
@@ -97,3 +135,25 @@ def _read_texts(path: str) -> list[str]:
         return list(sentences_of(read_corpus(path)))
     with reading(path, "file of texts", "is no text in UTF-8"):
         return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def _read_vectors(path: str) -> np.ndarray:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ..utils.files import reading
+
+    try:
+        with reading(path, "file of vectors", "is no file of vectors"):
+            if Path(path).suffix == ".npy":
+                vectors = np.load(path, allow_pickle=False)
+            elif Path(path).suffix == ".safetensors":
+                vectors = [one.float().numpy() for one in load_file(path).values()]  # numpy has no bfloat16
+                vectors = vectors[0] if len(vectors) == 1 else vectors
+            else:
+                raise UserError(f"vectors: {path} is neither .npy nor .safetensors")
+    except (SafetensorError, EOFError) as error:
+        raise UserError(f"{path} is no file of vectors: {error}") from error
+    if not isinstance(vectors, np.ndarray):
+        raise UserError(f"vectors: {path} holds {len(vectors)} arrays; needed is one")
+    return vectors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -20,12 +21,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..core.errors import UserError
 from ..training.checkpoints import checkpoints
+from ..utils.files import reading, write_atomically
 from ..utils.folders import check_output, claimed, filled
 from .align_config import AlignConfig
 from .data import Document
 from .denser import ElasticDenser
 from .encode import EncodedCorpus, encode_corpus, processes_of
 from .encode_config import EncodingConfig
+from .fingerprint import document_modules, fingerprint_of
+from .heads import FULL, SizeHeads
 from .losses import ElasticLoss
 from .readers import chunks
 
@@ -33,6 +37,7 @@ POOL = 50  # batches among which texts are sorted by length
 FITTED = 8000  # texts, at most, to which heads are fitted after the training
 STRENGTHS = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # of the ridge, for vectors of length 1
 HELD_OUT = 500  # texts on which the result is measured, or a tenth of fewer
+RECORD = "alignment.json"  # beside checkpoints, what they were trained on; in the result, how near each size has come
 
 
 def align(
@@ -41,51 +46,73 @@ def align(
     output_dir: str | Path,
     config: AlignConfig | None = None,
     *,
+    targets: SentenceTransformer | np.ndarray | torch.Tensor | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Pull each size's vectors of texts to those of the full size, which stays as it is, and save the model.
+    """Pull each size's vectors of texts to those of the document tower, which stays as it is, and save the model.
 
     All sizes are trained together; at the end the linear head of each one is corrected by ridge regression.
 
-    The texts need no labels; like queries are best, and sentences of the documents are good. Their full vectors are computed
+    The texts need no labels; like queries are best, and sentences of the documents are good. What they are pulled to is computed
     once, into OUTPUT_DIR.vectors, and checkpoints go to OUTPUT_DIR.training: a killed run goes on with the same call, and both
-    folders are deleted when it is done. The loss is `1 - cosine`, averaged over the sizes.
+    folders are deleted when it is done. The loss is `1 - cosine`, averaged over the sizes; where the similarity of the model is
+    no angle (euclidean), the mean squared distance.
 
-    Pulling a small tower's vectors to those of a fixed one: LEAF (arXiv 2509.12539); all sizes at once is ours.
+    Pulling a small tower's vectors to those of a fixed one, and one of another width through a linear head: LEAF
+    (arXiv 2509.12539); all sizes at once is ours.
 
     Args:
-        model: asymmetric, with named sizes.
+        model: asymmetric or for queries alone, with named sizes; of the latter the full size is trained too.
         texts: unlabelled; those that are there twice count once.
         output_dir: a new or empty folder, unless `overwrite`.
         config: the options.
+        targets: in the query mode, and only there: the model with the document tower, or what it says of each text as a query,
+            `float[texts, dimension]`; of a text that is there twice the first row counts.
         overwrite: replace what is in `output_dir`.
         show_progress: show bars.
 
     Returns:
-        name of a size -> {"cosine": mean to the full size, "before": the same before} on texts that were held out, also written
-        to `alignment.json` there.
+        name of a size -> {"cosine": mean to the document tower, "before": the same before} on texts that were held out, also
+        written to `alignment.json` there.
 
     Raises:
-        UserError: a symmetric model or one without named sizes, too few texts, or a folder that is not empty.
+        UserError: a symmetric model or one without named sizes, too few texts, targets of another model or of another number or
+            dimension, ones that are no vectors, a folder that is not empty, or checkpoints of another run.
     """
     config = AlignConfig() if config is None else config
-    texts = list(dict.fromkeys(text for text in texts if text.strip()))
-    if model.mode != "asymmetric" or not model.subnets:
+    if model.mode == "symmetric" or not model.subnets:
         raise UserError(
-            f"model: {model.mode}, with {len(model.subnets)} named sizes; needed is an asymmetric one that names sizes"
+            f"model: {model.mode}, with {len(model.subnets)} named sizes; needed is an asymmetric one, or one for queries, that "
+            "names sizes"
         )
+    if (model.mode == "query") != (targets is not None):
+        raise UserError("targets: vectors, or a model with a document tower, go with a model for queries alone, which needs them")
+    given, rows = len(texts), {}
+    for row, text in enumerate(texts):
+        if text.strip():
+            rows.setdefault(text, row)
+    texts = list(rows)
     if len(texts) < 10:
         raise UserError(f"texts: {len(texts)} that differ; needed are at least 10")
+    of_vectors = targets is not None and not isinstance(targets, SentenceTransformer)
+    if of_vectors:
+        target = _checked(np.asarray(targets), given, model.aligned_to.parts["dimension"])[list(rows.values())]
+    elif targets is not None:
+        model.aligned_to.check(fingerprint_of(targets), "the model for queries")
     check_output(output_dir, overwrite=overwrite)
     vectors, training = Path(f"{output_dir}.vectors"), Path(f"{output_dir}.training")
-    encoded = full_vectors(model, texts, vectors, config, show_progress)
+    if not of_vectors:
+        encoded = full_vectors(model if targets is None else targets, texts, vectors, config, show_progress)
+        target = np.concatenate([shard.vectors() for shard in encoded.shards]).astype(np.float32)
     held_out = min(HELD_OUT, len(texts) // 10)
-    target = np.concatenate([shard.vectors() for shard in encoded.shards]).astype(np.float32)
-    cosines = {name: {"before": _cosine(model, name, texts[:held_out], target[:held_out])} for name in model.subnets}
+    sizes = [*([FULL] if model.mode == "query" else []), *model.subnets]
+    cosines = {name: {"before": _cosine(model, name, texts[:held_out], target[:held_out])} for name in sizes}
     is_first = processes_of(model).is_main_process
     training.mkdir(parents=True, exist_ok=True)
     with claimed(training) if is_first else nullcontext():
+        if is_first:
+            _check_record(training / RECORD, model, texts, target)
         _train(model, rows_of(texts[held_out:], target[held_out:]), training, config, show_progress)
         fit_heads(model, texts[held_out:][:FITTED], target[held_out:][:FITTED])
         for name, found in cosines.items():
@@ -93,19 +120,24 @@ def align(
         if is_first:
             with filled(output_dir, overwrite=overwrite) as folder:
                 model.save_pretrained(str(folder))
-                (folder / "alignment.json").write_text(json.dumps(cosines, indent=2) + "\n", encoding="utf-8")
+                (folder / RECORD).write_text(json.dumps(cosines, indent=2) + "\n", encoding="utf-8")
     if is_first:
-        shutil.rmtree(vectors)
+        if not of_vectors:
+            shutil.rmtree(vectors)
         shutil.rmtree(training)
     return cosines
 
 
 def full_vectors(
-    model: ElasticDenser, texts: Sequence[str], folder: Path, config: AlignConfig, show_progress: bool
+    model: SentenceTransformer, texts: Sequence[str], folder: Path, config: AlignConfig, show_progress: bool
 ) -> EncodedCorpus:
-    """Vectors of texts as queries at the full size, in files from which a killed run goes on."""
-    tower = model.tower("query")
-    tower.prompts = {"document": model.prompts.get("query") or ""}
+    """What the document tower of a model says of texts as queries, in files from which a killed run goes on."""
+    tower = SentenceTransformer(
+        modules=document_modules(model),
+        device=str(model.device),
+        prompts={"document": model.prompts.get("query") or ""},
+        truncate_dim=model.truncate_dim,
+    )
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
     encoding = EncodingConfig(batch_size=config.per_device_train_batch_size)
     return encode_corpus(tower, documents, folder, encoding, show_progress=show_progress)
@@ -132,21 +164,22 @@ def fit_heads(model: ElasticDenser, texts: Sequence[str], target: np.ndarray) ->
     Args:
         model: with heads, or nothing is done.
         texts: as queries.
-        target: `float[texts, dimension]`, of any length.
+        target: `float[texts, dimension]`, of any length unless the similarity of the model is euclidean.
     """
-    heads = model[0].heads
-    unit = target / np.linalg.norm(target, axis=1, keepdims=True)
+    heads = next((module for module in model.modules() if isinstance(module, SizeHeads)), None)
+    if not (keeps_length := model.similarity_fn_name == "euclidean"):
+        target = target / np.linalg.norm(target, axis=1, keepdims=True)
     for name in heads.widths if heads is not None else ():
         until_pooling = SentenceTransformer(modules=list(model.tower("query", name))[:2], device=str(model.device))
         pooled = torch.from_numpy(until_pooling.encode(list(texts), prompt=model.prompts.get("query"))).float()
         head, length = heads.head_of(name), float(pooled.norm(dim=1).mean())
         with torch.no_grad():
             given = head(pooled.to(head.weight)).float().cpu()
-            scale = given.norm(dim=1).mean()
-            fit = RidgeCV(STRENGTHS).fit((pooled / length).numpy(), unit - (given / scale).numpy())
+            scale = 1.0 if keeps_length else float(given.norm(dim=1).mean())
+            fit = RidgeCV(STRENGTHS).fit((pooled / length).numpy(), target - (given / scale).numpy())
             weight, bias = torch.from_numpy(fit.coef_ / length), torch.from_numpy(fit.intercept_)
-            head.weight.copy_(head.weight / float(scale) + weight.to(head.weight))
-            head.bias.copy_(head.bias / float(scale) + bias.to(head.bias))
+            head.weight.copy_(head.weight / scale + weight.to(head.weight))
+            head.bias.copy_(head.bias / scale + bias.to(head.bias))
 
 
 class LengthBatches(DefaultBatchSampler):
@@ -170,8 +203,8 @@ class LengthBatches(DefaultBatchSampler):
 
 def _train(model: ElasticDenser, rows: Dataset, folder: Path, config: AlignConfig, show_progress: bool) -> None:
     model.elastic.get_input_embeddings().requires_grad_(config.train_embeddings)
-    # In the labels is the full vector, so that no step encodes it again.
-    distance = EmbedDistillLoss(model, distance_metric="cosine")
+    # In the labels is what the document tower says, so that no step encodes it again.
+    distance = EmbedDistillLoss(model, distance_metric="mse" if model.similarity_fn_name == "euclidean" else "cosine")
     loss = ElasticLoss(
         model, distance, sampling=config.sampling, subnets=list(model.subnets), alignment_weight=0.0, seed=config.seed
     )
@@ -195,6 +228,45 @@ def _train(model: ElasticDenser, rows: Dataset, folder: Path, config: AlignConfi
     whole = [str(path) for path in checkpoints(str(folder)) if (path / TRAINER_STATE_NAME).is_file()]  # it is written last
     trainer.train(resume_from_checkpoint=whole[-1] if whole else None)
     model.elastic.get_input_embeddings().requires_grad_(True)
+
+
+def _checked(targets: np.ndarray, texts: int, dimension: int) -> np.ndarray:
+    """Vectors for texts `float32[texts, dimension]`.
+
+    Raises:
+        UserError: they are not that, or one has no direction.
+    """
+    if targets.shape != (texts, dimension):
+        shape = " x ".join(map(str, targets.shape))
+        raise UserError(
+            f"vectors: an array of {shape}; needed is one of {texts} x {dimension}, a row for each text of as many dimensions as "
+            "the documents have"
+        )
+    if not np.issubdtype(targets.dtype, np.floating):
+        raise UserError(f"vectors: an array of {targets.dtype}; needed are floating-point numbers")
+    targets = targets.astype(np.float32)
+    norms = np.linalg.norm(targets, axis=1)
+    if not (whole := np.isfinite(norms) & (norms > 0)).all():
+        raise UserError(f"vectors: row {int(np.flatnonzero(~whole)[0])} holds a value that is no number, or zeros alone")
+    return targets
+
+
+def _check_record(path: Path, model: ElasticDenser, texts: Sequence[str], target: np.ndarray) -> None:
+    """Write what checkpoints are trained on; refuse those of something else."""
+    facts = {
+        "model": model.elastic.base.name_or_path,
+        "sizes": json.loads(json.dumps(model.subnets)),
+        "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        "vectors": hashlib.sha256(np.ascontiguousarray(target)).hexdigest(),
+    }
+    if not checkpoints(str(path.parent)):
+        return write_atomically(path, json.dumps(facts, indent=2) + "\n")
+    with reading(path, "record of an alignment", "is no record of an alignment"):
+        there = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name, value in facts.items() if there[name] != value]
+    if changed:
+        raise UserError(f"output_dir: {path.parent} has checkpoints of other {', '.join(changed)}; choose another folder")
+    return None
 
 
 def _cosine(model: ElasticDenser, name: str, texts: list[str], full: np.ndarray) -> float:

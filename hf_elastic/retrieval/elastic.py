@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.base.modules import Dense, Router, Transformer
 from torch import nn
 
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
+from .heads import SizeHeads
 from .towers import Towers
 from .transformer import ElasticTransformer
 
 # Our modules, and those of sentence-transformers as which they are saved.
-SAVED_AS = {ElasticTransformer: Transformer, Towers: Router}
+SAVED_AS = {ElasticTransformer: Transformer, Towers: Router, SizeHeads: Dense}
 
 
 def settings_of(model: SentenceTransformer | CrossEncoder) -> dict:

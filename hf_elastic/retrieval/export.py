@@ -41,7 +41,8 @@ def export_denser(
     """Write a size of a denser as a stock `SentenceTransformer`.
 
     In the asymmetric mode it is a `Router` with a small tower for queries (`encode_query`) and the full one for documents
-    (`encode_document`, and `encode`), the linear head as `Dense`; in the symmetric mode one tower of that size. `formats` are
+    (`encode_document`, and `encode`), the linear head as `Dense`; in the symmetric mode one tower of that size; in the query mode
+    one for queries, the head as `Dense`: plain sentence-transformers does not stop it from encoding documents. `formats` are
     graphs of the tower for queries, each in a folder of its name, for `load_graph`.
 
     Args:
@@ -64,7 +65,10 @@ def export_denser(
     texts = list(texts or TEXTS)
 
     def vectors(one: SentenceTransformer, **size) -> np.ndarray:
-        return np.concatenate([one.encode_query(texts, **size), one.encode_document(texts, **_of_documents(model, size))])
+        queries = one.encode_query(texts, **size)
+        if model.mode == "query":
+            return queries
+        return np.concatenate([queries, one.encode_document(texts, **({} if model.mode == "asymmetric" else size))])
 
     def write(folder: Path) -> None:
         _stock_denser(model, name).save_pretrained(str(folder))
@@ -132,12 +136,8 @@ def _export(
         return write_parity(staging / "parity.json", "sentence-transformers", comparison, inputs, TOLERANCE)
 
 
-def _of_documents(model: ElasticDenser, size: Mapping) -> Mapping:
-    return {} if model.mode == "asymmetric" else size
-
-
 def _stock_denser(model: ElasticDenser, name) -> SentenceTransformer:
-    if model.mode == "symmetric":
+    if model.mode != "asymmetric":
         modules = _extracted(model, name, list(model))
     elif name is None:
         modules = list(model[0].document)
@@ -156,7 +156,7 @@ def _write_graphs(model: ElasticDenser, name, folder: Path, formats: Sequence[st
         export_subnet(elastic, size, f"{scratch}/graphs", formats, tokenizer=tower.tokenizer, texts=texts)
         tower.save_pretrained(f"{scratch}/tower", create_model_card=False)
         Path(scratch, "tower", "model.safetensors").unlink()
-        if model.mode == "asymmetric":
+        if model.mode != "symmetric":
             path = Path(scratch, "tower", SETTINGS)
             path.write_text(
                 json.dumps({**json.loads(path.read_text(encoding="utf-8")), TASK: "query"}, indent=2), encoding="utf-8"

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.errors import UserError
 from ..measure.digests import INCIDENTAL
+from .heads import SizeHeads, no_documents
 from .towers import Towers
 from .transformer import ElasticTransformer
 
@@ -102,10 +103,13 @@ def document_modules(model: SentenceTransformer) -> list[nn.Module]:
     """The modules that a document goes through, in order.
 
     Raises:
-        UserError: a Router has no route for documents, or a module runs a graph, whose weights cannot be compared.
+        UserError: a Router has no route for documents, the model encodes queries only, or a module runs a graph, whose weights
+            cannot be compared.
     """
     found: list[nn.Module] = []
     for module in model:
+        if isinstance(module, SizeHeads):
+            raise no_documents()
         if isinstance(module, Towers):
             found += module.document
             continue

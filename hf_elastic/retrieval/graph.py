@@ -56,7 +56,8 @@ class GraphTransformer(Transformer):
 def load_graph(folder: str | Path, threads: int | None = None) -> SentenceTransformer:
     """A query tower that `export_denser` wrote as a graph: encodes as any `SentenceTransformer`, on the CPU.
 
-    That of an asymmetric model encodes queries only; `encode_document` raises sentence-transformers' own ValueError.
+    That of an asymmetric model, or of one for queries, encodes queries only; `encode_document` raises sentence-transformers' own
+    ValueError.
 
     Args:
         folder: that of a format, such as `my-denser/onnx-int8`.

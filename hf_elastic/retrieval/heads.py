@@ -13,8 +13,18 @@ from sentence_transformers.base.modules.module import Module
 from torch import nn
 
 from ..core.errors import UserError
+from .transformer import SIZE
 
 FILE_NAME = "size_heads.safetensors"
+FULL = "full"  # the name that no other size has
+
+
+def no_documents() -> UserError:
+    """The error to raise where documents are to be encoded by a tower for queries alone."""
+    return UserError(
+        "documents: this model encodes queries only; encode documents with the model whose index they go to, which "
+        "`aligned_to.name` says"
+    )
 
 
 def stock_modules(first: Transformer, rest: Iterable[nn.Module], name: str | Mapping | None) -> list[nn.Module]:
@@ -32,20 +42,20 @@ def stock_modules(first: Transformer, rest: Iterable[nn.Module], name: str | Map
 
 
 class SizeHeads(Module):
-    """Maps the pooled vectors of each named size into the space of the full size; a size without a name has no head.
+    """Maps the pooled vectors of each named size into the space of the documents; a size without a name has no head.
 
     A head begins as the identity (with zeros for the channels that its size lacks), so that it changes nothing before training.
 
     Args:
-        widths: name of a size -> its hidden size.
-        dimension: of the full size's pooled vectors.
+        widths: name of a size -> its hidden size; with one for "full", where documents are encoded by another model.
+        dimension: of the documents' vectors.
     """
 
     config_keys = ["widths", "dimension"]
 
     def __init__(self, widths: Mapping[str, int], dimension: int):
         super().__init__()
-        self.widths, self.dimension = dict(widths), dimension
+        self.widths, self.dimension = dict(sorted(widths.items())), dimension  # in the order in which files give them back
         self.heads = nn.ModuleList(nn.Linear(width, dimension) for width in self.widths.values())
         for head in self.heads:
             nn.init.eye_(head.weight)
@@ -59,17 +69,22 @@ class SizeHeads(Module):
         """Map `sentence_embedding` `[batch, hidden size of the size]` to `[batch, dimension]`.
 
         Raises:
-            UserError: another width, and no head for it.
+            UserError: no head for a size that needs one.
         """
-        name, vectors = features.get("subnet"), features["sentence_embedding"]
-        if isinstance(name, str) and name in self.widths:
+        name, vectors = self._name(features[SIZE]), features["sentence_embedding"]
+        if name is not None:
             features["sentence_embedding"] = self.head_of(name)(vectors)
-        elif vectors.shape[-1] != self.dimension:
+        elif FULL in self.widths or vectors.shape[-1] != self.dimension:
             raise UserError(
-                f"subnet: {name!r} gives vectors of {vectors.shape[-1]} dimensions, not the {self.dimension} of the documents, "
-                f"and has no head to map them; sizes with one: {', '.join(self.widths) or 'none'}"
+                f"subnet: {features[SIZE]!r} has no head that maps its vectors of {vectors.shape[-1]} dimensions to the "
+                f"{self.dimension} of the documents; sizes with one: {', '.join(self.widths) or 'none'}"
             )
         return features
+
+    def _name(self, subnet: str | Mapping | None) -> str | None:
+        """The name of the head of a size, if it has one."""
+        name = FULL if subnet is None else subnet
+        return name if isinstance(name, str) and name in self.widths else None
 
     def get_embedding_dimension(self) -> int:
         """Of the vectors that come out."""
@@ -77,14 +92,16 @@ class SizeHeads(Module):
 
     def as_dense(self, name: str | Mapping | None) -> Dense | None:
         """The head of a size as sentence-transformers' own module; None where it has none."""
-        if not isinstance(name, str) or name not in self.widths:
+        if (name := self._name(name)) is None:
             return None
         head = self.head_of(name)
         weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
         return Dense(head.in_features, self.dimension, activation_function=None, init_weight=weight, init_bias=bias)
 
     def save(self, output_path: str, *args, **kwargs) -> None:
-        """Write the weights under the names of their sizes."""
+        """Write the weights under the names of their sizes; beside them the full size's, if any, as a `Dense`."""
+        if FULL in self.widths:
+            self.as_dense(FULL).save(output_path)
         tensors: dict[str, torch.Tensor] = {}
         for name, head in zip(self.widths, self.heads):
             tensors |= {f"{name}.weight": head.weight.detach().cpu(), f"{name}.bias": head.bias.detach().cpu()}

@@ -13,6 +13,7 @@ from sentence_transformers.util import load_file_path
 from ..core.configuration_elastic import ElasticConfig
 from ..core.errors import UserError
 from .denser import ElasticDenser
+from .fingerprint import Fingerprint, fingerprint_of
 from .ranker import ElasticRanker
 from .results import size_argument
 from .towers import SIZES
@@ -44,9 +45,20 @@ def document_tower(model: SentenceTransformer, subnet: str | Mapping | None = No
 
 
 def index_tower(model: SentenceTransformer, subnet: str | Mapping | None = None) -> SentenceTransformer:
-    """What fills the index to which queries of a size go: in the asymmetric mode the full size. Errors are `document_tower`'s."""
-    is_asymmetric = isinstance(model, ElasticDenser) and model.mode == "asymmetric" and model.name_of(subnet) is not None
-    return document_tower(model, None if is_asymmetric else subnet)
+    """What fills the index to which queries of a size go: in the asymmetric mode the full size. Errors are `document_tower`'s.
+
+    In the query mode that is not in the model, which stands for it.
+    """
+    if not isinstance(model, ElasticDenser) or model.mode == "symmetric":
+        return document_tower(model, subnet)
+    model.name_of(subnet)  # refused if there is no such size
+    return model if model.mode == "query" else model.tower("document")
+
+
+def index_fingerprint(model: SentenceTransformer) -> Fingerprint:
+    """The fingerprint of the document tower for whose index a model encodes queries."""
+    aligned_to = model.aligned_to if isinstance(model, ElasticDenser) else None
+    return fingerprint_of(model) if aligned_to is None else aligned_to
 
 
 def load_ranker(path: str, device: str | None = None) -> CrossEncoder:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from sentence_transformers.base.losses import column_merging_disabled, uses_gradient_cache
 from sentence_transformers.base.model import BaseModel
+from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
 from torch import Tensor, nn
 
 from ..core.errors import UserError
@@ -128,6 +129,11 @@ class ElasticLoss(nn.Module):
     def _denser_losses(
         self, model: ElasticDenser, columns: list[dict[str, Any]], labels: Tensor | None, sizes: list
     ) -> Iterator[Tensor]:
+        if model.mode == "query" and len(columns) > 1:
+            raise UserError(
+                f"loss: {len(columns)} columns of texts, and this model encodes queries only; give one column, and as labels the "
+                "vectors that it is to come near to"
+            )
         queries = query_columns(columns) if model.full_is_frozen else list(range(len(columns)))
         if model.full_is_frozen and self.loss is not None:
             columns = [
@@ -239,7 +245,11 @@ class CachedAlignment:
 
 def pull(vectors: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """Mean of `1 - cosine` over the columns and rows of `[batch, dimension]` each."""
-    distances = [1 - F.cosine_similarity(one, target).mean() for one, target in zip(vectors, targets, strict=True)]
+    if len(vectors) != len(targets):
+        raise UserError(
+            f"loss: it encodes {len(vectors)} of {len(targets)} columns, and which ones cannot be told; set alignment_weight to 0"
+        )
+    distances = [1 - F.cosine_similarity(one, target).mean() for one, target in zip(vectors, targets)]
     return torch.stack(distances).mean()
 
 
@@ -295,6 +305,11 @@ def _check(model: ElasticMixin, loss: nn.Module | None, sampling: str, alignment
         other = getattr(module, "model", None)
         if isinstance(module, ElasticLoss):
             raise UserError("loss: it is an ElasticLoss already; wrap the loss inside it")
+        if isinstance(module, DenoisingAutoEncoderLoss) and getattr(model, "mode", None) != "symmetric":
+            raise UserError(
+                "loss: DenoisingAutoEncoderLoss trains the tower of documents, which is fixed here; it wants a model with "
+                "mode='symmetric'"
+            )
         if module is not model and (isinstance(module, ElasticMixin) or (isinstance(other, BaseModel) and other is not model)):
             raise UserError(
                 f"loss: {type(loss).__name__} runs another model than the one that is trained here; make it over that one, "

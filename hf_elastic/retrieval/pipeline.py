@@ -13,10 +13,9 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from ..core.errors import UserError
 from ..utils.options import check_integers
 from .data import Document
-from .fingerprint import fingerprint_of
 from .graph import GraphTransformer
 from .index import Index
-from .loading import index_tower
+from .loading import index_fingerprint, index_tower
 from .metrics import top
 from .results import FULL, Subnet, check_one_label, size_argument, size_name
 
@@ -173,7 +172,7 @@ class RetrievalPipeline:
             return
         is_graph = any(isinstance(module, GraphTransformer) for module in self.denser.modules())  # no document tower to compare
         if isinstance(self.index, Index) and not is_graph:
-            self.index.fingerprint.check(fingerprint_of(index_tower(self.denser, subnet)), "the index")
+            self.index.fingerprint.check(index_fingerprint(index_tower(self.denser, subnet)), "the index")
         self._fitting.add(tower)
 
     def _text(self, name: str) -> str:

@@ -37,6 +37,15 @@ class ElasticRanker(ElasticMixin, CrossEncoder):
         finally:
             self.elastic.select(before)
 
+    def predict(self, *args, subnet: str | Mapping | None = None, **kwargs):
+        """As `CrossEncoder.predict`, at a size.
+
+        Raises:
+            UserError: no such size, also where there are no pairs.
+        """
+        self.name_of(subnet)
+        return super().predict(*args, subnet=subnet, **kwargs)
+
     def rank(self, query, documents, *args, subnet: str | Mapping | None = None, **kwargs):
         """As `CrossEncoder.rank`, at a size.
 

@@ -46,9 +46,9 @@ class Towers(InputModule):
         self.document.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Towers:
-        """Set the training mode; the document tower keeps encoding without dropout."""
+        """Set the training mode; the document tower keeps encoding without dropout, and is frozen, whatever was tied to it."""
         super().train(mode)
-        self.document.eval()
+        self.document.eval().requires_grad_(False)
         return self
 
     def preprocess(self, inputs, prompt: str | None = None, task: str | None = None, subnet=None, **kwargs) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedModel
 
+# Among the features: the size that ran, by its name where it has one, for the modules that come after.
+SIZE = "size"
+
 
 class ElasticTransformer(Transformer):
     """sentence-transformers' own module over an elastic model; what is selected there runs, or the size that a call names.
@@ -29,12 +32,14 @@ class ElasticTransformer(Transformer):
         Raises:
             UserError: the model has no such size.
         """
-        named = features.pop("subnet", None)
+        named, _ = features.pop("subnet", None), features.pop(SIZE, None)
         subnet = named if subnet is None else subnet
+        selected = self.model.config.subnet
         if subnet is None:
-            return super().forward(features, **kwargs)
+            features = super().forward(features, **kwargs)
+            features[SIZE] = self.name_of(selected)
+            return features
         if torch.is_grad_enabled():
-            selected = self.model.config.subnet
             self.model.select(subnet)
             try:
                 features = super().forward(features, **kwargs)
@@ -42,7 +47,7 @@ class ElasticTransformer(Transformer):
                 self.model.select(selected)
         else:
             features = Transformer.forward(self.sized(subnet), features, **kwargs)
-        features["subnet"] = subnet  # for the modules that come after
+        features["subnet"], features[SIZE] = subnet, self.name_of(subnet)
         return features
 
     def sized(self, subnet: str | Mapping | None) -> Transformer:

@@ -3,6 +3,7 @@
     python recipes/benchmarks/retrieval_speed.py queries --data-dir DATA_DIR --work WORK --denser WORK/ours-0 [--threads 1]
     python recipes/benchmarks/retrieval_speed.py documents --data-dir DATA_DIR [--threads 1]
     python recipes/benchmarks/retrieval_speed.py table
+    python recipes/benchmarks/retrieval_speed.py picture --output PICTURE.png
 
 `queries` measures milliseconds from text to vector, tokenisation included, for one query and for 32, of queries of scifact and
 cranfield in the order of the collections; and nDCG@10 in the index of the full size. `documents` measures documents per second.
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from retrieval import METRIC, SIZES, Bench, full_model, make_denser
 from rich.console import Console
@@ -134,10 +136,42 @@ def table(args: argparse.Namespace) -> None:
         Console(width=180).print(shown)
 
 
+def picture(args: argparse.Namespace) -> None:
+    """Draw quality in the index of the full size against latency, of what was recorded here and by `retrieval.py`."""
+    record = json.loads((RESULTS / f"queries-{args.threads}.json").read_text(encoding="utf-8"))["towers"]
+    full = record[f"{FULL}, torch"][METRIC]
+
+    def share(values: dict[str, float]) -> float:
+        return 100 * statistics.mean(values[name] / full[name] for name in full)
+
+    def milliseconds(size: str, way: str) -> float:
+        return record[f"{size}, {way}"]["ms, batch 1"]
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    lines = {
+        f"ours, {way}": [(milliseconds(size, way), share(record[f"{size}, {way}"][METRIC])) for size in SIZES]
+        for way in ("torch", "int8")
+    }
+    untrained = json.loads((RESULTS.parent / "retrieval" / "truncated-0.json").read_text(encoding="utf-8"))["sizes"]
+    lines["truncated, torch"] = [(milliseconds(size, "torch"), share(untrained[size])) for size in SIZES]
+    for way in ("torch", "int8"):
+        name = f"{FULL}, {way}"
+        lines[f"the full tower, {way}"] = [(milliseconds(FULL, way), share(record[name][METRIC]))]
+    for (name, points), marker in zip(lines.items(), "osD^v"):
+        axes.plot(*zip(*points), marker=marker, linestyle="-" if len(points) > 1 else "none", label=name)
+    for size, (x, y) in zip(SIZES, lines["ours, torch"]):
+        axes.annotate(size, (x, y), xytext=(4, -12), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="milliseconds for one query, tokenisation included", ylabel=f"share of the full tower's {METRIC}, %")
+    axes.set_ylim(0, 105)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(args.output, dpi=130)
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("queries", "documents", "table"))
+    parser.add_argument("command", choices=("queries", "documents", "table", "picture"))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--denser", type=Path, help="Folder of a denser that `retrieval.py run` trained.")
@@ -146,8 +180,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--documents", type=int, default=500)
     args = parser.parse_args()
-    if args.command == "table":
-        return table(args)
+    if args.command in ("table", "picture"):
+        return {"table": table, "picture": picture}[args.command](args)
     torch.set_num_threads(args.threads)
     record = {"queries": queries, "documents": documents}[args.command](args)
     write_atomically(args.output / f"{args.command}-{args.threads}.json", json.dumps(record, indent=2) + "\n")

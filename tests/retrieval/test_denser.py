@@ -125,12 +125,24 @@ def test_a_wrong_size_is_refused(folder):
         ElasticDenser(folder, device="cpu")
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_size_is_refused_without_texts_too(mode, folder):
+    denser, _ = make_denser(folder, mode)
+    for encode in (denser.encode, denser.encode_query, denser.encode_document):
+        with pytest.raises(UserError, match="unknown subnet 'nope'"):
+            encode([], subnet="nope")
+    assert denser.encode_query([], subnet="small").size == 0
+    if mode == "asymmetric":
+        with pytest.raises(UserError, match="'small' for documents"):
+            denser.encode_document([], subnet="small")
+
+
 def test_a_width_without_a_head_is_refused(folder):
     space = {"num_hidden_layers": [2, 4], "hidden_size": [16, 32], "num_attention_heads": [2, 4]}
     narrow = {"hidden_size": 16, "num_attention_heads": 2}
     denser, _ = make_denser(folder, space=space, subnets={"narrow": narrow})
     assert denser.encode_query(TEXTS, subnet=narrow).shape == (7, 32)
-    with pytest.raises(UserError, match="gives vectors of 16 dimensions, not the 32 of the documents, and has no head"):
+    with pytest.raises(UserError, match="has no head that maps its vectors of 16 dimensions to the 32 of the documents"):
         denser.encode_query(TEXTS, subnet={**narrow, "num_hidden_layers": 2})
     symmetric, _ = make_denser(folder, "symmetric", space=space, subnets={"narrow": narrow})
     assert symmetric.encode_document(TEXTS, subnet="narrow").shape == (7, 16)

@@ -263,6 +263,40 @@ def test_a_loss_that_runs_another_model_is_refused(mode, folder):
         ElasticLoss(denser, ElasticLoss(denser))
 
 
+def test_the_denoising_loss(folder, tmp_path):
+    """Its decoder is that of the base, and shares weights with all sizes of a symmetric model, made or loaded."""
+    made, _ = make_denser(folder, "symmetric")
+    made.save_pretrained(str(tmp_path / "made"))
+    for denser in (made, ElasticDenser(str(tmp_path / "made"), device="cpu")):
+        denoising = losses.DenoisingAutoEncoderLoss(denser)
+        shared = {id(weight) for weight in denoising.decoder.parameters()} & {id(weight) for weight in denser.parameters()}
+        assert len(shared) > 60
+        columns = [denser.preprocess(texts(6, seed)) for seed in range(2)]
+        for size in (None, "tiny"):
+            denser.elastic.select(size)
+            denser.zero_grad()
+            denoising([{**column} for column in columns], None).backward()
+            assert float(denser.elastic.get_input_embeddings().weight.grad.abs().sum()) > 0
+        denser.elastic.select(None)
+    trainer_of(
+        made, ElasticLoss(made, losses.DenoisingAutoEncoderLoss(made)), tmp_path, triplets().remove_columns("negative")
+    ).train()
+    single = ElasticLoss(made, losses.DenoisingAutoEncoderLoss(made), subnets=["tiny"], sampling="single_path", seed=1)
+    with pytest.raises(UserError, match="it encodes 1 of 2 columns"):
+        for _ in range(9):
+            single([made.preprocess(texts(6, seed)) for seed in range(2)], None)
+
+
+def test_the_denoising_loss_never_trains_a_fixed_tower(folder):
+    denser, stock = make_denser(folder)
+    denoising = losses.DenoisingAutoEncoderLoss(denser)
+    with pytest.raises(UserError, match="DenoisingAutoEncoderLoss trains the tower of documents, which is fixed here"):
+        ElasticLoss(denser, denoising)
+    denser.train()
+    assert not any(weight.requires_grad for weight in denser[0].document.parameters())
+    assert np.array_equal(denser.encode_document(TEXTS), stock.encode_document(TEXTS))
+
+
 def test_queries_are_never_guessed_from_a_wrong_mapping(folder):
     denser, _ = make_denser(folder)
     columns = [denser.preprocess(TEXTS, task=task) for task in ("document", "querry")]

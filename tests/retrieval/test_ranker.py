@@ -62,6 +62,8 @@ def test_sizes_leave_the_full_one_as_it_is(folder):
     assert ranker.elastic.config.subnet is None
     with pytest.raises(UserError, match="unknown subnet 'huge'"):
         ranker.rank("word1", documents, subnet="huge")
+    with pytest.raises(UserError, match="unknown subnet 'huge'"):
+        ranker.predict([], subnet="huge")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from ...core.errors import UserError
 from ...utils.files import reading
 from ...utils.folders import filled
 from ..fingerprint import Fingerprint, fingerprint_of
+from ..loading import index_fingerprint
 from .base import Store
 from .config import KINDS, METRICS, IndexConfig
 
@@ -68,7 +69,8 @@ class Index:
 
         Args:
             folder: where it is.
-            model: encodes documents with the tower that filled it; its queries may come from another tower.
+            model: encodes documents with the tower that filled it, its queries may come from another tower; or an `ElasticDenser`
+                for queries alone that is aligned to that tower.
             mmap: FAISS: leave the vectors on the disk until they are needed; the index can then not be added to.
             verify: compare the hash of each file, for which all of it is read; False compares the sizes alone.
 
@@ -76,21 +78,12 @@ class Index:
             UserError: it is no index, is incomplete or changed, or belongs to another tower; the message names both.
         """
         folder = Path(folder)
-        if not (folder / RECORD).is_file():
-            raise UserError(f"index: {folder} is no index, it has no {RECORD}")
-        with reading(folder / RECORD, "index", "is not the record of an index"):
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
-                raise ValueError(f"it has the format {record['format']!r}, and this version reads {FORMAT}")
-            config, fingerprint = IndexConfig(**record["config"]), Fingerprint(**record["fingerprint"])
-            dimension, place, files = record["dimension"], record["place"], record["files"].items()
-            if dimension != fingerprint.parts["dimension"]:
-                raise ValueError(f"its dimension {dimension!r} is not that of its fingerprint")
-        for name, facts in files:
+        config, fingerprint, record = read_record(folder)
+        for name, facts in record["files"].items():
             _check_file(folder / name, facts, verify=verify)
-        fingerprint.check(fingerprint_of(model), f"the index {folder}")
+        fingerprint.check(index_fingerprint(model), f"the index {folder}")
         try:
-            store = _store_class(config.kind).load(folder, config, dimension, place, mmap=mmap)
+            store = _store_class(config.kind).load(folder, config, record["dimension"], record["place"], mmap=mmap)
         except (OSError, RuntimeError) as error:
             raise UserError(f"the index {folder} cannot be read: {str(error).splitlines()[0]}") from error
         return cls(model, config, fingerprint, store)
@@ -227,6 +220,25 @@ class Index:
         if self.config.metric == "cosine":
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
+
+
+def read_record(folder: Path) -> tuple[IndexConfig, Fingerprint, dict]:
+    """What an index says of itself: its options, the tower that filled it, and all of its record.
+
+    Raises:
+        UserError: there is no index, or what it says is damaged.
+    """
+    if not (folder / RECORD).is_file():
+        raise UserError(f"index: {folder} is no index, it has no {RECORD}")
+    with reading(folder / RECORD, "index", "is not the record of an index"):
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"it has the format {record['format']!r}, and this version reads {FORMAT}")
+        config, fingerprint = IndexConfig(**record["config"]), Fingerprint(**record["fingerprint"])
+        dimension, _, _ = record["dimension"], record["place"], record["files"].items()
+        if dimension != fingerprint.parts["dimension"]:
+            raise ValueError(f"its dimension {dimension!r} is not that of its fingerprint")
+    return config, fingerprint, record
 
 
 def _store_class(kind: str) -> type[Store]:
