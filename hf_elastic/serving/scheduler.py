@@ -1,0 +1,256 @@
+"""Which requests run now, together, and at which size: pure, so that a server and a simulation share every line.
+
+The policy `table` is the elastic schedule of ElasticLM (arXiv 2311.07204): the more requests, the smaller the size. `slo` follows
+SuperServe's SlackFit (arXiv 2312.16733) in that the slack of what waits decides, and looks at all that waits.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.errors import UserError
+from .config import STATIC, SchedulerConfig
+from .costs import CostModel
+
+LOOKAHEAD = 512  # requests that `slo` plans for; those after them have later deadlines
+HIGHEST_PRIORITY = 10  # in latency objectives
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What waits.
+
+    Attributes:
+        id: its own number; of two equally urgent requests the smaller one goes first.
+        arrival: when it came, in seconds of the caller's clock.
+        length: tokens, at least 1.
+        deadline: when its answer is worth nothing any more, in seconds of the same clock; None where it has none.
+        subnet: the only size that may answer it; None for any.
+        min_quality: least quality of the size that answers it, in the unit of the profile.
+        priority: in latency objectives: 1 is served like a request that came one latency objective sooner.
+    """
+
+    id: int
+    arrival: float
+    length: int
+    deadline: float | None = None
+    subnet: str | None = None
+    min_quality: float | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What runs together.
+
+    Attributes:
+        requests: at least one.
+        subnet: name of the size.
+        seconds: how long that is predicted to take.
+    """
+
+    requests: tuple[Request, ...]
+    subnet: str
+    seconds: float
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest request, to which the others are padded."""
+        return max(request.length for request in self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now.
+
+    Attributes:
+        batch: what to run; None if nothing waits.
+        expired: requests whose own deadline has passed: they get no answer.
+    """
+
+    batch: Batch | None
+    expired: tuple[Request, ...] = ()
+
+
+class Scheduler:
+    """Decides, whenever the model is idle, what it runs next.
+
+    It has no clock, does no I/O, and draws nothing: the same calls give the same decisions.
+
+    Args:
+        costs: predictions for all sizes.
+        config: policy and limits.
+
+    Raises:
+        UserError: a size in the config that the profile lacks, or a latency objective that no size meets on an idle machine.
+    """
+
+    def __init__(self, costs: CostModel, config: SchedulerConfig):
+        self.costs, self.config = costs, config
+        self.objective = config.latency_objective / 1000
+        self._names = costs.profile.names
+        self._quality = {size.name: size.quality for size in costs.profile.sizes}
+        best = min(costs.seconds(name, 1, costs.profile.lengths[0]) for name in self._names)
+        if self.objective < best:
+            raise UserError(
+                f"latency_objective: {config.latency_objective:g} ms is out of reach: on an idle machine the fastest size takes "
+                f"{best * 1000:.3g} ms for one request of {costs.profile.lengths[0]} tokens"
+            )
+        fixed = config.policy.removeprefix(STATIC) if config.policy.startswith(STATIC) else None
+        self._fixed = None if fixed is None else self._index("policy", fixed)
+        self._table: dict[int, int] = {}
+        if config.policy == "table":
+            table = config.table or self._default_table()
+            self._table = {count: self._index("table", name) for count, name in table.items()}
+        self._level = len(self._names) - 1
+
+    def _index(self, option: str, name: str) -> int:
+        if name not in self._names:
+            raise UserError(f"{option}: {name!r} is no size of the profile; its sizes: {', '.join(self._names)}")
+        return self._names.index(name)
+
+    def _default_table(self) -> dict[int, str]:
+        """For each number of requests the largest size that answers them as one batch within half the objective."""
+        lengths = self.costs.profile.lengths
+        length, table = lengths[len(lengths) // 2], {}
+        for count in range(1, self.config.max_batch_size + 1):
+            fitting = [name for name in self._names if self.costs.seconds(name, count, length) <= self.objective / 2]
+            name = (fitting or self._names[-1:])[0]
+            if name not in table.values():
+                table[count] = name
+        return table
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that no size may answer.
+
+        Raises:
+            UserError: an unknown size, or a quality that no size has, alone or the fixed one.
+        """
+        if request.subnet is not None and request.subnet not in self._names:
+            raise UserError(f"{request.subnet!r} is no size here; sizes: {', '.join(self._names)}")
+        if self._allowed(request):
+            return
+        known = ", ".join(f"{name} {quality}" for name, quality in self._quality.items() if quality is not None)
+        which = "no size has" if request.subnet is None else f"{request.subnet} has not"
+        raise UserError(f"{which} a known quality of at least {request.min_quality}; known: {known or 'none'}")
+
+    def _allowed(self, request: Request) -> list[int]:
+        """Sizes that may answer a request, the largest first."""
+        least = request.min_quality
+        return [
+            index
+            for index, name in enumerate(self._names)
+            if request.subnet in (None, name)
+            and (least is None or ((quality := self._quality[name]) is not None and quality >= least))
+        ]
+
+    def _size_for(self, request: Request, level: int) -> str:
+        """The size of a request when `level` is chosen: that, else the next larger one that it allows, else the next smaller."""
+        if request.subnet is None and request.min_quality is None:
+            return self._names[level]
+        allowed = self._allowed(request)
+        if not allowed:
+            self.check(request)
+        larger = [index for index in allowed if index <= level]
+        return self._names[larger[-1] if larger else allowed[0]]
+
+    def due(self, request: Request) -> float:
+        """When a request should be answered: at its deadline, else one latency objective after its arrival."""
+        return request.arrival + self.objective if request.deadline is None else request.deadline
+
+    def next(self, now: float, queue: Sequence[Request]) -> Decision:
+        """What runs next.
+
+        Args:
+            now: in seconds of the clock of the requests.
+            queue: what waits, in any order.
+
+        Raises:
+            UserError: a request that `check` refuses.
+        """
+        expired = tuple(request for request in queue if request.deadline is not None and request.deadline <= now)
+        gone = {request.id for request in expired}
+        waiting = [request for request in queue if request.id not in gone]
+        if not waiting:
+            return Decision(None, expired)
+        ordered = self._ordered(now, waiting)
+        if self._fixed is not None:
+            return Decision(self._batch(now, ordered, self._fixed), expired)
+        if self._table:
+            counts = list(self._table)
+            level = self._table[counts[max(0, bisect_right(counts, len(waiting)) - 1)]]
+            return Decision(self._batch(now, ordered, level), expired)
+        smallest = len(self._names) - 1
+        for level in range(smallest):
+            batch = self._plan(now, ordered[:LOOKAHEAD], level)
+            if batch is not None:
+                self._level = level
+                return Decision(batch, expired)
+        self._level = smallest
+        return Decision(self._batch(now, ordered, smallest), expired)
+
+    def observe(self, batch: Batch, seconds: float) -> None:
+        """Learn how long a batch has taken."""
+        self.costs.observe(batch.subnet, len(batch.requests), batch.length, seconds)
+
+    def _ordered(self, now: float, waiting: list[Request]) -> list[Request]:
+        """By urgency: earliest due first, and what has priority as if it were due earlier.
+
+        A request that cannot be answered in time any more yields to those that can: else, in an overload, each would be
+        answered just too late. But the most overdue one goes first, so that each gets its turn.
+        """
+        smallest = len(self._names) - 1
+
+        def urgency(request: Request) -> tuple[float, int]:
+            priority = min(max(request.priority, -HIGHEST_PRIORITY), HIGHEST_PRIORITY)
+            return self.due(request) - priority * self.objective, request.id
+
+        late, in_time = [], []
+        for request in sorted(waiting, key=urgency):
+            soonest = now + self.costs.seconds(self._size_for(request, smallest), 1, request.length)
+            (late if soonest > self.due(request) else in_time).append(request)
+        return [*late[:1], *in_time, *late[1:]]
+
+    def _plan(self, now: float, ordered: list[Request], level: int) -> Batch | None:
+        """The first batch, if all that waits can be answered in time at a level; else None."""
+        share = self.config.headroom + (self.config.hysteresis if level < self._level else 0.0)
+        first, clock, rest = None, now, ordered
+        while rest:
+            batch = self._batch(clock, rest, level)
+            clock += batch.seconds
+            for request in batch.requests:
+                due = self.due(request)
+                if clock > due - share * (due - request.arrival):
+                    return None
+            first = first or batch
+            taken = {request.id for request in batch.requests}
+            rest = [request for request in rest if request.id not in taken]
+        return first
+
+    def _batch(self, now: float, ordered: list[Request], level: int) -> Batch:
+        """The first request, and those after it that may run at the same size and are better off in its batch.
+
+        A request joins if that takes less time than a batch of its own (padding may cost more), if the limits allow it, and if no
+        request of the batch is late for it that would be in time otherwise.
+        """
+        head = ordered[0]
+        subnet, taken, longest = self._size_for(head, level), [head], head.length
+        seconds = self.costs.seconds(subnet, 1, longest)
+        limit = self.due(head) if now + seconds <= self.due(head) else math.inf
+        for request in ordered[1:]:
+            count, length = len(taken) + 1, max(longest, request.length)
+            if count > self.config.max_batch_size:
+                break
+            if count * length > self.config.max_batch_tokens or self._size_for(request, level) != subnet:
+                continue
+            joined = self.costs.seconds(subnet, count, length)
+            if now + joined > limit or joined - seconds > self.costs.seconds(subnet, 1, request.length):
+                continue
+            taken.append(request)
+            longest, seconds = length, joined
+            if now + joined <= self.due(request):
+                limit = min(limit, self.due(request))
+        return Batch(tuple(taken), subnet, seconds)
