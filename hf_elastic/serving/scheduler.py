@@ -235,14 +235,18 @@ class Scheduler:
     def _plan(self, now: float, ordered: list[Request], level: int) -> Batch | None:
         """The first batch, if a level answers in time all that waits, and all that will come while the batch runs; else None."""
         share = self.config.headroom + (self.config.hysteresis if level < self._level else 0.0)
+        least, latest = now, -math.inf
+        for request in ordered:  # most levels that are too slow are found out by this alone
+            least += self.costs.least_seconds(self._size_for(request, level), request.length)
+            latest = max(latest, self._limit(request, share))
+            if least > latest:
+                return None
         first, clock, rest = None, now, ordered
         while rest:
             batch = self._batch(clock, rest, level)
             clock += batch.seconds
-            for request in batch.requests:
-                due = self.due(request)
-                if clock > due - share * (due - request.arrival):
-                    return None
+            if any(clock > self._limit(request, share) for request in batch.requests):
+                return None
             first = first or batch
             taken = {request.id for request in batch.requests}
             rest = [request for request in rest if request.id not in taken]
@@ -254,20 +258,26 @@ class Scheduler:
                 return None
         return first
 
+    def _limit(self, request: Request, share: float) -> float:
+        """When a request has to be answered for a share of its time to be left."""
+        due = self.due(request)
+        return due - share * (due - request.arrival)
+
     def _batch(self, now: float, ordered: list[Request], level: int) -> Batch:
         """The first request, and those after it that are better off in its batch.
 
         A request may join if it runs at the same size, within the limits, and if that takes less time than a batch of its own:
-        padding may cost more. Of those, as many join as give the most answers in time per second.
+        padding may cost more. Of those, as many join as give the most answers in time per second, or, where all are late, the
+        most answers; the search ends where twice as many give no more.
         """
         subnet = self._size_for(ordered[0], level)
         taken: list[Request] = []
         dues: list[float] = []
         longest, seconds = 0, 0.0
-        best, best_count, best_seconds = 0.0, 0, 0.0
+        best, best_count, best_seconds = (0.0, 0.0), 1, 0.0
         for request in ordered:
             count, length = len(taken) + 1, max(longest, request.length)
-            if count > self.config.max_batch_size:
+            if count > min(self.config.max_batch_size, 2 * best_count):
                 break
             if taken and (count * length > self.config.max_batch_tokens or self._size_for(request, level) != subnet):
                 continue
@@ -277,7 +287,7 @@ class Scheduler:
             taken.append(request)
             insort(dues, self.due(request))
             longest, seconds = length, joined
-            goodput = (count - bisect_left(dues, now + seconds)) / seconds
-            if goodput >= best:
-                best, best_count, best_seconds = goodput, count, seconds
+            answers_in_time = count - bisect_left(dues, now + seconds)
+            if (value := (answers_in_time / seconds, count / seconds)) > best:
+                best, best_count, best_seconds = value, count, seconds
         return Batch(tuple(taken[:best_count]), subnet, best_seconds)
