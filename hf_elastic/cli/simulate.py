@@ -9,6 +9,7 @@ from ..serving.simulate_config import SimulateConfig
 from .common import parse
 
 RECORD, PICTURE = "simulation.json", "simulation.png"
+WIDTH = 150  # of the table in a file (columns)
 
 
 @dataclass(kw_only=True)
@@ -48,7 +49,10 @@ def run(args: SimulateArguments):
     with Bar(True) as bar:
         bar.start("simulating", 0, None)
         comparison = compare(profile, args, bar.update)
-    Console().print(make_table(comparison))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(make_table(comparison))
     if args.output_dir is not None:
         with filled(args.output_dir, overwrite=args.overwrite) as folder:
             (folder / RECORD).write_text(json.dumps(comparison.record(), indent=1) + "\n", encoding="utf-8")

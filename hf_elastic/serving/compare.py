@@ -17,7 +17,7 @@ from .simulate import Outcome, service_times, simulate
 from .simulate_config import CLOSED, DRAWN_SECONDS, SimulateConfig
 from .traces import DRAWN, ClosedLoop, Lengths, OpenLoop, Sample, recorded
 
-CAPACITY_BATCHES = 200  # that are simulated to find out what the largest size sustains
+CAPACITY_REQUESTS = 3000  # that are simulated to find out what the largest size sustains
 EQUAL_ATTAINMENT = 0.01  # two sizes whose attainment differs by less are told apart by quality
 
 
@@ -45,7 +45,7 @@ class Comparison:
     Attributes:
         profile: whose costs were used.
         config: what was simulated.
-        capacity: what the largest size answers with full batches of these requests (requests/s).
+        capacity: what the largest size answers of these requests while there are always more (requests/s).
         mean_length: of the requests (tokens).
         runs: load by load, the named policies first.
     """
@@ -130,7 +130,7 @@ def best_static(runs: list[Run]) -> Run:
 
 
 def capacity(profile: ServingProfile, config: SimulateConfig, lengths: Lengths | Sample) -> float:
-    """What the largest size answers with full batches, while always twice as many requests wait as fit into one (requests/s).
+    """What the largest size answers while always twice as many requests wait as fit into a batch (requests/s).
 
     Args:
         profile: measured costs.
@@ -139,7 +139,7 @@ def capacity(profile: ServingProfile, config: SimulateConfig, lengths: Lengths |
     """
     largest, users = profile.names[0], 2 * config.max_batch_size
     costs = CostModel(profile)
-    duration = CAPACITY_BATCHES * costs.seconds(largest, config.max_batch_size, math.ceil(config.mean_length))
+    duration = CAPACITY_REQUESTS * costs.least_seconds(largest, math.ceil(config.mean_length))
     trace = ClosedLoop(users, 0.0, duration, lengths, config.seed)
     unhurried = replace(config.scheduler_config(f"{STATIC}{largest}"), latency_objective=1e9)
     outcome = simulate(trace, Scheduler(costs, unhurried), service_times(profile), max_queue=users)

@@ -250,8 +250,7 @@ class Scheduler:
             first = first or batch
             taken = {request.id for request in batch.requests}
             rest = [request for request in rest if request.id not in taken]
-        coming = math.ceil(self._rate * first.seconds)
-        if coming:
+        if coming := round(self._rate * first.seconds):
             after = coming + len(ordered) - len(first.requests)
             latency = first.seconds + self.costs.seconds(self._names[level], after, first.length)
             if latency > (1 - share) * self.objective:

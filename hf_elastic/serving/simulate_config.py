@@ -39,8 +39,8 @@ class SimulateConfig(SchedulerOptions):
     load: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Mean rates, as multiples of what the largest size answers with full batches; default: 0.5 1 2 4. "
-            "A recorded trace runs in faster or slower time for that."
+            "help": "Mean rates, as multiples of what the largest size answers when there are always more requests; "
+            "default: 0.5 1 2 4. A recorded trace runs in faster or slower time for that."
         },
     )
     rate: float | None = field(default=None, metadata={"help": "Mean rate, instead of loads (requests/s)."})
@@ -89,8 +89,9 @@ class SimulateConfig(SchedulerOptions):
             raise UserError(f"trace: the load of {CLOSED} is its number of users; rate and load are for the others")
         if self.start and (self.is_closed or self.trace in DRAWN):
             raise UserError(f"start is for recorded traces, and trace is {self.trace}")
-        if not self.policy:
-            raise UserError("policy: name at least one")
+        for name in ("policy", "users", "load"):
+            if getattr(self, name) == []:
+                raise UserError(f"{name}: name at least one")
         for policy in self.policy:
             self.scheduler_config(policy)
 

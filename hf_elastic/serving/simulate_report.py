@@ -20,8 +20,8 @@ def make_table(comparison: Comparison):
 
     config = comparison.config
     title = (
-        f"{config.trace}: objective {config.latency_objective:g} ms, requests of {comparison.mean_length:.0f} tokens, of which "
-        f"{comparison.profile.names[0]} answers {comparison.capacity:.0f} per second"
+        f"{Path(config.trace).name}: objective {config.latency_objective:g} ms, requests of {comparison.mean_length:.0f} tokens, "
+        f"of which {comparison.profile.names[0]} answers {comparison.capacity:.0f} per second"
     )
     load = "users" if config.is_closed else "load"
     table = Table(load, "policy", "in time", "quality", "p50", "p95", "p99", "goodput", "answered by", "switches", title=title)
@@ -45,22 +45,25 @@ def draw(comparison: Comparison, path: str | Path) -> None:
 
     config = comparison.config
     runs = [run for run in comparison.runs if run.policy == config.policy[0]]
-    figure = Figure(figsize=(1.2 + 3.2 * len(runs), 6.4), dpi=120)
+    figure = Figure(figsize=(2.2 + 3.0 * len(runs), 6.4), dpi=120)
     FigureCanvasAgg(figure)
     grid = figure.subplots(3, len(runs), squeeze=False, sharex="col", sharey="row")
     for column, run in zip(grid.T, runs):
-        what = f"{run.load:.3g} users" if config.is_closed else f"{run.load:.3g} x what {run.outcome.names[0]} sustains"
+        what = f"users: {run.load}" if config.is_closed else f"{run.load:.3g} x what {run.outcome.names[0]} sustains"
         column[0].set_title(what, fontsize=9)
         _draw_column(column, run.outcome, comparison.capacity)
     for axes, label in zip(grid[:, 0], ("requests per second", "share of requests", "latency (ms)")):
         axes.set_ylabel(label)
+    grid[0, 0].set_ylim(bottom=0)
+    grid[1, 0].set_ylim(0, 1)
     grid[2, 0].set_yscale("log")
-    grid[0, 0].legend(fontsize=7, frameon=False)
-    grid[2, 0].legend(fontsize=7, frameon=False)
-    handles, labels = grid[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=8)
-    figure.suptitle(f"policy {config.policy[0]}, {config.trace}", fontsize=10)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    for formatter in (grid[2, 0].yaxis.set_major_formatter, grid[2, 0].yaxis.set_minor_formatter):
+        formatter("{x:g}")
+    for axes in grid[:, -1]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    figure.suptitle(f"policy {config.policy[0]}, {Path(config.trace).name}", fontsize=10)
+    figure.align_ylabels(grid[:, 0])
+    figure.tight_layout()
     with staged_file(path) as staged:
         figure.savefig(staged, format=Path(path).suffix[1:])
 
@@ -73,7 +76,6 @@ def _draw_column(column, outcome: Outcome, capacity: float) -> None:
     counts = np.bincount(place, minlength=BINS)
     rate.stairs(counts / np.diff(edges), edges, color="#4c72b0", label="come")
     rate.axhline(capacity, color="#c44e52", linestyle="--", linewidth=1, label=f"{outcome.names[0]} sustains")
-    rate.set_ylim(bottom=0)
     below = np.zeros(BINS)
     for index, name in enumerate([*outcome.names, "no answer"]):
         is_answer = index < len(outcome.names)
@@ -82,7 +84,6 @@ def _draw_column(column, outcome: Outcome, capacity: float) -> None:
         colour = _colour(index, len(outcome.names)) if is_answer else UNANSWERED_COLOUR
         shares.stairs(below + share, edges, baseline=below, fill=True, color=colour, label=name)
         below = below + share
-    shares.set_ylim(0, 1)
     centres = (edges[:-1] + edges[1:]) / 2
     answered = np.isfinite(outcome.latencies)
     for percentile, style in ((50, "-"), (99, ":")):

@@ -197,6 +197,8 @@ def recorded(path: str | Path, lengths: Lengths, seed: int, start: float = 0.0, 
         times, tokens, end = _read(Path(path), generator, start, duration)
     except (ValueError, IndexError, EOFError, gzip.BadGzipFile) as error:
         raise error if isinstance(error, UserError) else UserError(f"{path} is not a trace that is known: {error}") from error
+    if end <= start:
+        raise UserError(f"{path} ends at {end:g} s of its time, and start is {start:g}")
     end = end if duration is None else start + duration
     inside = (times >= start) & (times < end) if duration is not None else times >= start
     times = times[inside]
@@ -231,6 +233,8 @@ def _read(path: Path, generator: np.random.Generator, start: float, duration: fl
                             "choose start and duration")  # fmt: skip
         seconds = np.arange(low, high, dtype=float)
         return _spread(seconds, 1.0, counts[low:high], generator), None, float(len(counts))
+    if tokens.min(initial=1) < 1:
+        raise ValueError(f"a length of {tokens.min()} tokens")
     order = np.argsort(times, kind="stable")
     times = times[order] - times[order[0]]
     return times, tokens[order], float(times[-1])
