@@ -101,6 +101,7 @@ class Scheduler:
                 f"latency_objective: {config.latency_objective:g} ms is out of reach: on an idle machine the fastest size takes "
                 f"{best * 1000:.3g} ms for one request of {costs.profile.lengths[0]} tokens"
             )
+        self._longest = self.objective - best  # of a batch
         fixed = config.policy.removeprefix(STATIC) if config.policy.startswith(STATIC) else None
         self._fixed = None if fixed is None else self._index("policy", fixed)
         self._table: dict[int, int] = {}
@@ -251,8 +252,9 @@ class Scheduler:
             taken = {request.id for request in batch.requests}
             rest = [request for request in rest if request.id not in taken]
         if coming := round(self._rate * first.seconds):
-            after = coming + len(ordered) - len(first.requests)
-            latency = first.seconds + self.costs.seconds(self._names[level], after, first.length)
+            joining = {request.id for request in first.requests}
+            sooner = sum(self.due(request) <= now + self.objective for request in ordered if request.id not in joining)
+            latency = first.seconds + self.costs.seconds(self._names[level], coming + sooner, first.length)
             if latency > (1 - share) * self.objective:
                 return None
         return first
@@ -266,8 +268,9 @@ class Scheduler:
         """The first request, and those after it that are better off in its batch.
 
         A request may join if it runs at the same size, within the limits, and if that takes less time than a batch of its own:
-        padding may cost more. Of those, as many join as give the most answers in time per second, or, where all are late, the
-        most answers; the search ends where twice as many give no more.
+        padding may cost more. A batch is never made so long that what comes meanwhile would be late. Of those that may join, as
+        many do as give the most answers in time per second, or, where all are late, the most answers; the search ends where
+        twice as many give no more.
         """
         subnet = self._size_for(ordered[0], level)
         taken: list[Request] = []
@@ -281,7 +284,7 @@ class Scheduler:
             if taken and (count * length > self.config.max_batch_tokens or self._size_for(request, level) != subnet):
                 continue
             joined = self.costs.seconds(subnet, count, length)
-            if taken and joined - seconds > self.costs.seconds(subnet, 1, request.length):
+            if taken and (joined > self._longest or joined - seconds > self.costs.seconds(subnet, 1, request.length)):
                 continue
             taken.append(request)
             insort(dues, self.due(request))
