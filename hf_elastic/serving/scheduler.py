@@ -244,7 +244,7 @@ class Scheduler:
                 return None
         first, clock, rest = None, now, ordered
         while rest:
-            batch = self._batch(clock, rest, level)
+            batch = self._batch(clock, rest, level, share)
             clock += batch.seconds
             if any(clock > self._limit(request, share) for request in batch.requests):
                 return None
@@ -264,7 +264,7 @@ class Scheduler:
         due = self.due(request)
         return due - share * (due - request.arrival)
 
-    def _batch(self, now: float, ordered: list[Request], level: int) -> Batch:
+    def _batch(self, now: float, ordered: list[Request], level: int, share: float = 0.0) -> Batch:
         """The first request, and those after it that are better off in its batch.
 
         A request may join if it runs at the same size, within the limits, and if that takes less time than a batch of its own:
@@ -274,7 +274,7 @@ class Scheduler:
         """
         subnet = self._size_for(ordered[0], level)
         taken: list[Request] = []
-        dues: list[float] = []
+        limits: list[float] = []
         longest, seconds = 0, 0.0
         best, best_count, best_seconds = (0.0, 0.0), 1, 0.0
         for request in ordered:
@@ -287,9 +287,9 @@ class Scheduler:
             if taken and (joined > self._longest or joined - seconds > self.costs.seconds(subnet, 1, request.length)):
                 continue
             taken.append(request)
-            insort(dues, self.due(request))
+            insort(limits, self._limit(request, share))
             longest, seconds = length, joined
-            answers_in_time = count - bisect_left(dues, now + seconds)
+            answers_in_time = count - bisect_left(limits, now + seconds)
             if (value := (answers_in_time / seconds, count / seconds)) > best:
                 best, best_count, best_seconds = value, count, seconds
         return Batch(tuple(taken[:best_count]), subnet, best_seconds)
