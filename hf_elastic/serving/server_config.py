@@ -79,7 +79,7 @@ class ServerConfig:
             raise UserError(f"profile_seconds must be above 0, got {self.profile_seconds}")
         if self.max_client_batch_size > self.max_queue:
             raise UserError(
-                f"max_client_batch_size: {self.max_client_batch_size} texts do not fit into the queue of {self.max_queue} (max_queue)"
+                f"max_client_batch_size: {self.max_client_batch_size} texts do not fit into max_queue {self.max_queue}"
             )
         if self.api_key == "":
             raise UserError("api_key is empty; leave it out for a server without one")
