@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -76,7 +76,7 @@ def load_engine(
     return Engine(
         name=path,
         kind=EMBEDDING if is_embedding else RERANKER if model.num_labels == 1 else CLASSIFIER,
-        towers={name: runner(towers[name], compile) for name in names},
+        towers={name: TorchTower(towers[name], compile) for name in names},
         flops={name: flops[name] for name in names},
         encoder=encoder,
         device=device,
@@ -147,22 +147,33 @@ def tower_of(model: SentenceTransformer | CrossEncoder, name: str) -> nn.Sequent
     return model.tower(name) if isinstance(model, ElasticMixin) else model
 
 
-def runner(tower: nn.Sequential, compile: bool):
-    """What runs a size; vectors are normalised afterwards, where a request wants it."""
-    modules = list(tower)
-    while isinstance(modules[-1], Normalize):
-        modules.pop()
-    for module in modules:
-        module.eval()
-    if compile:
-        modules[0].model.compile(dynamic=True)
+class TorchTower:
+    """What runs a size; vectors are normalised afterwards, where a request wants it.
 
-    def run(features: dict) -> dict:
-        for module in modules:
+    Args:
+        modules: of sentence-transformers, in order.
+        compile: compile the model with `torch.compile`.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], compile: bool = False):
+        self.modules = [module.eval() for module in modules]
+        while isinstance(self.modules[-1], Normalize):
+            self.modules.pop()
+        if compile:
+            self.modules[0].model.compile(dynamic=True)
+
+    def __call__(self, features: dict) -> dict:
+        """Features in, features out."""
+        for module in self.modules:
             features = module(features)
         return features
 
-    return run
+
+def weight_bytes(towers: Iterable[TorchTower]) -> int:
+    """Memory of all weights of some sizes, each byte once however many sizes share it."""
+    weights = [weight for tower in towers for module in tower.modules for weight in module.parameters()]
+    storages = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights}
+    return sum(storages.values())
 
 
 def flops_of(elastic: ElasticPreTrainedModel | None, name: str, tower: nn.Sequential, max_length: int) -> int:

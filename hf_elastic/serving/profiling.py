@@ -17,7 +17,7 @@ from .engine import Engine, Row
 from .tokens import Tokens
 
 SHORTEST, LONGEST = 16, 512  # tokens; between them each length is twice the one before
-FEWEST, MOST = 3, 15  # samples of a cell
+MOST = 15  # samples of a cell
 
 
 def longest_profiled(max_length: int) -> int:
@@ -47,8 +47,8 @@ def measure_profile(
 ) -> ServingProfile:
     """Time an engine's sizes on batches of random tokens, in the thread that will run it.
 
-    Each round times all cells of the grid once, in another order, so that what else the machine does hits all alike. Rounds go
-    on until the time is up; three are taken in any case. A batch of more than `max_batch_tokens` is never run, and its time
+    Each round times all cells of the grid once, in another order, so that what else the machine does hits all alike. They go on
+    until the time is up; the first one is taken in any case. A batch of more than `max_batch_tokens` is never run, and its time
     is that of the largest one of its length that is, in proportion.
 
     Args:
@@ -68,15 +68,16 @@ def measure_profile(
         for batch_size, length in cells[:: len(cells) - 1 or 1]:
             engine.run(name, [rows[length]] * batch_size)
     end = time.perf_counter() + budget_seconds
-    for number in range(MOST):
-        if number >= FEWEST and time.perf_counter() > end:
-            break
-        report(f"profile: round {number + 1}")
-        for name, batch_size, length in generator.sample(list(samples), len(samples)):
+    report(f"profile: {len(samples)} batches, at most {budget_seconds:g} seconds after the first time")
+    for _ in range(MOST):
+        for cell in generator.sample(list(samples), len(samples)):
+            if samples[cell] and time.perf_counter() > end:
+                break
+            name, batch_size, length = cell
             batch = [rows[length]] * batch_size
             begin = time.perf_counter()
             engine.run(name, batch)
-            samples[name, batch_size, length].append(time.perf_counter() - begin)
+            samples[cell].append(time.perf_counter() - begin)
     seconds = {cell: statistics.median(values) for cell, values in samples.items()}
 
     def at(name: str, batch_size: int, length: int) -> float:

@@ -26,6 +26,7 @@ from .server_config import ServerConfig
 from .service import Service
 from .worker import Worker
 
+IDLE = 75  # seconds that a connection without a request stays open; longer than most pools of connections keep one
 SLOW_READERS = 10  # seconds for clients to take their answers, after the last one is there
 
 
@@ -56,6 +57,7 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                timeout_keep_alive=IDLE,
                 timeout_graceful_shutdown=SLOW_READERS,
             ),
             worker,

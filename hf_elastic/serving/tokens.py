@@ -93,7 +93,7 @@ class TextEncoder:
 
         Raises:
             TooLongError: a text is too long, and `truncate` is false.
-            UserError: an id that the model does not know, or no id.
+            UserError: an id that the model does not know, or a text without tokens.
         """
         tokenizer = self._whole if not truncate else self._right if direction == "right" else self._left
         written = [self._with_prompt(text, prompt) for text in texts if not _is_ids(text)]
@@ -106,6 +106,8 @@ class TextEncoder:
             else:
                 encoding = next(encodings)
                 tokens = Tokens(tuple(encoding.ids), tuple(encoding.type_ids), length)
+            if not tokens.ids:
+                raise UserError("`inputs`: a text has no tokens")
             if len(tokens) > self.max_length:
                 raise TooLongError(
                     f"`inputs` must have at most {self.max_length} tokens, given: {len(tokens)}; set truncate to cut them"

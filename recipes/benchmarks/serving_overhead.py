@@ -1,0 +1,142 @@
+"""What serving costs beside the model: one request through the server against the bare call, a change of size, and memory.
+
+    python recipes/benchmarks/serving_overhead.py [--model FOLDER] [--words 16] [--rounds 8]
+
+The model is MiniLM of the quickstart, made elastic in depth, unless another folder is given. The bare call tokenizes a text, runs
+a size and writes the vector as JSON, in the main thread of this process; the server is another process. Both are timed in turns,
+in rounds of 40 calls each, so that what else the machine does hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import itertools
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hf-elastic serve sets it
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pydantic_core import to_json
+
+from hf_elastic.data.minilm import minilm_path
+from hf_elastic.retrieval import elastic_sentence_transformer
+from hf_elastic.serving.engine import Row
+from hf_elastic.serving.loading import load_engine, weight_bytes
+
+CALLS = 40  # of a round
+SIZES = {"half": {"num_hidden_layers": 3}, "third": {"num_hidden_layers": 2}}
+WORDS = "the size of a model changes with what waits while its weights stay where they are and nothing is copied".split()
+
+
+def make_model(folder: str) -> str:
+    space = {"num_hidden_layers": [2, 3, 6]}
+    elastic_sentence_transformer(str(minilm_path()), space, SIZES, mode="symmetric", device="cpu").save(folder)
+    return folder
+
+
+def timed(call, count: int) -> list[float]:
+    found = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - begin)
+    return found
+
+
+def start(model: str) -> tuple[subprocess.Popen, int]:
+    command = [sys.executable, "-m", "hf_elastic.cli.main", "serve", model, "--port", "0", "--profile_seconds", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        if found := re.search(r"listening on .*:(\d+)", line):
+            return process, int(found[1])
+    raise SystemExit(f"the server has ended with status {process.wait()}")
+
+
+def requests(port: int, text: str, subnet: str):
+    """One request on a connection that stays open."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    body, headers = json.dumps({"inputs": text}), {"content-type": "application/json", "x-elastic-subnet": subnet}
+
+    def call() -> None:
+        connection.request("POST", "/embed", body, headers)
+        response = connection.getresponse()
+        response.read()
+        assert response.status == 200 and response.headers["x-elastic-subnet"] == subnet
+
+    return call
+
+
+def latency(engine, model: str, text: str, rounds: int) -> dict:
+    def bare(subnet: str):
+        def call() -> None:
+            (tokens,) = engine.encoder.encode([text])
+            (output,) = engine.run(subnet, [Row(tokens)])
+            to_json([engine.embedding(output.values).tolist()])
+
+        return call
+
+    process, port = start(model)
+    try:
+        calls = {name: (bare(name), requests(port, text, name)) for name in engine.sizes}
+        times = {name: ([], []) for name in calls}
+        for _, (name, pair) in itertools.product(range(rounds + 1), calls.items()):
+            for found, call in zip(times[name], pair):
+                found.append(timed(call, CALLS))
+    finally:
+        process.terminate()
+        process.wait()
+    table = {}
+    for name, both in times.items():
+        alone, served = (statistics.median(itertools.chain(*found[1:])) * 1000 for found in both)  # the first round warms up
+        table[name] = {"bare_ms": alone, "served_ms": served, "ratio": served / alone}
+    return table
+
+
+def switch_microseconds(engine, text: str, pairs: int) -> float:
+    """What a batch takes longer because the one before was at another size."""
+    rows = [Row(engine.encoder.encode([text])[0])]
+    first, second = engine.sizes[0], engine.sizes[-1]
+    differences = []
+    for _ in range(pairs):
+        runs = {}
+        for order in random.sample([(first, second) * 4, (first,) * 4 + (second,) * 4], 2):
+            begin = time.perf_counter()
+            for name in order:
+                engine.run(name, rows)
+            runs[order] = time.perf_counter() - begin
+        differences.append((runs[(first, second) * 4] - runs[(first,) * 4 + (second,) * 4]) / 6)  # 7 changes against 1
+    return statistics.median(differences) * 1e6
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="folder of a model that gives vectors; default: elastic MiniLM")
+    parser.add_argument("--words", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=8)
+    args = parser.parse_args(argv)
+    text = " ".join(itertools.islice(itertools.cycle(WORDS), args.words))
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model or make_model(f"{folder}/model")
+        engine = load_engine(model)
+        found = {
+            "tokens": len(engine.encoder.encode([text])[0]),
+            "switch_us": switch_microseconds(engine, text, 10 * args.rounds),
+            "memory_ratio": weight_bytes(engine.towers.values()) / weight_bytes([engine.towers[engine.sizes[0]]]),
+            "latency": latency(engine, model, text, args.rounds),
+        }
+    print(json.dumps(found, indent=1))
+    return found
+
+
+if __name__ == "__main__":
+    main()
