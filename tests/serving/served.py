@@ -78,7 +78,7 @@ def save(kind: str, folder: Path) -> str:
 
 
 def make(path: str, scheduling: SchedulerConfig, **options):
-    """An engine and its scheduler, with a profile that is the same each time: larger batches are cheaper, smaller sizes faster."""
+    """An engine and its scheduler, with a profile that is the same each time: batches pay, and smaller sizes are faster."""
     engine = load_engine(path, **options)
     sizes = [
         SizeProfile(name, quality, engine.flops[name], [[0.001 / place, 0.001 / place], [0.004 / place, 0.008 / place]])

@@ -12,8 +12,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentences import SIZES, make_denser, save_sentence_transformer, texts
-from tiny import WORDS, save_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tiny import WORDS, config_of, save_tokenizer
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from hf_elastic import ElasticForSequenceClassification, ElasticModel
 from hf_elastic.core.errors import UserError
@@ -137,7 +137,7 @@ def test_heads_of_an_asymmetric_model_are_all_that_its_sizes_add(tmp_path):
 def test_some_sizes(tmp_path):
     path = save("symmetric", tmp_path)
     assert load_engine(path, ["tiny", "smallest", "full", "largest"]).sizes == ["full", "tiny"]
-    with pytest.raises(UserError, match="unknown subnet 'huge'; known: .*tiny"):
+    with pytest.raises(UserError, match=r"unknown subnet 'huge'; known: .*tiny"):
         load_engine(path, ["huge"])
     with pytest.raises(UserError, match="'huge' is unknown; known: full, small, tiny"):
         load_engine(path).run("huge", [])
@@ -146,9 +146,6 @@ def test_some_sizes(tmp_path):
 
 
 def test_what_cannot_be_served(tmp_path):
-    from transformers import AutoModelForTokenClassification
-    from tiny import config_of
-
     save_tokenizer(tmp_path / "tagger")
     AutoModelForTokenClassification.from_config(config_of("bert")).save_pretrained(tmp_path / "tagger")
     with pytest.raises(UserError, match="is a BertForTokenClassification; served are encoders and"):

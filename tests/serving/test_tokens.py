@@ -96,7 +96,7 @@ def test_a_tokenizer_in_python_is_refused():
     class Slow:
         pass
 
-    with pytest.raises(UserError, match="Slow has no tokenizer.json"):
+    with pytest.raises(UserError, match=r"Slow has no tokenizer\.json"):
         TextEncoder(Slow(), 8)
 
 
