@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
+
+def whole(text: str) -> str:
+    """Refuse halves of surrogate pairs, which JSON can escape and UTF-8 has not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text has half a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole)]
 Ids = Annotated[list[int], Field(min_length=1)]
-Inputs = str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
-Sequence = Annotated[list[str], Field(min_length=1, max_length=2)]
+Inputs = Text | Annotated[list[Text], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+Sequence = Annotated[list[Text], Field(min_length=1, max_length=2)]
 Direction = Annotated[Literal["right", "left"], BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)]
 MORE = "; default: as the server is set up"
 
@@ -57,7 +68,7 @@ class EmbedRequest(EmbedAllRequest):
 class PredictRequest(Truncation):
     """Texts, or pairs of texts, to classify."""
 
-    inputs: str | Sequence | Annotated[list[Sequence], Field(min_length=1)] = Field(
+    inputs: Text | Sequence | Annotated[list[Sequence], Field(min_length=1)] = Field(
         description="A text, a pair of texts, or a list in which each is a list of one or two."
     )
     raw_scores: bool = Field(False, description="Give logits.")
@@ -73,15 +84,15 @@ class PipelineParameters(BaseModel):
 class PipelineRequest(BaseModel):
     """Texts to classify, as `huggingface_hub` sends them."""
 
-    inputs: str | Annotated[list[str], Field(min_length=1)]
+    inputs: Text | Annotated[list[Text], Field(min_length=1)]
     parameters: PipelineParameters
 
 
 class RerankRequest(Truncation):
     """A query, and texts to order by how relevant they are to it."""
 
-    query: str
-    texts: Annotated[list[str], Field(min_length=1)]
+    query: Text
+    texts: Annotated[list[Text], Field(min_length=1)]
     raw_scores: bool = Field(False, description="Give logits.")
     return_text: bool = Field(False, description="Give each text with its score.")
 
@@ -89,8 +100,8 @@ class RerankRequest(Truncation):
 class SimilarityInputs(BaseModel):
     """A sentence, and those that it is compared with."""
 
-    source_sentence: str
-    sentences: Annotated[list[str], Field(min_length=1)]
+    source_sentence: Text
+    sentences: Annotated[list[Text], Field(min_length=1)]
 
 
 class SimilarityRequest(BaseModel):
@@ -103,7 +114,7 @@ class SimilarityRequest(BaseModel):
 class TokenizeRequest(BaseModel):
     """Texts to split into tokens."""
 
-    inputs: str | Annotated[list[str], Field(min_length=1)]
+    inputs: Text | Annotated[list[Text], Field(min_length=1)]
     add_special_tokens: bool = True
     prompt_name: str | None = None
 
