@@ -4,7 +4,7 @@
 
 The model is MiniLM of the quickstart, made elastic in depth, unless another folder is given. The bare call tokenizes a text, runs
 a size and writes the vector as JSON, in the main thread of this process; the server is another process. Both are timed in turns,
-in rounds of 40 calls each, so that what else the machine does hits both. Each number is there twice: the tenth percentile, and the
+in rounds of 40 calls each, so that what else the machine does hits both. Each number is there twice: the tenth percentile and the
 median.
 """
 
