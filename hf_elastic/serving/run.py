@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -81,9 +82,17 @@ def make(
     """Load a model, and measure it or read its profile; in the thread that will run it."""
     import torch
 
+    if config.backend != "torch" and device != "cpu":
+        raise UserError(f"device: {device!r} is for the backend torch; {config.backend} runs on the CPU")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engine = load_engine(model, config.subnets, pooling=config.pooling, device=device, dtype=config.dtype, compile=config.compile)
+    if config.backend != "torch":
+        from .graphs import graph_towers
+
+        options = {"threads": config.threads, "cache_dir": config.cache_dir}
+        engine = replace(engine, towers=graph_towers(engine.towers, engine.encoder, config.backend, **options))
+        engine.backend = config.backend
     qualities = read_qualities(config.quality, engine.sizes)
     if config.profile is not None and Path(config.profile).exists():
         profile = load_profile(config.profile, engine, qualities)
