@@ -20,7 +20,7 @@ from .costs import CostModel
 from .engine import Engine
 from .loading import load_engine
 from .metrics import ServingMetrics
-from .profiling import load_profile, measure_profile, read_qualities
+from .profiling import frontier_qualities, load_profile, measure_profile, read_qualities
 from .scheduler import Scheduler
 from .server import make_app
 from .server_config import ServerConfig
@@ -93,7 +93,8 @@ def make(
         options = {"threads": config.threads, "cache_dir": config.cache_dir}
         engine = replace(engine, towers=graph_towers(engine.towers, engine.encoder, config.backend, **options))
         engine.backend = config.backend
-    qualities = read_qualities(config.quality, engine.sizes)
+    qualities = {} if config.frontier is None else frontier_qualities(config.frontier, engine)
+    qualities |= read_qualities(config.quality, engine.sizes)
     if config.profile is not None and Path(config.profile).exists():
         profile = load_profile(config.profile, engine, qualities)
     else:

@@ -76,13 +76,13 @@ def start(model: str) -> tuple[subprocess.Popen, int]:
 def requests(port: int, text: str, subnet: str):
     """One request on a connection that stays open; it is opened anew where the server has closed it."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    body, headers = json.dumps({"inputs": text}), {"content-type": "application/json", "x-elastic-subnet": subnet}
+    given, headers = json.dumps({"inputs": text}), {"content-type": "application/json", "x-elastic-subnet": subnet}
 
     def call() -> None:
-        connection.request("POST", "/embed", body, headers)
+        connection.request("POST", "/embed", given, headers)
         response = connection.getresponse()
-        response.read()
-        assert response.status == 200 and response.headers["x-elastic-subnet"] == subnet
+        body = response.read()
+        assert response.status == 200 and response.headers["x-elastic-subnet"] == subnet, body
 
     return call
 
