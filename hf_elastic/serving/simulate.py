@@ -64,7 +64,6 @@ class Outcome:
         in_time = int((self.latencies <= self.objective).sum())
         return {
             "requests": len(self.arrivals),
-            "rate": len(self.arrivals) / self.duration,
             **{name: _finite(value) for name, value in zip(("p50_ms", "p95_ms", "p99_ms"), percentiles)},
             "attainment": self.attainment,
             "goodput": in_time / self.duration,

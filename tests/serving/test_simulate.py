@@ -121,10 +121,11 @@ def test_comparison():
     assert [run.policy for run in found.runs if run.is_best_static] == ["static:full", "static:tiny"]
     quiet, busy = found.runs[0].outcome, found.runs[4].outcome
     assert quiet.attainment > 0.99 and quiet.quality > 0.89
-    assert busy.attainment > 0.95 and busy.quality > 0.6 and found.runs[5].outcome.attainment < 0.1
+    assert busy.attainment > 0.95 and busy.quality > 0.6
+    assert 0.15 < found.runs[5].outcome.attainment < 0.25  # one in four is what full size can answer at all
     record = found.record()
     assert json.loads(json.dumps(record)) == record and len(record["runs"]) == 8
-    assert record["runs"][0]["rate"] == pytest.approx(0.3 * found.capacity, rel=0.2)
+    assert record["runs"][0]["requests"] == pytest.approx(10 * 0.3 * found.capacity, rel=0.2)
     assert compare(profile(), config).record() == record
 
 
