@@ -67,7 +67,8 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
         host, port = listener.getsockname()[:2]
         print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         server.run(sockets=[listener])
-        worker.close()
+        if not server.force_exit:
+            worker.close()
     if server.interrupted:
         raise KeyboardInterrupt
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import threading
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from .engine import Engine, Output, Row
 from .scheduler import Batch, Request, Scheduler
 
+logger = logging.getLogger(__name__)
 RATE_WEIGHT = 0.2  # of the last batch in the mean rate
 
 
@@ -241,6 +243,7 @@ class Worker:
         try:
             outputs = engine.run(subnet, [job.rows[place] for _, job, place in entries])
         except Exception as error:  # such as too little memory: this batch fails, and the next one may not
+            logger.exception("a batch of %d texts has failed at the size %s", len(entries), subnet)
             for _, job, _ in entries:
                 _fail(job, BackendError(f"the model has failed: {type(error).__name__}"))
             return

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -79,6 +80,24 @@ def test_ctrl_c_ends_it_too(path):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert "Traceback" not in process.stdout.read()
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once(path):
+    limits = ("--max_queue", 100_000, "--max_client_batch_size", 100_000, "--payload_limit", 10**9)
+    with serving_process(path, *limits) as (url, process), ThreadPoolExecutor(1) as pool, Client(url) as client:
+        waiting = pool.submit(client.post, "/embed", json={"inputs": TEXTS * 2000})
+        with Client(url) as other:
+            until(lambda: "queue_texts 0.0" not in other.get("/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None and not waiting.done()
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        try:
+            assert waiting.result().status_code != 200
+        except OSError as error:
+            assert "Connection" in str(error)
 
 
 def test_a_port_in_use(path):

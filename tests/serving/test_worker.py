@@ -165,7 +165,7 @@ def test_draining_answers_what_was_accepted(start):
     assert [len(one.result(60).outputs) for one in accepted] == [3] * 5
 
 
-def test_a_batch_that_fails_takes_no_other_with_it(start):
+def test_a_batch_that_fails_takes_no_other_with_it(start, caplog):
     worker, engine = start()
     tower = engine.towers["small"]
 
@@ -175,6 +175,7 @@ def test_a_batch_that_fails_takes_no_other_with_it(start):
     engine.towers["small"] = broken
     with pytest.raises(BackendError, match="the model has failed: MemoryError"):
         worker.submit(rows(engine, TEXTS[:3]), subnet="small").result(60)
+    assert "of 3 texts has failed at the size small" in caplog.text and "MemoryError" in caplog.text
     assert len(worker.submit(rows(engine, TEXTS[:3]), subnet="tiny").result(60).outputs) == 3
     engine.towers["small"] = tower
     assert len(worker.submit(rows(engine, TEXTS[:3]), subnet="small").result(60).outputs) == 3
