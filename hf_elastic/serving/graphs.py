@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterable
@@ -80,7 +81,8 @@ def write(model: nn.Module, encoder: TextEncoder, backend: str, path: Path) -> N
     from ..graphs.onnx import export_onnx
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    sample = encoder.pad(encoder.encode(TEXTS, truncate=True))
+    takes = inspect.signature(model.forward).parameters
+    sample = {name: value for name, value in encoder.pad(encoder.encode(TEXTS, truncate=True)).items() if name in takes}
     if backend == "onnx":
         export_onnx(model, sample, path)
         return
