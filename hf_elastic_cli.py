@@ -40,12 +40,14 @@ class Command:
             there may be `DEFAULTS` that differ from those of the dataclasses.
         resume: what to do after an interruption.
         note: for the help page.
+        first: the option whose value may come first without its name, unless it is a recipe.
     """
 
     summary: str
     config: str = ""
     resume: str = ""
     note: str = ""
+    first: str = ""
 
 
 COMMANDS = {
@@ -83,6 +85,12 @@ COMMANDS = {
     ),
     "retrieve evaluate": Command("measure the quality of sizes on judged queries, with a test of the differences"),
     "retrieve search": Command("find the best sizes of two stages, and number of candidates, for a latency on this machine"),
+    "serve": Command(
+        "answer requests over HTTP, from smaller sizes when many wait",
+        "serving.config:SchedulerConfig",
+        note="`hf-elastic serve MODEL` is short for --model MODEL. SIGTERM and Ctrl-C end it when what was accepted is answered.",
+        first="model",
+    ),
 }
 
 
@@ -388,13 +396,15 @@ def main(argv: list[str] | None = None) -> int:
     if HELP & set(rest):
         show(help_of(command))
         return 0
+    if COMMANDS[command].first and rest and not rest[0].startswith("-") and not rest[0].endswith((".yaml", ".yml")):
+        rest = [f"--{COMMANDS[command].first}={rest[0]}", *rest[1:]]
     if rest and not rest[0].startswith("-"):
         try:
             _check_recipe(command, rest[0])
         except (ValueError, OSError) as error:
             return fail(str(error))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if command == "quickstart" and sys.platform == "linux":
+    if command in ("quickstart", "serve") and sys.platform == "linux":
         # Read when torch is loaded. Threads that wait spin by default: on a busy machine, a step then took four times as long.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hf_elastic.cli.main import run
