@@ -16,6 +16,7 @@ import uvicorn
 from ..core.errors import UserError
 from .config import SchedulerConfig
 from .costs import CostModel
+from .demo import DemoMetrics
 from .engine import Engine
 from .loading import load_engine
 from .metrics import ServingMetrics
@@ -45,7 +46,7 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
         KeyboardInterrupt: it was ended by Ctrl-C.
     """
     with bind(config.host, config.port) as listener:
-        metrics = ServingMetrics()
+        metrics = DemoMetrics() if config.demo else ServingMetrics()
         worker = Worker(
             lambda: make(model, config, scheduling, device), max_queue=config.max_queue, on_batch=metrics.on_batch
         ).start()

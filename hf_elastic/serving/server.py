@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from ..core.errors import UserError
+from .demo import demo_routes
 from .routes import VERSION, explain, make_router
 from .service import ClientGoneError, Service, TooManyError
 from .tokens import TooLongError
@@ -40,6 +41,8 @@ def make_app(service: Service) -> FastAPI:
     """The application that answers for a service."""
     app = FastAPI(title="hf-elastic", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     router = make_router(service)
+    if service.config.demo:
+        demo_routes(router, service)
     app.include_router(router)
     routes = sorted({route.path for route in router.routes} - {"/"})
 

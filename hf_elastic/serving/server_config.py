@@ -60,6 +60,7 @@ class ServerConfig:
     cors_origins: list[str] = field(
         default_factory=list, metadata={"help": "Web origins whose pages may send requests; default: none."}
     )
+    demo: bool = field(default=False, metadata={"help": "Serve the page /demo as well, which shows the server under a load."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder for exported graphs; default: hf_elastic in the cache of Hugging Face."}
     )
@@ -83,6 +84,8 @@ class ServerConfig:
             )
         if self.api_key == "":
             raise UserError("api_key is empty; leave it out for a server without one")
+        if self.demo and self.api_key is not None:
+            raise UserError("demo: its page sends no key; leave out api_key")
         if self.backend != "torch":
             for name, default in (("dtype", "float32"), ("compile", False)):
                 if getattr(self, name) != default:
