@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from ..core.errors import UserError
 from .demo import demo_routes
 from .routes import VERSION, explain, make_router
+from .server_config import ServerConfig
 from .service import ClientGoneError, Service, TooManyError
 from .tokens import TooLongError
 from .worker import BackendError, DeadlineError, DrainingError, OverloadedError
@@ -35,6 +36,11 @@ ERRORS: dict[type[Exception], tuple[int, str]] = {
 OPEN_ROUTES = ("/health",)  # which need no key
 KEY_VARIABLE = "HF_ELASTIC_API_KEY"
 Scope = MutableMapping[str, Any]
+
+
+def key_of(config: ServerConfig) -> str | None:
+    """The key that requests must send."""
+    return config.api_key or os.environ.get(KEY_VARIABLE) or None
 
 
 def make_app(service: Service) -> FastAPI:
@@ -67,10 +73,9 @@ def make_app(service: Service) -> FastAPI:
     async def bug(request: Request, error: Exception) -> Response:
         return refuse(request.url.path, 500, f"internal error: {type(error).__name__}", "Backend")
 
-    key = service.config.api_key or os.environ.get(KEY_VARIABLE) or None
     app.add_middleware(
         Gate,
-        key=key,
+        key=key_of(service.config),
         limit=service.config.payload_limit,
         count=lambda path, status: service.metrics.requests.labels(known(path), status).inc(),
     )

@@ -84,8 +84,6 @@ class ServerConfig:
             )
         if self.api_key == "":
             raise UserError("api_key is empty; leave it out for a server without one")
-        if self.demo and self.api_key is not None:
-            raise UserError("demo: its page sends no key; leave out api_key")
         if self.backend != "torch":
             for name, default in (("dtype", "float32"), ("compile", False)):
                 if getattr(self, name) != default:
