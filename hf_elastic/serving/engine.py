@@ -55,6 +55,7 @@ class Engine:
         towers: name of a size -> what runs it; the largest first.
         flops: of a text of the longest length that is profiled, by name of a size.
         encoder: its tokenizer.
+        subnets: each size with every axis spelled out; empty for a model that has one size.
         backend: "torch", "onnx" or "onnx-int8".
         device: of torch.
         facts: what its speed depends on, for the digest.
@@ -75,6 +76,7 @@ class Engine:
     towers: dict[str, Tower]
     flops: dict[str, int]
     encoder: TextEncoder
+    subnets: dict[str, dict] = field(default_factory=dict)
     backend: str = "torch"
     device: str = "cpu"
     dtype: str = "float32"

@@ -79,6 +79,7 @@ def load_engine(
         towers={name: TorchTower(towers[name], compile) for name in names},
         flops={name: flops[name] for name in names},
         encoder=encoder,
+        subnets={} if elastic is None else {name: elastic.subnet(name).to_dict() for name in names},
         device=device,
         dtype=dtype,
         facts=facts_of(towers),

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from ..core.errors import UserError
+from ..core.space import Subnet
+from ..search.frontier import Frontier
 from .costs import ServingProfile, SizeProfile
 from .engine import Engine, Row
 from .tokens import Tokens
@@ -130,6 +132,23 @@ def read_qualities(pairs: Iterable[str], sizes: Iterable[str]) -> dict[str, floa
             found[name] = float(value)
         except ValueError as error:
             raise UserError(f"quality: {value!r} of {name} is not a number") from error
+    return found
+
+
+def frontier_qualities(path: str | Path, engine: Engine) -> dict[str, float]:
+    """Qualities of the sizes that a search has evaluated, by its first objective that is maximised.
+
+    Raises:
+        UserError: the file is no frontier, has no such objective, or none of the sizes.
+    """
+    frontier = Frontier.load(path)
+    name = next((one.name for one in frontier.objectives if one.direction == "maximize"), None)
+    if name is None:
+        raise UserError(f"frontier: {path} has no objective that is maximised; give --quality NAME=VALUE")
+    values = {Subnet(point.subnet): point.values[name] for point in frontier.evaluated if name in point.values}
+    found = {size: values[Subnet(subnet)] for size, subnet in engine.subnets.items() if Subnet(subnet) in values}
+    if not found:
+        raise UserError(f"frontier: {path} has none of the sizes {', '.join(engine.sizes)} of this model")
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
@@ -122,16 +122,16 @@ def common(router: APIRouter, service: Service) -> None:
             "subnets": [{"name": size.name, "quality": size.quality, "flops": size.flops} for size in profile.sizes],
         }
 
-    @router.get("/health", responses={503: {"model": schemas.ErrorResponse}})
+    @router.get("/health", response_class=Response, responses={503: {"model": schemas.ErrorResponse}})
     async def health() -> Response:
         if service.worker.is_healthy:
             return Response()
         why = "the server is shutting down" if service.worker.is_draining else "the worker has stopped"
         return Response(to_json({"error": why, "error_type": "Unhealthy"}), 503, media_type="application/json")
 
-    @router.get("/metrics", responses={401: {"model": schemas.ErrorResponse}})
+    @router.get("/metrics", response_class=PlainTextResponse, responses={401: {"model": schemas.ErrorResponse}})
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 def embedding(router: APIRouter, service: Service) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -20,7 +21,7 @@ from .demo import DemoMetrics
 from .engine import Engine
 from .loading import load_engine
 from .metrics import ServingMetrics
-from .profiling import load_profile, measure_profile, read_qualities
+from .profiling import frontier_qualities, load_profile, measure_profile, read_qualities
 from .scheduler import Scheduler
 from .server import KEY_VARIABLE, key_of, make_app
 from .server_config import ServerConfig
@@ -85,10 +86,19 @@ def make(
     """Load a model, and measure it or read its profile; in the thread that will run it."""
     import torch
 
+    if config.backend != "torch" and device != "cpu":
+        raise UserError(f"device: {device!r} is for the backend torch; {config.backend} runs on the CPU")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engine = load_engine(model, config.subnets, pooling=config.pooling, device=device, dtype=config.dtype, compile=config.compile)
-    qualities = read_qualities(config.quality, engine.sizes)
+    if config.backend != "torch":
+        from .graphs import graph_towers
+
+        options = {"threads": config.threads, "cache_dir": config.cache_dir}
+        engine = replace(engine, towers=graph_towers(engine.towers, engine.encoder, config.backend, **options))
+        engine.backend = config.backend
+    qualities = {} if config.frontier is None else frontier_qualities(config.frontier, engine)
+    qualities |= read_qualities(config.quality, engine.sizes)
     if config.profile is not None and Path(config.profile).exists():
         profile = load_profile(config.profile, engine, qualities)
     else:

@@ -101,6 +101,7 @@ class Scheduler:
                 f"latency_objective: {config.latency_objective:g} ms is out of reach: on an idle machine the fastest size takes "
                 f"{best * 1000:.3g} ms for one request of {costs.profile.lengths[0]} tokens"
             )
+        self._longest = self.objective - best  # of a batch
         fixed = config.policy.removeprefix(STATIC) if config.policy.startswith(STATIC) else None
         self._fixed = None if fixed is None else self._index("policy", fixed)
         self._table: dict[int, int] = {}
@@ -243,7 +244,7 @@ class Scheduler:
                 return None
         first, clock, rest = None, now, ordered
         while rest:
-            batch = self._batch(clock, rest, level)
+            batch = self._batch(clock, rest, level, share)
             clock += batch.seconds
             if any(clock > self._limit(request, share) for request in batch.requests):
                 return None
@@ -251,8 +252,9 @@ class Scheduler:
             taken = {request.id for request in batch.requests}
             rest = [request for request in rest if request.id not in taken]
         if coming := round(self._rate * first.seconds):
-            after = coming + len(ordered) - len(first.requests)
-            latency = first.seconds + self.costs.seconds(self._names[level], after, first.length)
+            joining = {request.id for request in first.requests}
+            sooner = sum(self.due(request) <= now + self.objective for request in ordered if request.id not in joining)
+            latency = first.seconds + self.costs.seconds(self._names[level], coming + sooner, first.length)
             if latency > (1 - share) * self.objective:
                 return None
         return first
@@ -262,16 +264,17 @@ class Scheduler:
         due = self.due(request)
         return due - share * (due - request.arrival)
 
-    def _batch(self, now: float, ordered: list[Request], level: int) -> Batch:
+    def _batch(self, now: float, ordered: list[Request], level: int, share: float = 0.0) -> Batch:
         """The first request, and those after it that are better off in its batch.
 
         A request may join if it runs at the same size, within the limits, and if that takes less time than a batch of its own:
-        padding may cost more. Of those, as many join as give the most answers in time per second, or, where all are late, the
-        most answers; the search ends where twice as many give no more.
+        padding may cost more. A batch is never made so long that what comes meanwhile would be late. Of those that may join, as
+        many do as give the most answers in time per second, or, where all are late, the most answers; the search ends where
+        twice as many give no more.
         """
         subnet = self._size_for(ordered[0], level)
         taken: list[Request] = []
-        dues: list[float] = []
+        limits: list[float] = []
         longest, seconds = 0, 0.0
         best, best_count, best_seconds = (0.0, 0.0), 1, 0.0
         for request in ordered:
@@ -281,12 +284,12 @@ class Scheduler:
             if taken and (count * length > self.config.max_batch_tokens or self._size_for(request, level) != subnet):
                 continue
             joined = self.costs.seconds(subnet, count, length)
-            if taken and joined - seconds > self.costs.seconds(subnet, 1, request.length):
+            if taken and (joined > self._longest or joined - seconds > self.costs.seconds(subnet, 1, request.length)):
                 continue
             taken.append(request)
-            insort(dues, self.due(request))
+            insort(limits, self._limit(request, share))
             longest, seconds = length, joined
-            answers_in_time = count - bisect_left(dues, now + seconds)
+            answers_in_time = count - bisect_left(limits, now + seconds)
             if (value := (answers_in_time / seconds, count / seconds)) > best:
                 best, best_count, best_seconds = value, count, seconds
         return Batch(tuple(taken[:best_count]), subnet, best_seconds)

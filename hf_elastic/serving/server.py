@@ -64,10 +64,12 @@ def make_app(service: Service) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        text = error.detail
-        if error.status_code == 404:
+        status, text = error.status_code, error.detail
+        if status == 400:  # FastAPI's, where the bytes are no text
+            status, text = 422, "body: is not JSON in UTF-8"
+        if status == 404:
             text = f"a model of the kind {service.engine.kind} has no such route; it has: {', '.join(routes)}"
-        return refuse(request.url.path, error.status_code, text, "Validation", error.headers)
+        return refuse(request.url.path, status, text, "Validation", error.headers)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:

@@ -157,7 +157,21 @@ def test_padding_that_costs_more_than_a_batch_of_its_own_is_avoided():
 def test_a_batch_ends_where_more_would_give_fewer_answers_in_time():
     """At full size 9 of these take 91 ms and are in time; with the tenth, which takes 101 ms, none is."""
     assert len(scheduler(policy="static:full").next(0.0, requests(20)).batch.requests) == 9
-    assert len(scheduler(policy="static:full").next(1.0, requests(20)).batch.requests) == 20  # all are late anyway
+    assert len(scheduler(policy="static:full").next(1.0, requests(9)).batch.requests) == 9  # all are late anyway
+
+
+def test_work_without_hurry_leaves_room_for_what_comes():
+    """Any of it could take a minute; a batch of more than 98 ms would make a request late that comes meanwhile."""
+    bulk = requests(200, deadline=60.0)
+    one = scheduler()
+    first = one.next(0.0, bulk).batch
+    assert (first.subnet, len(first.requests)) == ("full", 9) and first.seconds == pytest.approx(0.091)
+    queue = bulk[9:]
+    for turn in range(20):  # with a request in each of them
+        urgent = Request(1000 + turn, 0.1 * turn + 0.05, 10)
+        batch = one.next(0.1 * turn + 0.1, [*queue, urgent]).batch
+        assert ids(batch)[0] == urgent.id and batch.seconds < 0.05 and batch.subnet in ("full", "half")
+        queue = [request for request in queue if request.id not in ids(batch)]
 
 
 def test_priority_against_age():

@@ -62,8 +62,7 @@ def test_bodies(body, words, embedder):
 
 def test_what_is_no_json(embedder):
     for data in (b"", b"{", b"\xff\xfe", b"[" * 3000, b'{"inputs": NaN}'):
-        response = embedder.post("/embed", data=data, headers={"content-type": "application/json"})
-        assert response.status_code in (400, 422) and response.json().keys() == {"error", "error_type"}
+        check(embedder.post("/embed", data=data, headers={"content-type": "application/json"}), 422)
     check(embedder.post("/embed", data=b'{"inputs": "word1"}', headers={"content-type": "text/plain"}), 422, "body")
 
 

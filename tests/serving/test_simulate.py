@@ -252,3 +252,49 @@ def test_a_profile_of_one_point_is_enough(tmp_path):
     (tmp_path / "profile.json").write_text(json.dumps(data))
     found = compare(ServingProfile.load(tmp_path / "profile.json"), SimulateConfig(load=[0.5], duration=5.0))
     assert found.capacity == pytest.approx(100, rel=0.02) and found.mean_length < 8.01
+
+
+@pytest.mark.benchmark
+def test_the_benchmark(files, benchmark_module, monkeypatch, capsys):
+    """Records, one for each trace and seed; what is there is not made again; the table."""
+    (files / "traces").mkdir()
+    table = "timestamp_ms,input_length\n" + "".join(f"{35 * i},{10 + i % 7}\n" for i in range(60))
+    (files / "traces" / "mooncake_synthetic.csv.gz").write_text(table)
+    command = [
+        "serving_simulation",
+        "run",
+        "--data-dir",
+        str(files),
+        "--profile",
+        str(files / "profile.json"),
+        "--seeds",
+        "0",
+        "1",
+    ]
+    command += ["--traces", "mooncake", "--mean-length", "10", "--output", str(files / "records")]
+    bench = benchmark_module("serving_simulation")
+    monkeypatch.setattr(sys, "argv", command)
+    bench.main()
+    paths = sorted((files / "records").iterdir())
+    assert [path.name for path in paths] == ["mooncake-100-0.json", "mooncake-100-1.json"]
+    paths[1].unlink()
+    before = paths[0].stat().st_mtime_ns
+    bench.main()
+    assert paths[0].stat().st_mtime_ns == before and paths[1].is_file()
+    runs = json.loads(paths[0].read_text())["runs"]
+    assert {(run["load"], run["policy"]) for run in runs} >= {(4.0, "slo"), (0.5, "table"), (1.0, "static:tiny")}
+    monkeypatch.setattr(sys, "argv", ["serving_simulation", "table", "--output", str(files / "records")])
+    bench.main()
+    assert capsys.readouterr().out.count("mooncake") == 4
+
+
+@pytest.mark.benchmark
+def test_the_cells_of_the_benchmark(benchmark_module):
+    """Twice as much in time as the best size of this quality; five points better than the best that is as often in time."""
+    found = {"slo": (0.9, 85.0), "table": (0.8, 85.0), "static:a": (0.45, 90.0), "static:b": (0.9, 80.0)}
+    runs = [
+        {"load": 1.0, "policy": policy, "attainment": in_time, "quality": quality, "best_static": policy == "static:b"}
+        for policy, (in_time, quality) in found.items()
+    ]
+    cells = benchmark_module("serving_simulation").row([{"runs": runs}], 1.0)
+    assert cells == ["90.0%, 85.00", "80.0%, 85.00", "90.0%, 80.00 b", "45.0%, x 2.00", "80.00, +5.00"]
