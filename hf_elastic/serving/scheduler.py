@@ -108,7 +108,9 @@ class Scheduler:
         if config.policy == "table":
             table = config.table or self._default_table()
             self._table = {count: self._index("table", name) for count, name in table.items()}
-        self._level = len(self._names) - 1  # of the batch before
+        smallest = len(self._names) - 1
+        self._fastest = smallest if self._fixed is None else self._fixed  # what the policy comes down to
+        self._level = smallest  # of the batch before
         self._rate, self._seen, self._turn = 0.0, None, 0
 
     def _index(self, option: str, name: str) -> int:
@@ -212,26 +214,25 @@ class Scheduler:
             priority = min(max(request.priority, -HIGHEST_PRIORITY), HIGHEST_PRIORITY)
             return self.due(request) - priority * self.objective, request.id
 
-        in_time, late, smallest = [], [], len(self._names) - 1
+        in_time, late = [], []
         for request in sorted(waiting, key=urgency):
-            soonest = now + self.costs.seconds(self._size_for(request, smallest), 1, request.length)
+            soonest = now + self.costs.seconds(self._size_for(request, self._fastest), 1, request.length)
             (late if soonest > self.due(request) else in_time).append(request)
         return in_time, late
 
     def _choose(self, now: float, ordered: list[Request], has_late: bool) -> Batch:
         """The batch of the policy."""
-        smallest = len(self._names) - 1
         if self._fixed is not None:
             return self._batch(now, ordered, self._fixed)
         if self._table:
             counts = list(self._table)
             return self._batch(now, ordered, self._table[counts[max(0, bisect_right(counts, len(ordered)) - 1)]])
-        for level in range(smallest) if not has_late else ():
+        for level in range(self._fastest) if not has_late else ():
             if (batch := self._plan(now, ordered[:LOOKAHEAD], level)) is not None:
                 self._level = level
                 return batch
-        self._level = smallest
-        return self._batch(now, ordered, smallest)
+        self._level = self._fastest
+        return self._batch(now, ordered, self._fastest)
 
     def _plan(self, now: float, ordered: list[Request], level: int) -> Batch | None:
         """The first batch, if a level answers in time all that waits, and all that will come while the batch runs; else None."""

@@ -94,6 +94,14 @@ def test_what_is_late_yields_but_gets_its_turn():
     assert [after - before for (before, _), (after, _) in pairwise(turns)] == [LATE_TURNS] * 2
 
 
+def test_late_is_what_the_policy_cannot_reach():
+    """Five milliseconds are too few for full size, and enough for the smallest."""
+    queue = [Request(0, 0.0, 10, deadline=0.005), Request(1, 0.0, 10)]
+    assert ids(scheduler(policy="static:full", max_batch_size=1).next(0.0, queue).batch) == [1]
+    assert ids(scheduler(policy="static:tiny", max_batch_size=1).next(0.0, queue).batch) == [0]
+    assert ids(scheduler(policy="slo", max_batch_size=1).next(0.0, queue).batch) == [0]
+
+
 @pytest.mark.parametrize("policy", ["slo", "table", "static:tiny"])
 def test_a_fixed_size_is_kept(policy):
     queue = [*requests(30), *requests(1, first=30, subnet="half"), *requests(1, first=31, subnet="full")]
