@@ -29,7 +29,7 @@ from .config import SchedulerConfig
 from .metrics import ServingMetrics
 from .routes import read
 from .run import make
-from .server import Gate, key_of, make_app, refuse
+from .server import guard, key_of, make_app, refuse
 from .server_config import ServerConfig
 from .service import Service
 from .worker import Worker
@@ -121,7 +121,7 @@ class Gateway:
 
     Args:
         replicas: of `Replica`.
-        config: whose limit and key hold.
+        config: whose key, limit of a body and origins hold.
     """
 
     def __init__(self, replicas: DeploymentHandle, config: ServerConfig):
@@ -137,7 +137,7 @@ class Gateway:
         async def other(request: Request, error: HTTPException) -> Response:
             return refuse(request.url.path, error.status_code, error.detail, "Validation", error.headers)
 
-        app.add_middleware(Gate, key=self.config.api_key, limit=self.config.payload_limit, count=lambda path, status: None)
+        guard(app, self.config)
         return app
 
     async def forward(self, request: Request) -> Response:

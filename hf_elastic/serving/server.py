@@ -75,21 +75,21 @@ def make_app(service: Service) -> FastAPI:
     async def bug(request: Request, error: Exception) -> Response:
         return refuse(request.url.path, 500, f"internal error: {type(error).__name__}", "Backend")
 
-    app.add_middleware(
-        Gate,
-        key=key_of(service.config),
-        limit=service.config.payload_limit,
-        count=lambda path, status: service.metrics.requests.labels(known(path), status).inc(),
-    )
-    if service.config.cors_origins:
+    guard(app, service.config, lambda path, status: service.metrics.requests.labels(known(path), status).inc())
+    return app
+
+
+def guard(app: FastAPI, config: ServerConfig, count: Callable[[str, int], object] = lambda path, status: None) -> None:
+    """Put before an application what refuses requests by their key, size or origin; see `Gate` for `count`."""
+    app.add_middleware(Gate, key=key_of(config), limit=config.payload_limit, count=count)
+    if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=service.config.cors_origins,
+            allow_origins=config.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["x-elastic-subnet", "retry-after"],
         )
-    return app
 
 
 def refuse(path: str, status: int, text: str, name: str, headers: dict | None = None) -> Response:

@@ -69,6 +69,7 @@ def path(tmp_path_factory):
 def client(path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token into the home folder
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
