@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUTPUT ?= quickstart
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart retrieval test test-slow test-upstream fetch-upstream test-all test-optimum test-newest coverage docs lint format clean
+.PHONY: quickstart retrieval serve-demo test test-slow test-upstream fetch-upstream test-all test-optimum test-newest coverage docs lint format clean
 
 # Files go to processes as wholes, so that each makes the models of its module once.
 PYTEST = -m pytest -n 2 --dist loadfile -q
@@ -20,6 +20,14 @@ retrieval: .venv/installed
 	$(RETRIEVAL) align recipes/retrieval/stdlib/align.yaml $(MINILM)
 	$(RETRIEVAL) evaluate recipes/retrieval/stdlib/evaluate.yaml --overwrite true
 	$(RETRIEVAL) search recipes/retrieval/stdlib/search.yaml --overwrite true
+
+# A page that shows a server change size under load. Its sizes are cut out of MiniLM and not trained: they are fast, and answer badly.
+DEMO = runs/serve-demo/minilm-untrained
+serve-demo: .venv/installed
+	.venv/bin/hf-elastic convert --model "$$(.venv/bin/python -m hf_elastic.data.minilm)" --task feature-extraction \
+		--space '{"num_hidden_layers": [6, 3, 2, 1]}' --importance none --layer_order ends --output_dir $(DEMO) --overwrite true \
+		--subnets '{"layers-3": {"num_hidden_layers": 3}, "layers-2": {"num_hidden_layers": 2}, "layers-1": {"num_hidden_layers": 1}}'
+	.venv/bin/hf-elastic serve $(DEMO) --demo true --max_batch_tokens 1024 --profile_seconds 5 $(ARGS)
 
 # Every backbone, every format, one real model, one resume, one kill: about 10 minutes on 2 cores.
 test: .venv/installed

@@ -17,12 +17,13 @@ import uvicorn
 from ..core.errors import UserError
 from .config import SchedulerConfig
 from .costs import CostModel
+from .demo import DemoMetrics
 from .engine import Engine
 from .loading import load_engine
 from .metrics import ServingMetrics
 from .profiling import frontier_qualities, load_profile, measure_profile, read_qualities
 from .scheduler import Scheduler
-from .server import make_app
+from .server import KEY_VARIABLE, key_of, make_app
 from .server_config import ServerConfig
 from .service import Service
 from .worker import Worker
@@ -45,8 +46,10 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
             size meets; the message names the best possible.
         KeyboardInterrupt: it was ended by Ctrl-C.
     """
+    if config.demo and key_of(config) is not None:
+        raise UserError(f"demo: its page sends no key; leave out api_key and the variable {KEY_VARIABLE}")
     with bind(config.host, config.port) as listener:
-        metrics = ServingMetrics()
+        metrics = DemoMetrics() if config.demo else ServingMetrics()
         worker = Worker(
             lambda: make(model, config, scheduling, device), max_queue=config.max_queue, on_batch=metrics.on_batch
         ).start()
@@ -65,7 +68,8 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
         )
         listen(listener, config)
         host, port = listener.getsockname()[:2]
-        print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print(f"listening on {url}", *([f"page: {url}/demo"] if config.demo else []), sep="\n", flush=True)
         server.run(sockets=[listener])
         if not server.force_exit:
             worker.close()

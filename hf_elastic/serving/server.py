@@ -15,7 +15,9 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from ..core.errors import UserError
+from .demo import demo_routes
 from .routes import VERSION, explain, make_router
+from .server_config import ServerConfig
 from .service import ClientGoneError, Service, TooManyError
 from .tokens import TooLongError
 from .worker import BackendError, DeadlineError, DrainingError, OverloadedError
@@ -36,10 +38,17 @@ KEY_VARIABLE = "HF_ELASTIC_API_KEY"
 Scope = MutableMapping[str, Any]
 
 
+def key_of(config: ServerConfig) -> str | None:
+    """The key that requests must send."""
+    return config.api_key or os.environ.get(KEY_VARIABLE) or None
+
+
 def make_app(service: Service) -> FastAPI:
     """The application that answers for a service."""
     app = FastAPI(title="hf-elastic", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     router = make_router(service)
+    if service.config.demo:
+        demo_routes(router, service)
     app.include_router(router)
     routes = sorted({route.path for route in router.routes} - {"/"})
 
@@ -66,22 +75,21 @@ def make_app(service: Service) -> FastAPI:
     async def bug(request: Request, error: Exception) -> Response:
         return refuse(request.url.path, 500, f"internal error: {type(error).__name__}", "Backend")
 
-    key = service.config.api_key or os.environ.get(KEY_VARIABLE) or None
-    app.add_middleware(
-        Gate,
-        key=key,
-        limit=service.config.payload_limit,
-        count=lambda path, status: service.metrics.requests.labels(known(path), status).inc(),
-    )
-    if service.config.cors_origins:
+    guard(app, service.config, lambda path, status: service.metrics.requests.labels(known(path), status).inc())
+    return app
+
+
+def guard(app: FastAPI, config: ServerConfig, count: Callable[[str, int], object] = lambda path, status: None) -> None:
+    """Put before an application what refuses requests by their key, size or origin; see `Gate` for `count`."""
+    app.add_middleware(Gate, key=key_of(config), limit=config.payload_limit, count=count)
+    if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=service.config.cors_origins,
+            allow_origins=config.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["x-elastic-subnet", "retry-after"],
         )
-    return app
 
 
 def refuse(path: str, status: int, text: str, name: str, headers: dict | None = None) -> Response:

@@ -60,6 +60,7 @@ class ServerConfig:
     cors_origins: list[str] = field(
         default_factory=list, metadata={"help": "Web origins whose pages may send requests; default: none."}
     )
+    demo: bool = field(default=False, metadata={"help": "Serve the page /demo as well, which shows the server under a load."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder for exported graphs; default: hf_elastic in the cache of Hugging Face."}
     )
