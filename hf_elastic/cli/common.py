@@ -21,7 +21,7 @@ from .data import adapter_base
 READ = (
     "model", "model_config", "tokenizer", "tokenizer_dataset", "teacher", "dataset", "data_dir", "space", "subnets",
     "calibration", "keep_vocabulary_of", "frontier", "latency_profile", "limits", "lora", "corpus", "index", "queries",
-    "data", "ranker", "run", "texts",
+    "data", "ranker", "run", "texts", "profile", "trace",
 )  # fmt: skip
 WRITTEN = ("output_dir", "output", "work_dir")
 

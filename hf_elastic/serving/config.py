@@ -13,20 +13,13 @@ STATIC = "static:"
 
 
 @dataclass(kw_only=True)
-class SchedulerConfig:
-    """Which requests run together, and at which size.
+class SchedulerOptions:
+    """Which requests run together.
 
     Raises:
         UserError: a value that is not allowed.
     """
 
-    policy: str = field(
-        default="slo",
-        metadata={
-            "help": "slo: the largest size that meets the deadlines of what waits; table: a size for each number of waiting "
-            "requests; static:NAME: always this size."
-        },
-    )
     latency_objective: float = field(
         default=100.0, metadata={"help": "Latency within which a request without a deadline of its own is to be answered (ms)."}
     )
@@ -55,8 +48,6 @@ class SchedulerConfig:
 
     def __post_init__(self):
         check_integers(1, max_batch_tokens=self.max_batch_tokens, max_batch_size=self.max_batch_size)
-        if self.policy not in ("slo", "table") and not self.policy.startswith(STATIC):
-            raise UserError(f"policy: {self.policy!r} is unknown; known: slo, table, {STATIC}NAME of a size")
         if not (math.isfinite(self.latency_objective) and self.latency_objective > 0):
             raise UserError(f"latency_objective must be a positive number of milliseconds, got {self.latency_objective}")
         if not (self.headroom >= 0 and self.hysteresis >= 0 and self.headroom + self.hysteresis < 1):
@@ -64,6 +55,28 @@ class SchedulerConfig:
                 f"headroom and hysteresis must be at least 0 and together below 1, got {self.headroom} and {self.hysteresis}"
             )
         self.table = _read_table(self.table)
+
+
+@dataclass(kw_only=True)
+class SchedulerConfig(SchedulerOptions):
+    """Which requests run together, and at which size.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+
+    policy: str = field(
+        default="slo",
+        metadata={
+            "help": "slo: the largest size that meets the deadlines of what waits; table: a size for each number of waiting "
+            "requests; static:NAME: always this size."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.policy not in ("slo", "table") and not self.policy.startswith(STATIC):
+            raise UserError(f"policy: {self.policy!r} is unknown; known: slo, table, {STATIC}NAME of a size")
         if self.table is not None and self.policy != "table":
             raise UserError(f"table is used by policy table, and policy is {self.policy}")
 

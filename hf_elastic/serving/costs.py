@@ -155,7 +155,18 @@ class CostModel:
         known = self._known[subnet]
         found = known.get((batch, length))
         if found is None:
-            found = known[batch, length] = self._from_grid(self._grids[subnet], batch, length)
+            found = self._from_grid(self._grids[subnet], batch, length)
+            if batch <= self.profile.batch_sizes[-1]:  # the rest may be without end
+                known[batch, length] = found
+        return found * self.correction[subnet]
+
+    def least_seconds(self, subnet: str, length: int) -> float:
+        """Predicted duration of one sequence in a batch of the best size, with no padding."""
+        known = self._known[subnet]
+        found = known.get((0, length))
+        if found is None:  # between two measured batch sizes it lies between their values
+            found = min(self.seconds(subnet, batch, length) / batch for batch in self.profile.batch_sizes)
+            found = known[0, length] = found / self.correction[subnet]
         return found * self.correction[subnet]
 
     def _from_grid(self, grid: Sequence[Sequence[float]], batch: int, length: int) -> float:

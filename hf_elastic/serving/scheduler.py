@@ -7,7 +7,7 @@ SuperServe's SlackFit (arXiv 2312.16733) in that the slack of what waits decides
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +17,8 @@ from .costs import CostModel
 
 LOOKAHEAD = 512  # requests that `slo` plans for; those after them have later deadlines
 HIGHEST_PRIORITY = 10  # in latency objectives
+RATE_MEMORY = 10  # latency objectives over which the rate of arrivals is a mean
+LATE_TURNS = 16  # one batch of so many begins with the most overdue request, so that none waits for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class Scheduler:
         if config.policy == "table":
             table = config.table or self._default_table()
             self._table = {count: self._index("table", name) for count, name in table.items()}
-        self._level = len(self._names) - 1
+        self._level = len(self._names) - 1  # of the batch before
+        self._rate, self._seen, self._turn = 0.0, None, 0
 
     def _index(self, option: str, name: str) -> int:
         if name not in self._names:
@@ -165,7 +168,7 @@ class Scheduler:
         """What runs next.
 
         Args:
-            now: in seconds of the clock of the requests.
+            now: in seconds of the clock of the requests; never earlier than in the call before.
             queue: what waits, in any order.
 
         Raises:
@@ -174,83 +177,116 @@ class Scheduler:
         expired = tuple(request for request in queue if request.deadline is not None and request.deadline <= now)
         gone = {request.id for request in expired}
         waiting = [request for request in queue if request.id not in gone]
+        self._follow(now, queue)
         if not waiting:
             return Decision(None, expired)
-        ordered = self._ordered(now, waiting)
-        if self._fixed is not None:
-            return Decision(self._batch(now, ordered, self._fixed), expired)
-        if self._table:
-            counts = list(self._table)
-            level = self._table[counts[max(0, bisect_right(counts, len(waiting)) - 1)]]
-            return Decision(self._batch(now, ordered, level), expired)
-        smallest = len(self._names) - 1
-        for level in range(smallest):
-            batch = self._plan(now, ordered[:LOOKAHEAD], level)
-            if batch is not None:
-                self._level = level
-                return Decision(batch, expired)
-        self._level = smallest
-        return Decision(self._batch(now, ordered, smallest), expired)
+        in_time, late = self._ordered(now, waiting)
+        self._turn += 1
+        ordered = [*late[:1], *in_time, *late[1:]] if self._turn % LATE_TURNS == 0 else [*in_time, *late]
+        return Decision(self._choose(now, ordered, bool(late)), expired)
 
     def observe(self, batch: Batch, seconds: float) -> None:
         """Learn how long a batch has taken."""
         self.costs.observe(batch.subnet, len(batch.requests), batch.length, seconds)
 
-    def _ordered(self, now: float, waiting: list[Request]) -> list[Request]:
-        """By urgency: earliest due first, and what has priority as if it were due earlier.
+    def _follow(self, now: float, queue: Sequence[Request]) -> None:
+        """Estimate the rate of arrivals, an exponential mean over some latency objectives."""
+        if self._seen is None:
+            self._seen = now
+        elapsed = now - self._seen
+        if elapsed > 0:
+            weight = -math.expm1(-elapsed / (RATE_MEMORY * self.objective))
+            arrived = sum(request.arrival > self._seen for request in queue)
+            self._rate += weight * (arrived / elapsed - self._rate)
+            self._seen = now
 
-        A request that cannot be answered in time any more yields to those that can: else, in an overload, each would be
-        answered just too late. But the most overdue one goes first, so that each gets its turn.
+    def _ordered(self, now: float, waiting: list[Request]) -> tuple[list[Request], list[Request]]:
+        """What can still be answered in time, and what cannot; each by urgency: earliest due first, and what has priority as if
+        it were due earlier.
+
+        What is late yields: else, in an overload, each request would be answered just too late.
         """
-        smallest = len(self._names) - 1
 
         def urgency(request: Request) -> tuple[float, int]:
             priority = min(max(request.priority, -HIGHEST_PRIORITY), HIGHEST_PRIORITY)
             return self.due(request) - priority * self.objective, request.id
 
-        late, in_time = [], []
+        in_time, late, smallest = [], [], len(self._names) - 1
         for request in sorted(waiting, key=urgency):
             soonest = now + self.costs.seconds(self._size_for(request, smallest), 1, request.length)
             (late if soonest > self.due(request) else in_time).append(request)
-        return [*late[:1], *in_time, *late[1:]]
+        return in_time, late
+
+    def _choose(self, now: float, ordered: list[Request], has_late: bool) -> Batch:
+        """The batch of the policy."""
+        smallest = len(self._names) - 1
+        if self._fixed is not None:
+            return self._batch(now, ordered, self._fixed)
+        if self._table:
+            counts = list(self._table)
+            return self._batch(now, ordered, self._table[counts[max(0, bisect_right(counts, len(ordered)) - 1)]])
+        for level in range(smallest) if not has_late else ():
+            if (batch := self._plan(now, ordered[:LOOKAHEAD], level)) is not None:
+                self._level = level
+                return batch
+        self._level = smallest
+        return self._batch(now, ordered, smallest)
 
     def _plan(self, now: float, ordered: list[Request], level: int) -> Batch | None:
-        """The first batch, if all that waits can be answered in time at a level; else None."""
+        """The first batch, if a level answers in time all that waits, and all that will come while the batch runs; else None."""
         share = self.config.headroom + (self.config.hysteresis if level < self._level else 0.0)
+        least, latest = now, -math.inf
+        for request in ordered:  # most levels that are too slow are found out by this alone
+            least += self.costs.least_seconds(self._size_for(request, level), request.length)
+            latest = max(latest, self._limit(request, share))
+            if least > latest:
+                return None
         first, clock, rest = None, now, ordered
         while rest:
             batch = self._batch(clock, rest, level)
             clock += batch.seconds
-            for request in batch.requests:
-                due = self.due(request)
-                if clock > due - share * (due - request.arrival):
-                    return None
+            if any(clock > self._limit(request, share) for request in batch.requests):
+                return None
             first = first or batch
             taken = {request.id for request in batch.requests}
             rest = [request for request in rest if request.id not in taken]
+        if coming := round(self._rate * first.seconds):
+            after = coming + len(ordered) - len(first.requests)
+            latency = first.seconds + self.costs.seconds(self._names[level], after, first.length)
+            if latency > (1 - share) * self.objective:
+                return None
         return first
 
-    def _batch(self, now: float, ordered: list[Request], level: int) -> Batch:
-        """The first request, and those after it that may run at the same size and are better off in its batch.
+    def _limit(self, request: Request, share: float) -> float:
+        """When a request has to be answered for a share of its time to be left."""
+        due = self.due(request)
+        return due - share * (due - request.arrival)
 
-        A request joins if that takes less time than a batch of its own (padding may cost more), if the limits allow it, and if no
-        request of the batch is late for it that would be in time otherwise.
+    def _batch(self, now: float, ordered: list[Request], level: int) -> Batch:
+        """The first request, and those after it that are better off in its batch.
+
+        A request may join if it runs at the same size, within the limits, and if that takes less time than a batch of its own:
+        padding may cost more. Of those, as many join as give the most answers in time per second, or, where all are late, the
+        most answers; the search ends where twice as many give no more.
         """
-        head = ordered[0]
-        subnet, taken, longest = self._size_for(head, level), [head], head.length
-        seconds = self.costs.seconds(subnet, 1, longest)
-        limit = self.due(head) if now + seconds <= self.due(head) else math.inf
-        for request in ordered[1:]:
+        subnet = self._size_for(ordered[0], level)
+        taken: list[Request] = []
+        dues: list[float] = []
+        longest, seconds = 0, 0.0
+        best, best_count, best_seconds = (0.0, 0.0), 1, 0.0
+        for request in ordered:
             count, length = len(taken) + 1, max(longest, request.length)
-            if count > self.config.max_batch_size:
+            if count > min(self.config.max_batch_size, 2 * best_count):
                 break
-            if count * length > self.config.max_batch_tokens or self._size_for(request, level) != subnet:
+            if taken and (count * length > self.config.max_batch_tokens or self._size_for(request, level) != subnet):
                 continue
             joined = self.costs.seconds(subnet, count, length)
-            if now + joined > limit or joined - seconds > self.costs.seconds(subnet, 1, request.length):
+            if taken and joined - seconds > self.costs.seconds(subnet, 1, request.length):
                 continue
             taken.append(request)
+            insort(dues, self.due(request))
             longest, seconds = length, joined
-            if now + joined <= self.due(request):
-                limit = min(limit, self.due(request))
-        return Batch(tuple(taken), subnet, seconds)
+            answers_in_time = count - bisect_left(dues, now + seconds)
+            if (value := (answers_in_time / seconds, count / seconds)) > best:
+                best, best_count, best_seconds = value, count, seconds
+        return Batch(tuple(taken[:best_count]), subnet, best_seconds)
