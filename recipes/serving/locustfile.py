@@ -11,12 +11,12 @@ answered, use `hf-elastic simulate --server`.
 
 import os
 import random
+from pydoc_data.topics import topics
 
 from locust import HttpUser, between, task
 
-from hf_elastic.data.docstrings import sample_docstrings
-
-TEXTS = sample_docstrings()
+# Paragraphs of Python's own help.
+TEXTS = [text for topic in topics.values() for text in topic.split("\n\n") if 32 < len(text) < 500]
 CANDIDATES = 8  # texts of a rerank request
 
 
