@@ -1,6 +1,6 @@
 """Requests on loopback: a simulation against a server, sizes that change against each alone, ours against other servers.
 
-    python recipes/benchmarks/serving_load.py simulated    p99 of the simulation and of the server, same requests, at several loads
+    python recipes/benchmarks/serving_load.py simulated    p99 of a simulation and of a server, same requests, some loads
     python recipes/benchmarks/serving_load.py sustained    the highest load that a policy answers in time, and the quality there
     python recipes/benchmarks/serving_load.py others       the same of a plain server, and p50 and p99 at fixed loads
     python recipes/benchmarks/serving_load.py table        prints what is recorded
