@@ -248,7 +248,7 @@ def test_soak(tmp_path):
     )
     model.save(path)
     vectors = {name: model.encode(TEXTS, subnet=name) for name in ("full", *SIZES)}
-    options = ["--threads", "1", "--latency_objective", "500", "--max_queue", QUEUE, "--profile_seconds", "2"]
+    options = ["--threads", "1", "--latency_objective", "500", "--max_queue", QUEUE, "--max_batch_tokens", "1024"]
     with serving_process(path, *options) as (url, process):
         printed = []
         reader = threading.Thread(target=lambda: printed.extend(process.stdout))
