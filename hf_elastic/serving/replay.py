@@ -126,7 +126,7 @@ class RunningServer:
         texts: parts of them are sent.
 
     Raises:
-        UserError: nothing answers there, or something else, or it wants another key.
+        UserError: nothing answers there, or something else, or it wants another key; the texts end with an unknown word.
     """
 
     def __init__(self, url: str, texts: Iterable[str]):
@@ -161,9 +161,14 @@ class RunningServer:
     async def _places(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the tokens of the text begin and end in it, `[tokens]`; a prompt of the model before it is left out."""
         (tokens,) = json.loads(await self._ask("/tokenize", {"inputs": self._text, "add_special_tokens": False}))
-        shift = tokens[-1]["stop"] - len(self._text) if tokens else 0
-        places = [(one["start"] - shift, one["stop"] - shift) for one in tokens if one["start"] is not None]
-        kept = np.array([place for place in places if place[0] >= 0], dtype=int).reshape(-1, 2)
+        if not tokens or tokens[-1]["stop"] is None:
+            raise UserError("texts: the tokenizer of the model does not know the last word of them")
+        shift, stop, places = tokens[-1]["stop"] - len(self._text), 0, []
+        for one in tokens:
+            # What the tokenizer does not know is a token, and has no place of its own.
+            start, stop = (stop, stop) if one["start"] is None else (one["start"] - shift, one["stop"] - shift)
+            places.append((start, stop))
+        kept = np.array([place for place in places if place[0] >= 0])
         return kept[:, 0], kept[:, 1]
 
     def cut(self, lengths: np.ndarray) -> list[str]:
