@@ -231,8 +231,8 @@ def say(row: dict) -> None:
     print(json.dumps(row), flush=True)
 
 
-def tables(folder: Path) -> Iterator[Table]:
-    """Of each record that is there."""
+def tables(folder: Path) -> Iterator[tuple[str, Table]]:
+    """Of each record that is there, under what it is."""
 
     def text(value: float | None, form: str = "{:.1f}") -> str:
         return "" if value is None else form.format(value)
@@ -243,7 +243,7 @@ def tables(folder: Path) -> Iterator[Table]:
         about = f"{options['trace']}, {options['length']:g} tokens, objective {options['objective']:g} ms"
         title = f"{what}: {about}; full sustains {record['capacity']:.0f}/s; {machine['processor']}, {options['threads']} threads"
         if what == "simulated":
-            table = Table("policy", "load", "p50", "server's", "p99", "server's", "ratio", "quality", "server's", title=title)
+            table = Table("policy", "load", "p50", "server's", "p99", "server's", "ratio", "quality", "server's")
             for row in record["rows"]:
                 both = row["simulated"], row["server"]
                 p50, p99, quality = ([one[name] for one in both] for name in ("p50_ms", "p99_ms", "quality"))
@@ -252,22 +252,22 @@ def tables(folder: Path) -> Iterator[Table]:
                 table.add_row(row["policy"], f"{row['load']:g}", *cells)
         else:
             loads = [f"{load:g}" for load in options["loads"]] if what == "others" else []
-            table = Table("", "highest load", "p99 there", "quality", *(f"p50, p99 at {load}" for load in loads), title=title)
+            table = Table("", "highest load", "p99 there", "quality", *(f"p50, p99 at {load}" for load in loads))
             for row in record["rows"]:
                 fixed = {f"{float(load):g}": one for load, one in row.get("at", {}).items()}
                 cells = [f"{text(fixed[load]['p50_ms'])}, {text(fixed[load]['p99_ms'])}" for load in loads]
                 highest = f"{row['highest']:.0f}/s ({row['highest'] / record['capacity']:.2f})"
                 name = row.get("policy", row.get("server"))
                 table.add_row(name, highest, text(row.get("p99_ms")), text(row.get("quality"), "{:.3f}"), *cells)
-        yield table
+        yield title, table
 
 
 def main() -> None:
     args = arguments()
     if args.what == "table":
         console = Console(width=150)
-        for table in tables(args.output):
-            console.print(table)
+        for title, table in tables(args.output):
+            console.print(title, table, sep="\n")
         return
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, args.model or make_model(f"{folder}/model"), folder)
