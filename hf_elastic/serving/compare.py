@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import UserError
+from ..core.errors import MissingPackageError, UserError
 from .config import STATIC
 from .costs import CostModel, ServingProfile
 from .scheduler import Scheduler
@@ -75,7 +75,7 @@ class Comparison:
 def compare(
     profile: ServingProfile, config: SimulateConfig, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Comparison:
-    """Simulate every policy and every size alone at every load.
+    """Simulate every policy and every size alone at every load, and send the same requests to a server if there is one.
 
     Args:
         profile: measured costs.
@@ -84,7 +84,7 @@ def compare(
 
     Raises:
         UserError: a latency objective that no size meets, an unknown size, a trace that cannot be read, or has too few or too
-            many requests.
+            many requests; a server that does not answer, or has other sizes.
         OSError: there is no such trace.
     """
     lengths = Lengths(config.mean_length, config.max_length or profile.lengths[-1])
@@ -92,6 +92,7 @@ def compare(
     schedulers |= {name: config.scheduler_config(name) for name in (f"{STATIC}{size}" for size in profile.names)}
     for scheduler_config in schedulers.values():
         Scheduler(CostModel(profile), scheduler_config)  # before anything takes long
+    server = None if config.server is None else _connect(config, profile)
     base = None
     if not (config.is_closed or config.trace in DRAWN):
         if not Path(config.trace).is_file():
@@ -109,10 +110,25 @@ def compare(
             outcome = simulate(make(), scheduler, service, max_queue=config.max_queue, deadlines=config.deadlines)
             found.append(Run(load, policy, outcome))
             progress(len(runs) + len(found), len(traces) * len(schedulers))
+        if server is not None:
+            outcome = server.replay(make(), config.latency_objective / 1000, deadlines=config.deadlines)
+            found.append(Run(load, f"the server, {server.policy}", outcome))
         best = best_static([run for run in found if run.policy.startswith(STATIC)])
         runs += [replace(run, is_best_static=run is best) for run in found]
         used.append(found[0].outcome.lengths.mean())
     return Comparison(profile, config, largest_capacity, float(np.mean(used)), runs)
+
+
+def _connect(config: SimulateConfig, profile: ServingProfile):
+    """The server that is to get the same requests, if it has the sizes of the profile."""
+    try:
+        from .replay import RunningServer, read_texts
+    except ImportError as error:
+        raise MissingPackageError(f"server: this needs {error.name}: run pip install 'hf-elastic[serve]'") from error
+    server = RunningServer(config.server, read_texts(config.texts))
+    if server.names != profile.names:
+        raise UserError(f"server: it has the sizes {', '.join(server.names)}, and the profile {', '.join(profile.names)}")
+    return server
 
 
 def best_static(runs: list[Run]) -> Run:

@@ -70,6 +70,17 @@ class SimulateConfig(SchedulerOptions):
         default=0.1, metadata={"help": "Spread of the duration of batches (standard deviation of the logarithm); 0 for none."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of arrivals, lengths and noise."})
+    server: str | None = field(
+        default=None,
+        metadata={
+            "help": "URL of a running hf-elastic serve, which gets the same requests in real time: its results stand beside "
+            "those of the simulation; default: none."
+        },
+    )
+    texts: str | None = field(
+        default=None,
+        metadata={"help": "Text file of what the server gets; default: docstrings of Python's standard library."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,6 +100,10 @@ class SimulateConfig(SchedulerOptions):
             raise UserError(f"trace: the load of {CLOSED} is its number of users; rate and load are for the others")
         if self.start and (self.is_closed or self.trace in DRAWN):
             raise UserError(f"start is for recorded traces, and trace is {self.trace}")
+        if self.server is not None and self.is_closed:
+            raise UserError(f"server: it gets requests whether or not others are answered, and trace is {CLOSED}")
+        if self.texts is not None and self.server is None:
+            raise UserError("texts is for a server, and there is none")
         for name in ("policy", "users", "load"):
             if getattr(self, name) == []:
                 raise UserError(f"{name}: name at least one")

@@ -117,7 +117,8 @@ def serve_command(*arguments) -> list[str]:
 @contextmanager
 def serving_process(*arguments):
     """A server in a process of its own: gives its URL and the process."""
-    command = [*serve_command(*arguments), "--port", "0", "--profile_seconds", "0.01", "--latency_objective", "60000"]
+    usual = ["--port", "0", "--profile_seconds", "0.01", "--latency_objective", "60000"]
+    command = serve_command(arguments[0], *usual, *arguments[1:])
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         printed = []
