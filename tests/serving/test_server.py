@@ -253,16 +253,19 @@ def test_many_clients_get_the_answer_of_the_size_that_it_names(tmp_path):
         def ask(seed):
             generator = np.random.default_rng(seed)
             with Client(client.url) as own:
-                for _ in range(12):
+                for number in range(12):
+                    size = (None, *SIZES)[number % (1 + len(SIZES))]
                     places = generator.choice(len(TEXTS), generator.integers(1, 12), replace=False)
-                    response = own.post("/embed", json={"inputs": [TEXTS[place] for place in places]})
+                    body = {"inputs": [TEXTS[place] for place in places]}
+                    response = own.post("/embed", json=body, headers={} if size is None else at(size))
                     name = response.headers["x-elastic-subnet"]
+                    assert size in (None, name)
                     assert_close(response.json(), offline[name][places])
                     used.add(name)
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, range(8)))
-    assert len(used) > 1
+    assert used == set(SIZES)
 
 
 def test_a_client_that_leaves(embedder):
