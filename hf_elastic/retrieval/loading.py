@@ -19,7 +19,7 @@ from .results import size_argument
 from .towers import SIZES
 
 
-def load_denser(path: str, device: str | None = None) -> SentenceTransformer:
+def load_denser(path: str | Path, device: str | None = None) -> SentenceTransformer:
     """A model that encodes queries and documents; an `ElasticDenser` where it has sizes.
 
     Args:
@@ -61,14 +61,14 @@ def index_fingerprint(model: SentenceTransformer) -> Fingerprint:
     return fingerprint_of(model) if aligned_to is None else aligned_to
 
 
-def load_ranker(path: str, device: str | None = None) -> CrossEncoder:
+def load_ranker(path: str | Path, device: str | None = None) -> CrossEncoder:
     """A model that scores pairs of a query and a document; an `ElasticRanker` where it has sizes. As `load_denser`."""
     return _load(ElasticRanker if _has_sizes(path) else CrossEncoder, path, device)
 
 
 def _load(kind: type, path: str, device: str | None) -> SentenceTransformer | CrossEncoder:
     try:
-        return kind(path, device=device)
+        return kind(str(path), device=device)  # theirs takes no Path
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:
