@@ -34,7 +34,8 @@ test: .venv/installed
 	.venv/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: .venv/installed fetch-upstream
-	.venv/bin/python $(PYTEST) -m slow $(ARGS)
+	.venv/bin/python $(PYTEST) -m "slow and not alone" $(ARGS)
+	.venv/bin/python -m pytest -q -m alone tests/serving $(ARGS)
 
 # All of transformers' own common tests on elastic models and their stock twins: a quarter of an hour; test-slow has one in eight.
 test-upstream: .venv/installed fetch-upstream

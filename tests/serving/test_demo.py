@@ -36,6 +36,8 @@ def set_load(page, rate, size=None):
     page.get(f"{script} get('rate').dispatchEvent(new Event('input'))")
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_a_reader_sets_load_and_size(page, tmp_path):
     path = save("symmetric", tmp_path)
     with serving_process(path, "--demo", "true") as (url, _), Client(url) as client:

@@ -12,7 +12,7 @@ from served import save, serving, until
 if find_spec("locust") is None:  # importing it replaces sockets and threads in this process
     pytest.skip("locust is not installed", allow_module_level=True)
 
-pytestmark = [pytest.mark.one_lane, pytest.mark.slow]
+pytestmark = [pytest.mark.one_lane, pytest.mark.slow, pytest.mark.alone]
 FILE = Path(__file__).parents[2] / "recipes" / "serving" / "locustfile.py"
 
 

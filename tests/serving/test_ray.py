@@ -93,6 +93,7 @@ def replicas():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_replicas_answer_as_one_server_does(client, path):
     model = load_denser(path, "cpu")
     for name in SIZES:
@@ -118,6 +119,7 @@ def test_replicas_answer_as_one_server_does(client, path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_replica_that_dies_loses_no_request(client, path):
     model = load_denser(path, "cpu")
     offline = {name: model.encode(TEXTS, subnet=name) for name in SIZES}

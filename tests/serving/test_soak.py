@@ -31,7 +31,7 @@ from hf_elastic.data.minilm import minilm_path
 from hf_elastic.retrieval.denser import elastic_sentence_transformer
 from hf_elastic.serving.replay import NO_ANSWER, at_times, connect
 
-pytestmark = [pytest.mark.one_lane, pytest.mark.slow]
+pytestmark = [pytest.mark.one_lane, pytest.mark.slow, pytest.mark.alone]
 SECONDS = float(os.environ.get("HF_ELASTIC_SOAK_SECONDS", "40"))
 WARM_UP = 0.2  # of the time
 CAPACITY_SECONDS = 4.0
