@@ -107,7 +107,8 @@ def test_killed_and_resumed(folder, tmp_path):
     vectors = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed.vectors").glob("*.safetensors")}
     assert not (tmp_path / "killed").exists() and vectors
     for name in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
+        done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     one, other = (ElasticDenser(str(tmp_path / name), device="cpu") for name in ("killed", "whole"))
     for size in SIZES:
         assert np.allclose(one.encode_query(texts(5), subnet=size), other.encode_query(texts(5), subnet=size), atol=1e-6)
