@@ -92,12 +92,13 @@ class ElasticLoss(nn.Module):
                 loss = loss.loss
             self._cached = loss.calculate_loss = CachedAlignment(loss.calculate_loss)
 
-    def forward(self, sentence_features: Iterable[Any], labels: Tensor | None = None) -> Tensor:
+    def forward(self, sentence_features: Iterable[Any], labels: Tensor | None = None, **options) -> Tensor:
         """The weighted mean, over the drawn sizes, of the loss and the pull.
 
         Args:
             sentence_features: one dict of features per column, or for a cross encoder the columns' texts.
             labels: as the wrapped loss takes them.
+            **options: for the wrapped loss, such as the `prompt` and `task` of a cross encoder's Trainer.
         """
         model = unwrapped(self.model)
         columns = list(sentence_features)
@@ -108,7 +109,7 @@ class ElasticLoss(nn.Module):
         sizes = [model.name_of(size) for _, size in drawn]
         run = self._ranker_losses if isinstance(model, ElasticRanker) else self._denser_losses
         with column_merging_disabled():  # a merged batch has no vectors for each column
-            return sum(weight * loss for weight, loss in zip(weights, run(model, columns, labels, sizes)))
+            return sum(weight * loss for weight, loss in zip(weights, run(model, columns, labels, sizes, options)))
 
     def _draw(self, columns: list) -> list[tuple[str, Any]]:
         """The sizes of a step; the same ones for a batch that another modifier runs again, and always in evaluation."""
@@ -127,7 +128,7 @@ class ElasticLoss(nn.Module):
         return [one for one in drawn if model.name_of(one[1]) is not None] or self._of_step(step + 1)
 
     def _denser_losses(
-        self, model: ElasticDenser, columns: list[dict[str, Any]], labels: Tensor | None, sizes: list
+        self, model: ElasticDenser, columns: list[dict[str, Any]], labels: Tensor | None, sizes: list, options: dict
     ) -> Iterator[Tensor]:
         if model.mode == "query" and len(columns) > 1:
             raise UserError(
@@ -148,20 +149,20 @@ class ElasticLoss(nn.Module):
             named = [{**column, "subnet": size} if index in queries else {**column} for index, column in enumerate(columns)]
             if self._cached is not None:
                 self._cached.expect(queries, targets if is_pulled else None, self.alignment_weight)
-                loss, vectors = self.loss(named, labels), self._cached.vectors
+                loss, vectors = self.loss(named, labels, **options), self._cached.vectors
                 self._cached.expect([], None, 0.0)  # the wrapped loss may be used again without this one
             else:
                 with recorded(model.last_module, "sentence_embedding") as vectors:
-                    loss = self._loss_of(named, queries, labels)
+                    loss = self._loss_of(named, queries, labels, options)
                 if is_pulled and vectors:  # none where another modifier has kept them from an earlier run
                     loss = loss + self.alignment_weight * pull(vectors, targets)
             if size is None:
                 targets = [one.detach() for one in vectors]
             yield loss
 
-    def _loss_of(self, columns: list[dict[str, Any]], queries: list[int], labels: Tensor | None) -> Tensor | float:
+    def _loss_of(self, columns: list[dict[str, Any]], queries: list[int], labels: Tensor | None, options: dict) -> Tensor | float:
         if self.loss is not None:
-            return total(self.loss(columns, labels))
+            return total(self.loss(columns, labels, **options))
         for index in queries:
             self.model(columns[index])
         return 0.0
@@ -173,7 +174,9 @@ class ElasticLoss(nn.Module):
         # Not `model(...)`: a modifier may have put one in its place that truncates.
         return type(model).forward(model, {**column})["sentence_embedding"]
 
-    def _ranker_losses(self, model: ElasticRanker, columns: list, labels: Tensor | None, sizes: list) -> Iterator[Tensor]:
+    def _ranker_losses(
+        self, model: ElasticRanker, columns: list, labels: Tensor | None, sizes: list, options: dict
+    ) -> Iterator[Tensor]:
         targets = None
         state = torch.get_rng_state()  # a loss may draw its negatives; all sizes get the same ones
         for size in [None, *sizes] if self.alignment_weight > 0 and sizes[0] is not None else sizes:
@@ -181,7 +184,7 @@ class ElasticLoss(nn.Module):
             is_target_only = size is None and sizes[0] is not None
             gradients = torch.set_grad_enabled(torch.is_grad_enabled() and not is_target_only)
             with gradients, model.selected(size), recorded(model.last_module, "scores") as scores:
-                loss = total(self.loss(columns, labels))
+                loss = total(self.loss(columns, labels, **options))
             if size is None:
                 targets = [one.detach() for one in scores]
             elif self.alignment_weight > 0 and scores:

@@ -90,6 +90,20 @@ def test_sizes_are_trained(name, folder, tmp_path):
     assert ranker.elastic.config.subnet is None
 
 
+def test_the_prompt_of_a_trainer_reaches_the_loss(folder):
+    ranker, _ = make_ranker(folder)
+    inner = losses.BinaryCrossEntropyLoss(ranker)
+    given = [["word1 word2", "word3"], ["word4", "word5 word6"]], torch.tensor([1.0, 0.0])
+    with torch.no_grad():
+        expected = []
+        for size in (None, *SIZES):
+            with ranker.selected(size):
+                expected.append(float(inner(*given, prompt="word7 word8 ")))
+        loss = ElasticLoss(ranker, inner, sampling="all", alignment_weight=0.0)
+        found, plain = float(loss(*given, prompt="word7 word8 ", task=None)), float(loss(*given))
+    assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5) and found != pytest.approx(plain, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_it_is_the_mean_of_the_loss_and_the_pull_of_each_size(name, folder):
     ranker, _ = make_ranker(folder)
