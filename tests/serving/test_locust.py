@@ -1,6 +1,6 @@
 """The users of `locust` that come with the recipes, against real servers."""
 
-import csv
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ def test_users(kind, name, tmp_path):
     with serving(save(kind, tmp_path)) as (client, worker):
         batches, run = [], worker.ready.result()[0].run
         worker.ready.result()[0].run = lambda *given: (batches.append(given), run(*given))[1]
-        where = ["-f", str(FILE), "--host", client.url, "--csv", str(tmp_path / "found")]
+        where = ["-f", str(FILE), "--host", client.url, "--json-file", str(tmp_path / "found")]
         process = subprocess.Popen([sys.executable, "-m", "locust", *where, "--headless", "-u", "3", "-r", "3"])
         try:
             until(lambda: len(batches) > 20 or process.poll() is not None)
@@ -32,7 +32,6 @@ def test_users(kind, name, tmp_path):
         finally:
             process.kill()
             process.wait()
-        with open(tmp_path / "found_stats.csv", newline="") as file:
-            rows = {row["Name"]: row for row in csv.DictReader(file)}
-        assert int(rows[name]["Request Count"]) > 3 and int(rows["Aggregated"]["Failure Count"]) == 0
-        assert rows.keys() == {"/info", name, "Aggregated"}
+        rows = {row["name"]: row for row in json.loads(next(tmp_path.glob("found*")).read_text())}
+        assert rows[name]["num_requests"] > 3 and not any(row["num_failures"] for row in rows.values())
+        assert rows.keys() == {"/info", name}

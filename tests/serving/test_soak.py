@@ -270,7 +270,8 @@ def test_soak(tmp_path):
     assert kinds.keys() >= {("plain", 200), ("plain", 429), ("leaves", -1), ("slow", 200)}, kinds
     assert {status for status in found if status >= 500} <= {504}
     early = [(kind, status) for kind, begun, status in seen.replies if begun < ended - MARGIN]
-    assert not [one for one in early if one[1] == NO_ANSWER], Counter(early)
+    # A refusal that comes while the rest of a malformed body is still being sent may be lost with the connection.
+    assert not [one for one in early if one[1] == NO_ANSWER and one[0] != "malformed"], Counter(early)
     assert not [one for one in seen.replies if one[2] == 503 and one[1] < ended - SECONDS / 2]
     settled = memory[memory[:, 0] > WARM_UP]
     assert settled[:, 1].max() <= 1.05 * settled[:10, 1].mean(), settled[:: max(1, len(settled) // 20)]
