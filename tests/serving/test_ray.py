@@ -1,6 +1,8 @@
 """Replicas on a local Ray, one of which dies under load."""
 
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,6 +72,8 @@ def client(path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token into the home folder
+        # Ray waits a quarter of a minute for its agent: what that imports is compiled before.
+        subprocess.run([sys.executable, "-c", "import ray.dashboard.agent"], check=True)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
