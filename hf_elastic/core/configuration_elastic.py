@@ -16,7 +16,8 @@ from .portable import portable_config
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
 PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "own", "architectures", "auto_map")
 # Sizes that every model has: all of the supernet, and the ends of its space (of which the largest is usually all of it, too).
-RESERVED_NAMES = ("full", "largest", "smallest")
+FULL = "full"  # the name of the whole supernet in every elastic model
+RESERVED_NAMES = (FULL, "largest", "smallest")
 OWN = (*PARTS, "full", "model_type", "transformers_version", "name_or_path", "_name_or_path", "_commit_hash")
 
 

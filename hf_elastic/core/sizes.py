@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .adapters import check_merged, find_wrappers, idle_parameters, unmerge_disabled
-from .configuration_elastic import RESERVED_NAMES
+from .configuration_elastic import FULL, RESERVED_NAMES
 from .counts import Counts
 from .errors import UserError
 from .layout import Cut, Layout
@@ -146,7 +146,7 @@ class SizesMixin:
         return self._cuts.get(subnet, lambda: self._resolve(subnet))
 
     def _named(self, name: str) -> Mapping | None:
-        if name == "full":
+        if name == FULL:
             return None
         if name in ("largest", "smallest"):
             return getattr(self.space, name)

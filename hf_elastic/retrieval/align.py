@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from sklearn.linear_model import RidgeCV
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from ..training.checkpoints import checkpoints
 from ..utils.files import reading, write_atomically
@@ -29,7 +30,7 @@ from .denser import ElasticDenser
 from .encode import EncodedCorpus, encode_corpus, processes_of
 from .encode_config import EncodingConfig
 from .fingerprint import document_modules, fingerprint_of
-from .heads import FULL, SizeHeads
+from .heads import SizeHeads
 from .losses import ElasticLoss
 from .readers import chunks
 

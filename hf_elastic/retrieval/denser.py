@@ -14,13 +14,14 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import load_file_path
 from torch import nn
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticModel
 from ..core.space import Space
 from ..utils.files import reading
 from .elastic import ElasticMixin, settings_of
 from .fingerprint import Fingerprint
-from .heads import FILE_NAME, FULL, SizeHeads, no_documents, stock_modules
+from .heads import FILE_NAME, SizeHeads, no_documents, stock_modules
 from .towers import SIZES, Towers, no_size_for_documents
 from .transformer import ElasticTransformer, with_model
 

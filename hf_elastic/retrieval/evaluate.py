@@ -11,6 +11,7 @@ import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import semantic_search
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from ..utils.folders import check_output, filled
 from ..utils.options import check_integers
@@ -20,7 +21,7 @@ from .evaluate_config import EvaluateRetrievalConfig
 from .index import Index
 from .loading import index_tower
 from .metrics import METRICS, Run, check_metrics, compare, read_run, score_run, top, write_run
-from .results import FIRST_STAGE, FULL, RetrievalResults, SizeResult, Subnet, check_one_label, size_argument, size_name
+from .results import FIRST_STAGE, RetrievalResults, SizeResult, Subnet, check_one_label, size_argument, size_name
 from .rows import some_of
 
 CHUNK = 8192  # documents that are encoded, sorted by length, in one go

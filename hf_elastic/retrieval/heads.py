@@ -12,11 +12,11 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.base.modules.module import Module
 from torch import nn
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from .transformer import SIZE
 
 FILE_NAME = "size_heads.safetensors"
-FULL = "full"  # the name that no other size has
 
 
 def no_documents() -> UserError:

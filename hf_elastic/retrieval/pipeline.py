@@ -10,6 +10,7 @@ from threading import Lock
 import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from ..utils.options import check_integers
 from .data import Document
@@ -17,7 +18,7 @@ from .graph import GraphTransformer
 from .index import Index
 from .loading import index_fingerprint, index_tower
 from .metrics import top
-from .results import FULL, Subnet, check_one_label, size_argument, size_name
+from .results import Subnet, check_one_label, size_argument, size_name
 
 
 @dataclass(frozen=True)

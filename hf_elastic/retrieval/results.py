@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from .metrics import Comparison, Scores
 
 Subnet = str | Mapping | None
 
-FULL = "full"  # which every elastic model knows by this name
 FIRST_STAGE = "first stage"
 
 

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from ..measure.latency import Latency, machine_facts, measure_latency, measurement_warnings
 from ..measure.values import LATENCY
@@ -22,7 +23,7 @@ from .elastic import ElasticMixin
 from .metrics import Run, check_metrics, score_run
 from .metrics import top as best_of
 from .pipeline import RetrievalPipeline
-from .results import FULL, Subnet, size_argument, size_name
+from .results import Subnet, size_argument, size_name
 
 KS = (0, 10, 20, 50, 100)
 DENSER, RANKER = "denser", "ranker"

@@ -18,7 +18,6 @@ from .tokens import TextEncoder, Tokens
 EMBEDDING, CLASSIFIER, RERANKER = "embedding", "classifier", "reranker"
 # A size of a model: features in, features out, with `sentence_embedding` and `token_embeddings`, or with `scores`.
 Tower = Callable[[dict], Mapping]
-FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import load_file_path
 from torch import nn
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from ..core.loading import load_config
 from ..core.modeling_elastic import ElasticPreTrainedModel
@@ -22,7 +23,7 @@ from ..retrieval.elastic import ElasticMixin
 from ..retrieval.loading import load_denser, load_ranker
 from ..utils.lengths import longest_sequence
 from ..utils.sentence_transformers import MODULES, SETTINGS
-from .engine import CLASSIFIER, EMBEDDING, FULL, RERANKER, Engine
+from .engine import CLASSIFIER, EMBEDDING, RERANKER, Engine
 from .profiling import longest_profiled
 from .tokens import TextEncoder
 

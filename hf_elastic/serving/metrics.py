@@ -31,8 +31,8 @@ class ServingMetrics:
         )
         self.batch_texts = Histogram("batch_texts", "Texts of a batch, by size.", ["subnet"], buckets=TEXTS, **shared)
         self.switches = Counter("switches", "Batches at another size than the one before.", **shared)
-        self.missed = Counter("deadline_misses", "Texts that were answered too late, or not at all for that.", **shared)
-        self.refused = Counter("refused", "Requests that the full queue had no room for.", **shared)
+        # Those that were not run for that are requests with status 504.
+        self.missed = Counter("deadline_misses", "Texts that were answered too late.", **shared)
         self.queue = Gauge("queue_texts", "Texts that wait.", **shared)
         self.correction = Gauge(
             "cost_correction", "Observed time of a batch over the predicted one, by size.", ["subnet"], **shared

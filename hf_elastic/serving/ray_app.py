@@ -27,15 +27,12 @@ from ..core.errors import UserError
 from ..utils.options import check_integers
 from .config import SchedulerConfig
 from .metrics import ServingMetrics
-from .routes import read
-from .run import make
+from .routes import DEADLINE_HEADER, read
+from .run import start
 from .server import guard, key_of, make_app, refuse
 from .server_config import ServerConfig
-from .service import Service
-from .worker import Worker
 
 ATTEMPTS = 5  # replicas that may die of, or during, one request
-DEADLINE = "x-elastic-deadline-ms"
 RAYS_OWN = {
     "host": "Ray Serve listens; see its http_options",
     "port": "Ray Serve listens; see its http_options",
@@ -71,12 +68,8 @@ class Replica:
 
     def __init__(self, ray_config: RayConfig, config: ServerConfig, scheduling: SchedulerConfig):
         self.metrics = ServingMetrics()
-        self.worker = Worker(
-            lambda: make(ray_config.model, config, scheduling, ray_config.device),
-            max_queue=config.max_queue,
-            on_batch=self.metrics.on_batch,
-        ).start()
-        self.app = make_app(Service(self.worker, config, self.metrics))
+        service = start(ray_config.model, config, scheduling, ray_config.device, self.metrics)
+        self.worker, self.app = service.worker, make_app(service)
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         """Answer an HTTP request; the task is cancelled when the client leaves.
@@ -167,7 +160,7 @@ def with_less_time(headers: list[tuple[bytes, bytes]], spent: float) -> tuple[li
     """Headers whose deadline is nearer by what is spent (s), and whether it has passed."""
     found, is_late = [], False
     for name, value in headers:
-        if name == DEADLINE.encode():
+        if name == DEADLINE_HEADER.encode():
             with contextlib.suppress(ValueError):  # refused by whoever reads it
                 left = float(value) - 1000 * spent
                 value, is_late = str(left).encode(), left <= 0

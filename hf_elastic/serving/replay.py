@@ -24,12 +24,11 @@ from ..core.errors import UserError
 from ..data.docstrings import sample_docstrings
 from ..utils.files import reading
 from .engine import EMBEDDING
-from .routes import SUBNET_HEADER
+from .routes import DEADLINE_HEADER, SUBNET_HEADER
 from .server import KEY_VARIABLE
 from .simulate import EXPIRED, REJECTED, Outcome
 from .traces import OpenLoop
 
-DEADLINE_HEADER = "x-elastic-deadline-ms"
 CHARACTERS = 200_000  # of texts that are used; servers limit the bodies of requests
 LEAD = 0.1  # seconds before the first request, in which the loop starts
 NO_ANSWER = 0  # the status where the connection broke

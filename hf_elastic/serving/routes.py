@@ -22,7 +22,7 @@ from .tokens import Text
 
 Wanted = Annotated[Wishes, Depends(wishes)]
 VERSION = hf_elastic_cli.value_of("hf_elastic", "__version__")
-SUBNET_HEADER = "x-elastic-subnet"
+SUBNET_HEADER, DEADLINE_HEADER = "x-elastic-subnet", "x-elastic-deadline-ms"
 REFUSALS = {
     401: "The API key is missing or wrong.",
     413: "Too many texts, too many tokens or too many bytes.",

@@ -50,10 +50,8 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
         raise UserError(f"demo: its page sends no key; leave out api_key and the variable {KEY_VARIABLE}")
     with bind(config.host, config.port) as listener:
         metrics = DemoMetrics() if config.demo else ServingMetrics()
-        worker = Worker(
-            lambda: make(model, config, scheduling, device), max_queue=config.max_queue, on_batch=metrics.on_batch
-        ).start()
-        service = Service(worker, config, metrics)
+        service = start(model, config, scheduling, device, metrics)
+        worker = service.worker
         server = Server(
             uvicorn.Config(
                 make_app(service),
@@ -75,6 +73,12 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
             worker.close()
     if server.interrupted:
         raise KeyboardInterrupt
+
+
+def start(model: str, config: ServerConfig, scheduling: SchedulerConfig, device: str, metrics: ServingMetrics) -> Service:
+    """Load a model in a worker's thread, and wait until it is ready."""
+    worker = Worker(lambda: make(model, config, scheduling, device), max_queue=config.max_queue, on_batch=metrics.on_batch)
+    return Service(worker.start(), config, metrics)
 
 
 def make(

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ..core.errors import UserError
 from .demo import demo_routes
-from .routes import VERSION, explain, make_router
+from .routes import SUBNET_HEADER, VERSION, explain, make_router
 from .server_config import ServerConfig
 from .service import ClientGoneError, Service, TooManyError
 from .tokens import TooLongError
@@ -88,7 +88,7 @@ def guard(app: FastAPI, config: ServerConfig, count: Callable[[str, int], object
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-elastic-subnet", "retry-after"],
+            expose_headers=[SUBNET_HEADER, "retry-after"],
         )
 
 

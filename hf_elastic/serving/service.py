@@ -10,9 +10,10 @@ from typing import Annotated
 
 from fastapi import Header, Request
 
+from ..core.configuration_elastic import FULL
 from ..core.errors import UserError
 from ..retrieval.fingerprint import DOCUMENT_PROMPTS
-from .engine import FULL, Engine, Row
+from .engine import Engine, Row
 from .metrics import ServingMetrics
 from .scheduler import Scheduler
 from .server_config import ServerConfig
