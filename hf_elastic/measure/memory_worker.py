@@ -6,7 +6,6 @@ high-water mark. It must never start a thread pool, which a child would inherit 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -20,6 +19,7 @@ import torch
 from transformers.utils import logging
 
 from ..core.errors import UserError
+from ..utils.memory import give_back_memory
 from .workload import Workload, exported_call, model_call
 
 MEGABYTE = 1e6
@@ -45,7 +45,7 @@ def peak_on_cpu(make_call: Callable[[], Callable]) -> dict[str, float]:
     before = kibibytes("VmRSS")
     call = make_call()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what loading needed for a moment goes back to the system
+    give_back_memory()  # what loading needed for a moment
     loaded = kibibytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     call_twice(call)

@@ -19,6 +19,7 @@ LOOKAHEAD = 512  # requests that `slo` plans for; those after them have later de
 HIGHEST_PRIORITY = 10  # in latency objectives
 RATE_MEMORY = 10  # latency objectives over which the rate of arrivals is a mean
 LATE_TURNS = 16  # one batch of so many begins with the most overdue request, so that none waits for ever
+PATIENCE = 100  # latency objectives after which it is filled with overdue ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,10 @@ class Scheduler:
             return Decision(None, expired)
         in_time, late = self._ordered(now, waiting)
         self._turn += 1
-        ordered = [*late[:1], *in_time, *late[1:]] if self._turn % LATE_TURNS == 0 else [*in_time, *late]
+        first = []
+        if late and self._turn % LATE_TURNS == 0:
+            first = late if now - self.due(late[0]) > PATIENCE * self.objective else late[:1]
+        ordered = [*first, *in_time, *late[len(first) :]]
         return Decision(self._choose(now, ordered, bool(late)), expired)
 
     def observe(self, batch: Batch, seconds: float) -> None:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 
+from ..utils.memory import give_back_memory
 from .engine import Engine, Output, Row
 from .scheduler import Batch, Request, Scheduler
 
 logger = logging.getLogger(__name__)
 RATE_WEIGHT = 0.2  # of the last batch in the mean rate
+TIDY_EVERY = 10.0  # seconds; it takes about 10 milliseconds
 
 
 class OverloadedError(Exception):
@@ -100,6 +102,7 @@ class Worker:
         self._numbers = itertools.count()
         self._is_draining = self._is_closed = False
         self._rate: float | None = None  # texts per second
+        self._tidied = clock()
         self._thread = threading.Thread(target=self._main, name="hf-elastic-worker", daemon=True)
 
     def start(self) -> Worker:
@@ -258,6 +261,9 @@ class Worker:
             if len(job.outputs) == len(job.rows):
                 _finish(job, Answer(subnet, [job.outputs[place] for place in range(len(job.rows))]))
         self._on_batch(batch, end - begin, sum(end > scheduler.due(request) for request in requests))
+        if end - self._tidied > TIDY_EVERY:  # batches of all shapes leave holes, and the process would grow for hours
+            self._tidied = end
+            give_back_memory()
 
 
 def _finish(job: Job, answer: Answer) -> None:

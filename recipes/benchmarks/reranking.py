@@ -1,12 +1,13 @@
 """What a ranker's sizes are worth that are trained together, and each alone.
 
-    python recipes/benchmarks/reranking.py run --data-dir DATA_DIR [--seeds 0 1 2] [--pairs 4000] [--threads 1]
+    python recipes/benchmarks/reranking.py run --data-dir DATA_DIR [--seeds 0 1 2] [--pairs 4000] [--threads 1] [--models DIR]
     python recipes/benchmarks/reranking.py table
 
 No cross encoder is at hand, so MiniLM is trained as one: which sentences answer which question (QNLI's training rows, binary
 cross entropy), once as an ElasticRanker of 6, 3, 2 and 1 layers whose small sizes also follow the full one's scores, and once
 for each size alone. Then the first 100 documents of BM25 are put into its order: for msmarco_dl19 those of the data, for
 scifact those of `bm25s` for the first queries. Latency is that of 100 candidates of one query. A record that is there is kept.
+DIR keeps the rankers, for `hf-elastic retrieve search`.
 """
 
 from __future__ import annotations
@@ -91,15 +92,17 @@ def train(model: CrossEncoder, rows: Dataset, loss: torch.nn.Module, seed: int) 
     return model
 
 
-def together(rows: Dataset, seed: int) -> dict[str, CrossEncoder]:
+def together(rows: Dataset, seed: int, folder: Path | None) -> dict[str, CrossEncoder]:
     """The sizes of one ranker, as plain cross encoders."""
     model = untrained(seed)
     train(model, rows, ElasticLoss(model, BinaryCrossEntropyLoss(model), sampling="all", seed=seed), seed)
+    if folder is not None:
+        model.save_pretrained(str(folder / f"ranker-{seed}"))
     return {name: model.tower(None if name == FULL else name) for name in SIZES}
 
 
-def alone(rows: Dataset, seed: int) -> dict[str, CrossEncoder]:
-    """A plain cross encoder of each size, trained by itself."""
+def alone(rows: Dataset, seed: int, folder: Path | None) -> dict[str, CrossEncoder]:
+    """A plain cross encoder of each size, trained by itself; none is kept."""
     model, found = untrained(seed), {}
     for name in SIZES:
         with tempfile.TemporaryDirectory() as scratch:
@@ -135,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
             if path.is_file():
                 continue
             started = time.perf_counter()
-            models = way(rows_of(args.data_dir, args.pairs, seed), seed)
+            models = way(rows_of(args.data_dir, args.pairs, seed), seed, args.models)
             record = {"pairs": args.pairs, "threads": args.threads, "seconds": round(time.perf_counter() - started, 1)}
             record["ms"] = latencies(models, stages)
             record["sizes"] = {name: {} for name in models}
@@ -181,6 +184,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4000)
     parser.add_argument("--queries", type=int, default=30, help="Of scifact (count).")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--models", type=Path, help="Folder for the rankers; default: they are not kept.")
     args = parser.parse_args()
     {"run": run, "table": table}[args.command](args)
 

@@ -11,7 +11,7 @@ from served_profiles import SIZES, costs, profile, requests
 from hf_elastic.core.errors import UserError
 from hf_elastic.serving.config import SchedulerConfig
 from hf_elastic.serving.costs import CostModel
-from hf_elastic.serving.scheduler import LATE_TURNS, Request, Scheduler
+from hf_elastic.serving.scheduler import LATE_TURNS, PATIENCE, Request, Scheduler
 
 pytestmark = pytest.mark.one_lane
 QUALITY = {name: quality for name, quality, _ in SIZES}
@@ -80,9 +80,11 @@ def test_only_a_deadline_that_has_passed_is_dropped():
     assert scheduler().next(0.0, []) == scheduler().next(5.0, [])
 
 
-def test_what_is_late_yields_but_gets_its_turn():
-    """In time before late; one batch of some begins with the most overdue."""
-    one, waiting = scheduler(max_batch_size=2), requests(6, arrival=-9.0)
+@pytest.mark.parametrize(("objectives", "together"), [(0.9 * PATIENCE, 1), (1.1 * PATIENCE, 2)])
+def test_what_is_late_yields_but_gets_its_turn(objectives, together):
+    """In time before late; one batch of some begins with the most overdue, and has nothing else when that waits too long."""
+    one = scheduler(max_batch_size=2)
+    waiting = requests(6, arrival=-objectives * one.objective)
     turns, new = [], 100
     for turn in range(3 * LATE_TURNS):
         coming = requests(4, arrival=turn * 0.01, first=new)
@@ -90,8 +92,8 @@ def test_what_is_late_yields_but_gets_its_turn():
         batch = one.next(turn * 0.01, [*waiting, *coming]).batch
         turns += [(turn, request.id) for request in batch.requests if request.id < 100]
         waiting = [request for request in waiting if request.id not in ids(batch)]
-    assert [number for _, number in turns] == [0, 1, 2]
-    assert [after - before for (before, _), (after, _) in pairwise(turns)] == [LATE_TURNS] * 2
+    assert [number for _, number in turns] == list(range(3 * together))
+    assert [after - before for (before, _), (after, _) in pairwise(turns[::together])] == [LATE_TURNS] * 2
 
 
 def test_late_is_what_the_policy_cannot_reach():
