@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from ..core.errors import UserError
 from ..data.docstrings import sample_docstrings
@@ -231,10 +232,17 @@ class RunningServer:
             counts["hf_elastic_batch_seconds_sum"],
         )
 
+    def corrections(self) -> dict[str, float]:
+        """Observed over profiled duration of batches, by size, as the server has them now."""
+        found = asyncio.run(self._metrics())
+        return {one.labels["subnet"]: one.value for one in found if one.name == "hf_elastic_cost_correction"}
+
     async def _counts(self) -> Counter[str]:
         """The server's metrics, all sizes together."""
         counts: Counter[str] = Counter()
-        for family in text_string_to_metric_families(await self._ask("/metrics")):
-            for sample in family.samples:
-                counts[sample.name] += sample.value
+        for sample in await self._metrics():
+            counts[sample.name] += sample.value
         return counts
+
+    async def _metrics(self) -> list[Sample]:
+        return [one for family in text_string_to_metric_families(await self._ask("/metrics")) for one in family.samples]

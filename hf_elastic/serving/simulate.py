@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,15 +82,19 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def service_times(profile: ServingProfile, noise: float = 0.0, seed: int = 0) -> Callable[[Batch], float]:
-    """How long batches take: what was measured, times log-normal noise with a mean of 1.
+def service_times(
+    profile: ServingProfile, noise: float = 0.0, seed: int = 0, factors: Mapping[str, float] | None = None
+) -> Callable[[Batch], float]:
+    """How long batches take: what was measured, times a factor, times log-normal noise with a mean of 1.
 
     Args:
         profile: the measurements.
         noise: standard deviation of the logarithm.
         seed: of the noise.
+        factors: of each size; default: 1.
     """
     measured, generator = CostModel(profile), np.random.default_rng(seed)
+    measured.correction |= factors or {}
 
     def seconds(batch: Batch) -> float:
         factor = np.exp(generator.normal(-(noise**2) / 2, noise)) if noise else 1.0

@@ -222,12 +222,13 @@ class Worker:
             if not self._waiting:
                 return False
             queue = [request for request, _, _ in self._waiting.values()]
-        decision = scheduler.next(self.clock(), queue)
+        begin = self.clock()
+        decision = scheduler.next(begin, queue)
         for request in decision.expired:
             if (entry := self._waiting.get(request.id)) is not None:
                 _fail(entry[1], DeadlineError("the deadline has passed"))
         if decision.batch is not None and (entries := self._take(decision.batch)):
-            self._run(engine, scheduler, decision.batch.subnet, entries)
+            self._run(engine, scheduler, decision.batch.subnet, entries, begin)
         return True
 
     def _take(self, batch: Batch) -> list[tuple[Request, Job, int]]:
@@ -240,9 +241,11 @@ class Worker:
                         self._waiting[number] = (replace(left[0], subnet=batch.subnet), *left[1:])
         return entries
 
-    def _run(self, engine: Engine, scheduler: Scheduler, subnet: str, entries: list[tuple[Request, Job, int]]) -> None:
+    def _run(
+        self, engine: Engine, scheduler: Scheduler, subnet: str, entries: list[tuple[Request, Job, int]], begin: float
+    ) -> None:
+        """Run a batch and hand out its answers. What that takes, and the decision before it, is part of its duration."""
         requests = tuple(request for request, _, _ in entries)
-        begin = self.clock()
         try:
             outputs = engine.run(subnet, [job.rows[place] for _, job, place in entries])
         except Exception as error:  # such as too little memory: this batch fails, and the next one may not
@@ -250,16 +253,16 @@ class Worker:
             for _, job, _ in entries:
                 _fail(job, BackendError(f"the model has failed: {type(error).__name__}"))
             return
-        end = self.clock()
-        batch = Batch(requests, subnet, end - begin)
-        scheduler.observe(batch, end - begin)
-        rate = len(entries) / max(end - begin, 1e-9)
-        self._rate = rate if self._rate is None else self._rate + RATE_WEIGHT * (rate - self._rate)
         for (_, job, place), output in zip(entries, outputs):
             job.outputs[place] = output
         for job in {id(job): job for _, job, _ in entries}.values():
             if len(job.outputs) == len(job.rows):
                 _finish(job, Answer(subnet, [job.outputs[place] for place in range(len(job.rows))]))
+        end = self.clock()
+        batch = Batch(requests, subnet, end - begin)
+        scheduler.observe(batch, end - begin)
+        rate = len(entries) / max(end - begin, 1e-9)
+        self._rate = rate if self._rate is None else self._rate + RATE_WEIGHT * (rate - self._rate)
         self._on_batch(batch, end - begin, sum(end > scheduler.due(request) for request in requests))
         if end - self._tidied > TIDY_EVERY:  # batches of all shapes leave holes, and the process would grow for hours
             self._tidied = end
