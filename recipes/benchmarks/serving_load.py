@@ -101,11 +101,13 @@ def plain_server(args: argparse.Namespace, *, inline: bool) -> Iterator[str]:
     command = [sys.executable, str(Path(__file__).with_name("serving_plain.py")), args.plain, "--port", str(port)]
     process = subprocess.Popen([*command, "--threads", str(args.threads), *(["--inline"] if inline else [])])
     try:
-        while process.poll() is None:
+        while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
                 break
             except OSError:
+                if process.poll() is not None:
+                    raise SystemExit(f"the plain server has ended with status {process.returncode}") from None
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/embed"
     finally:

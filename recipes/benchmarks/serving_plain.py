@@ -40,7 +40,11 @@ def main() -> None:
         return embed(body)
 
     app.post("/embed")(embed_inline if args.inline else embed)
-    app.get("/health")(dict)
+
+    @app.get("/health")
+    def health() -> None:
+        """It is up."""
+
     uvicorn.run(app, port=args.port, log_level="warning", access_log=False)
 
 

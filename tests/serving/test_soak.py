@@ -42,7 +42,7 @@ SIZES = {"half": {"num_hidden_layers": 3}, "third": {"num_hidden_layers": 2}}
 TEXTS = [" ".join(text.split()[:24]) for text in sample_docstrings(128)]
 TEXTS_PER_REQUEST = (1, 1, 1, 2, 3, 8)
 JSON = {"content-type": "application/json"}
-QUEUE = 512  # texts: at the smallest size they take longer than a request takes to arrive
+QUEUE = 256  # texts: at the smallest size they take longer than a request takes to arrive
 
 
 def body(**content) -> bytes:
