@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..core.errors import UserError
-from .tokens import TextEncoder, Tokens
+from .tokens import InputError, TextEncoder, Tokens
 
 EMBEDDING, CLASSIFIER, RERANKER = "embedding", "classifier", "reranker"
 # A size of a model: features in, features out, with `sentence_embedding` and `token_embeddings`, or with `scores`.
@@ -155,10 +155,10 @@ class Engine:
         """Refuse more dimensions than every size has, or none.
 
         Raises:
-            UserError: names the number, and what is allowed.
+            InputError: names the number, and what is allowed.
         """
         if not 1 <= dimensions <= self.width:
-            raise UserError(f"`dimensions` must be from 1 to {self.width}, got {dimensions}")
+            raise InputError(f"`dimensions` must be from 1 to {self.width}, got {dimensions}")
 
     @property
     def functions(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
