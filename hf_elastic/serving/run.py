@@ -21,7 +21,8 @@ from .demo import DemoMetrics
 from .engine import Engine
 from .loading import load_engine
 from .metrics import ServingMetrics
-from .profiling import frontier_qualities, load_profile, measure_profile, read_qualities
+from .profiling import load_profile, measure_profile
+from .qualities import read_qualities
 from .scheduler import Scheduler
 from .server import KEY_VARIABLE, key_of, make_app
 from .server_config import ServerConfig
@@ -102,8 +103,7 @@ def make(
         options = {"threads": config.threads, "cache_dir": config.cache_dir}
         engine = replace(engine, towers=graph_towers(engine.towers, engine.encoder, config.backend, **options))
         engine.backend = config.backend
-    qualities = {} if config.frontier is None else frontier_qualities(config.frontier, engine)
-    qualities |= read_qualities(config.quality, engine.sizes)
+    qualities = read_qualities(config.quality, engine.sizes, engine.subnets, report)
     if config.profile is not None and Path(config.profile).exists():
         profile = load_profile(config.profile, engine, qualities)
     else:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from ..core.errors import UserError
 from ..utils.options import check_dtype, check_integers
+from .config import QueueOptions
 
 BACKENDS = ("torch", "onnx", "onnx-int8")
 
 
 @dataclass(kw_only=True)
-class ServerConfig:
+class ServerConfig(QueueOptions):
     """What is served, where, and within which limits.
 
     Raises:
@@ -35,14 +36,6 @@ class ServerConfig:
         default=None, metadata={"help": "File of a serving profile: read if it is there, else measured and written."}
     )
     profile_seconds: float = field(default=20.0, metadata={"help": "Time for measuring a profile at the start (s)."})
-    quality: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Quality of sizes, NAME=VALUE, larger is better; requests may ask for a least quality."},
-    )
-    frontier: str | None = field(
-        default=None, metadata={"help": "Frontier of a search, for the quality of the sizes that are in it; default: none."}
-    )
-    max_queue: int = field(default=512, metadata={"help": "Most texts that wait; what is more gets status 429 (count)."})
     max_client_batch_size: int = field(
         default=32, metadata={"help": "Most texts of a request; a longer one gets status 413 (count)."}
     )
@@ -66,13 +59,12 @@ class ServerConfig:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.backend not in BACKENDS:
             raise UserError(f"backend: {self.backend!r} is unknown; known: {', '.join(BACKENDS)}")
         check_dtype(self.dtype)
         check_integers(1, or_none=True, threads=self.threads)
-        check_integers(
-            1, max_queue=self.max_queue, max_client_batch_size=self.max_client_batch_size, payload_limit=self.payload_limit
-        )
+        check_integers(1, max_client_batch_size=self.max_client_batch_size, payload_limit=self.payload_limit)
         check_integers(0, port=self.port)
         if self.port > 65535:
             raise UserError(f"port must be at most 65535, got {self.port}")

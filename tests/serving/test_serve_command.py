@@ -18,12 +18,9 @@ from sentences import texts
 import hf_elastic_cli
 from hf_elastic.core.errors import UserError
 from hf_elastic.retrieval.loading import load_denser
-from hf_elastic.search.frontier import Frontier
-from hf_elastic.search.objectives import Objective
-from hf_elastic.search.point import Point
 from hf_elastic.serving.costs import ServingProfile
 from hf_elastic.serving.loading import load_engine
-from hf_elastic.serving.profiling import frontier_qualities, grid_of, load_profile, measure_profile, read_qualities
+from hf_elastic.serving.profiling import grid_of, load_profile, measure_profile
 from hf_elastic.serving.server_config import ServerConfig
 
 pytestmark = pytest.mark.one_lane
@@ -166,37 +163,6 @@ def test_what_is_measured(path):
         assert size.seconds[2][1] == 2 * size.seconds[1][1] and size.seconds[3][1] == 3 * size.seconds[1][1]
     assert profile == ServingProfile(**vars(profile)) and profile.model == engine.digest
     assert grid_of(8, 1) == ([1], [8]) and grid_of(1000, 32) == ([1, 2, 4, 8, 16, 32], [16, 32, 64, 128, 256, 512])
-
-
-def test_qualities():
-    sizes = ["full", "a=b"]
-    assert read_qualities(["full=1", "a=b=-0.5"], sizes) == {"full": 1.0, "a=b": -0.5}
-    for wrong, words in (
-        ("huge=1", "names no size that is served"),
-        ("full", "names no size"),
-        ("full=good", "'good' of full is not"),
-    ):
-        with pytest.raises(UserError, match=words):
-            read_qualities([wrong], sizes)
-
-
-def test_qualities_of_a_search(path, tmp_path):
-    engine = load_engine(path)
-    objectives = [Objective("latency_ms", "minimize"), Objective("accuracy", "maximize")]
-    points = [
-        Point(engine.subnets["tiny"], {"accuracy": 0.5, "latency_ms": 1.0}),
-        Point(engine.subnets["full"], {"accuracy": 0.9, "latency_ms": 4.0}),
-        Point({**engine.subnets["full"], "intermediate_size": 16}, {"accuracy": 0.8, "latency_ms": 3.0}),
-    ]
-    file = tmp_path / "frontier.json"
-    Frontier(objectives, points, {}).save(file)
-    assert frontier_qualities(file, engine) == {"full": 0.9, "tiny": 0.5}
-    Frontier(objectives, points[2:], {}).save(file)
-    with pytest.raises(UserError, match="none of the sizes full, small, tiny"):
-        frontier_qualities(file, engine)
-    Frontier(objectives[:1], points, {}).save(file)
-    with pytest.raises(UserError, match="no objective that is maximised"):
-        frontier_qualities(file, engine)
 
 
 @pytest.mark.parametrize(
