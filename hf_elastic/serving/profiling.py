@@ -56,8 +56,8 @@ def measure_profile(
         qualities: by name of a size; those that are not there are unknown.
         max_batch_size: the most texts of a batch.
         max_batch_tokens: the most tokens of a batch, padding included.
-        budget_seconds: when to stop.
-        report: is told how far it is.
+        budget_seconds: when to stop; the first round is finished first, however long it takes.
+        report: is told what is measured, and how long the first round took.
     """
     batch_sizes, lengths = grid_of(engine.encoder.max_length, max_batch_size)
     cells = [(b, n) for b, n in itertools.product(batch_sizes, lengths) if b == 1 or b * n <= max_batch_tokens]
@@ -67,9 +67,10 @@ def measure_profile(
     for name in engine.sizes:  # memory is laid out, and what is compiled is compiled
         for batch_size, length in cells[:: len(cells) - 1 or 1]:
             engine.run(name, [rows[length]] * batch_size)
-    end = time.perf_counter() + budget_seconds
-    report(f"profile: {len(samples)} batches, at most {budget_seconds:g} seconds after the first time")
-    for _ in range(MOST):
+    report(f"profile: {len(samples)} batches, each once in any case, and again until {budget_seconds:g} s are over")
+    start = time.perf_counter()
+    end = start + budget_seconds
+    for turn in range(MOST):
         for cell in generator.sample(list(samples), len(samples)):
             if samples[cell] and time.perf_counter() > end:
                 break
@@ -78,6 +79,8 @@ def measure_profile(
             begin = time.perf_counter()
             engine.run(name, batch)
             samples[cell].append(time.perf_counter() - begin)
+        if not turn:
+            report(f"profile: each once took {time.perf_counter() - start:.1f} s")
     seconds = {cell: statistics.median(values) for cell, values in samples.items()}
 
     def at(name: str, batch_size: int, length: int) -> float:

@@ -35,7 +35,10 @@ class ServerConfig(QueueOptions):
     profile: str | None = field(
         default=None, metadata={"help": "File of a serving profile: read if it is there, else measured and written."}
     )
-    profile_seconds: float = field(default=20.0, metadata={"help": "Time for measuring a profile at the start (s)."})
+    profile_seconds: float = field(
+        default=20.0,
+        metadata={"help": "Time for measuring a profile at the start (s); it takes longer where each batch once takes longer."},
+    )
     max_client_batch_size: int = field(
         default=32, metadata={"help": "Most texts of a request; a longer one gets status 413 (count)."}
     )
