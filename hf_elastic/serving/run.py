@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
@@ -49,6 +50,8 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
     """
     if config.demo and key_of(config) is not None:
         raise UserError(f"demo: its page sends no key; leave out api_key and the variable {KEY_VARIABLE}")
+    if config.otlp_endpoint is not None:
+        import_module(f"{__package__}.tracing")  # what is not installed is told before a model is loaded
     with bind(config.host, config.port) as listener:
         metrics = DemoMetrics() if config.demo else ServingMetrics()
         service = start(model, config, scheduling, device, metrics)

@@ -81,6 +81,10 @@ def make_app(service: Service) -> FastAPI:
     async def bug(request: Request, error: Exception) -> Response:
         return refuse(request.url.path, 500, f"internal error: {type(error).__name__}", "Backend")
 
+    if service.config.otlp_endpoint is not None:
+        from .tracing import trace_requests
+
+        trace_requests(app, service, service.config.otlp_endpoint)
     guard(app, service.config, lambda path, status: service.metrics.requests.labels(known(path), status).inc())
     return app
 

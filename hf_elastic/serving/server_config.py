@@ -56,6 +56,13 @@ class ServerConfig(QueueOptions):
     cors_origins: list[str] = field(
         default_factory=list, metadata={"help": "Web origins whose pages may send requests; default: none."}
     )
+    otlp_endpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "URL of an OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318, that gets a span of each "
+            "request; default: none."
+        },
+    )
     demo: bool = field(default=False, metadata={"help": "Serve the page /demo as well, which shows the server under a load."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder for exported graphs; default: hf_elastic in the cache of Hugging Face."}
@@ -79,6 +86,8 @@ class ServerConfig(QueueOptions):
             )
         if self.api_key == "":
             raise UserError("api_key is empty; leave it out for a server without one")
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise UserError(f"otlp_endpoint must begin with http:// or https://, got {self.otlp_endpoint!r}")
         if self.backend != "torch":
             for name, default in (("dtype", "float32"), ("compile", False)):
                 if getattr(self, name) != default:

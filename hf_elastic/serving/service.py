@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -70,10 +70,14 @@ class Service:
         worker: ready.
         config: limits.
         metrics: what is counted.
+
+    Attributes:
+        on_answer: is told each answer, in the task of its request.
     """
 
     def __init__(self, worker: Worker, config: ServerConfig, metrics: ServingMetrics):
         self.worker, self.config, self.metrics = worker, config, metrics
+        self.on_answer: Callable[[Answer], object] = lambda answer: None
         ready: tuple[Engine, Scheduler] = worker.ready.result()
         self.engine, self.scheduler = ready
         metrics.start(worker, self.engine, self.scheduler)
@@ -155,6 +159,7 @@ class Service:
             left.cancel()
             answered.cancel()
         self.metrics.latency.labels(answer.subnet).observe(self.worker.clock() - begin)
+        self.on_answer(answer)
         return answer
 
 
