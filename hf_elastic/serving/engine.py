@@ -55,7 +55,7 @@ class Engine:
         flops: of a text of the longest length that is profiled, by name of a size.
         encoder: its tokenizer.
         subnets: each size with every axis spelled out; empty for a model that has one size.
-        backend: "torch", "onnx" or "onnx-int8".
+        backend: what runs it, one of `BACKENDS`.
         device: of torch.
         facts: what its speed depends on, for the digest.
         prompts: by name.

@@ -8,7 +8,7 @@ from ..core.errors import UserError
 from ..utils.options import check_dtype, check_integers
 from .config import QueueOptions
 
-BACKENDS = ("torch", "onnx", "onnx-int8")
+BACKENDS = ("torch", "onnx", "onnx-int8", "openvino", "openvino-int8")
 
 
 @dataclass(kw_only=True)
@@ -22,7 +22,7 @@ class ServerConfig(QueueOptions):
     subnets: list[str] | None = field(
         default=None, metadata={"help": "Sizes to serve; default: the full one and all that have a name."}
     )
-    backend: str = field(default="torch", metadata={"help": "torch, onnx or onnx-int8; the last two run on the CPU."})
+    backend: str = field(default="torch", metadata={"help": f"{', '.join(BACKENDS)}; all but torch run on the CPU."})
     dtype: str = field(default="float32", metadata={"help": "Of torch's weights: float32, float16 or bfloat16."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads of the model (count); default: the runtime's."})
     compile: bool = field(default=False, metadata={"help": "Compile each size with torch.compile before serving."})

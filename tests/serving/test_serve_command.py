@@ -170,7 +170,7 @@ def test_what_is_measured(path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backend": "jax"}, "backend: 'jax' is unknown; known: torch, onnx, onnx-int8"),
+        ({"backend": "jax"}, "backend: 'jax' is unknown; known: torch, onnx, onnx-int8, openvino, openvino-int8"),
         ({"port": 70000}, "port must be at most 65535"),
         ({"port": -1}, "port must be an integer of at least 0"),
         ({"max_queue": 0}, "max_queue must be an integer of at least 1"),
