@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise missing_extra(error, "otlp_endpoint", "hf-elastic[otel]") from error
 
-UNTRACED = "/health$,/metrics$"
+UNTRACED = "/health$,/metrics$,/demo"
 
 
 def trace_requests(app: FastAPI, service: Service, endpoint: str) -> None:
