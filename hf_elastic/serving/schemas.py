@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictInt
 
 
 def whole(text: str) -> str:
@@ -17,7 +17,7 @@ def whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(whole)]
-Ids = list[int]
+Ids = list[StrictInt]
 Inputs = Text | Ids | list[Text | Ids]
 Sequence = Annotated[list[Text], Field(min_length=1, max_length=2)]
 Direction = Annotated[Literal["right", "left"], BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)]

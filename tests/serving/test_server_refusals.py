@@ -38,6 +38,8 @@ def check(response, status, *words, kind="Validation"):
 BODIES = {
     "no inputs": ({}, "inputs: Field required"),
     "a number": ({"inputs": 5}, "inputs"),
+    "truth values": ({"inputs": [True, False]}, "inputs"),
+    "no whole numbers": ({"inputs": [[5.0, 6.0]]}, "inputs"),
     "texts and numbers": ({"inputs": ["word1", 5]}, "inputs"),
     "an empty text and a number": ({"inputs": ["", 5]}, "inputs"),
     "no list": ([], "body"),
@@ -96,6 +98,7 @@ def test_what_the_model_has_not(embedder):
         check(embedder.post("/embed", json={"inputs": "word1", **body}), 413, words)
     for ids in ([10**20], [[5, -1]], ["word1", [65]]):
         check(embedder.post("/embed", json={"inputs": ids}), 422, "token ids must be from 0 to 64", kind="Tokenizer")
+    check(embedder.post("/decode", json={"ids": ["5"]}), 422, "ids")
     check(embedder.post("/decode", json={"ids": [65]}), 422, "`ids` must be from 0 to 64", kind="Tokenizer")
 
 
