@@ -124,6 +124,7 @@ def common(router: APIRouter, service: Service) -> None:
             "subnets": [{"name": size.name, "quality": size.quality, "flops": size.flops} for size in profile.sizes],
         }
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", response_class=Response, responses={503: {"model": schemas.ErrorResponse}})
     async def health() -> Response:
         if service.worker.is_healthy:
@@ -258,8 +259,9 @@ def read(model: type, body: dict[str, Any]):
 
 
 def explain(errors: Sequence[dict]) -> str:
-    """What pydantic complains about, without what was sent."""
-    shown = [f"{'.'.join(str(part) for part in one['loc'] if part != 'body') or 'body'}: {one['msg']}" for one in errors[:3]]
+    """What pydantic complains about, without what was sent, and without the names that it gives to the members of a union."""
+    places = [[str(part) for part in one["loc"] if part != "body" and "[" not in str(part)] for one in errors]
+    shown = [f"{'.'.join(place) or 'body'}: {one['msg']}" for one, place in zip(errors[:3], places)]
     return "; ".join(shown) + ("" if len(errors) <= 3 else f"; and {len(errors) - 3} more")
 
 

@@ -37,7 +37,7 @@ def check(response, status, *words, kind="Validation"):
 
 BODIES = {
     "no inputs": ({}, "inputs: Field required"),
-    "a number": ({"inputs": 5}, "inputs"),
+    "a number": ({"inputs": 5}, "inputs: Input should be a valid list"),
     "truth values": ({"inputs": [True, False]}, "inputs"),
     "no whole numbers": ({"inputs": [[5.0, 6.0]]}, "inputs"),
     "texts and numbers": ({"inputs": ["word1", 5]}, "inputs"),
@@ -153,6 +153,7 @@ def test_routes_of_other_heads(embedder, classifier):
     for path in ("/docs", "/redoc", "/embed/"):
         assert embedder.get(path, allow_redirects=False).status_code in (404, 405, 307)
     check(embedder.get("/embed"), 405, "Method Not Allowed")
+    assert embedder.head("/health").status_code == 200
 
 
 def test_bodies_of_a_classifier(classifier):
