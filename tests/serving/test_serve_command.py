@@ -70,6 +70,20 @@ def test_sigterm_answers_everything_that_was_accepted(path):
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
+def test_a_request_that_is_never_all_there_does_not_hold_the_end_up(path):
+    half = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{"
+    with serving_process(path) as (url, process):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as client, Client(url) as other:
+            client.sendall(half)
+            assert other.post("/embed", json={"inputs": "word1"}).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert client.recv(100).startswith(b"HTTP/1.1 503 ")
+        assert "Traceback" not in process.stdout.read()
+
+
 def test_ctrl_c_ends_it_too(path):
     with serving_process(path) as (url, process):
         with Client(url) as client:
