@@ -39,6 +39,7 @@ def run(args: SimulateArguments):
 
     from ..serving.compare import compare
     from ..serving.costs import ServingProfile
+    from ..serving.qualities import read_qualities
     from ..serving.simulate_report import draw, make_table
     from ..utils.folders import check_output, filled
     from ..utils.progress import Bar
@@ -46,6 +47,7 @@ def run(args: SimulateArguments):
     if args.output_dir is not None:
         check_output(args.output_dir, overwrite=args.overwrite)
     profile = ServingProfile.load(args.profile)
+    profile = profile.with_qualities(read_qualities(args.quality, profile.names))
     with Bar(True) as bar:
         bar.start("simulating", 0, None)
         comparison = compare(profile, args, bar.update)

@@ -1,4 +1,4 @@
-"""How requests are scheduled: options of `Scheduler`, `hf-elastic simulate` and `hf-elastic serve`."""
+"""How requests wait and are scheduled: options of `Scheduler`, `hf-elastic simulate` and `hf-elastic serve`."""
 
 from __future__ import annotations
 
@@ -55,6 +55,29 @@ class SchedulerOptions:
                 f"headroom and hysteresis must be at least 0 and together below 1, got {self.headroom} and {self.hysteresis}"
             )
         self.table = _read_table(self.table)
+
+
+@dataclass(kw_only=True)
+class QueueOptions:
+    """What else a server and its simulation are told alike.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+
+    max_queue: int = field(
+        default=512, metadata={"help": "Most texts that wait; what is more is refused, by a server with status 429 (count)."}
+    )
+    quality: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Quality of sizes, larger is better: NAME=VALUE, results.json of `retrieve evaluate` or frontier.json of a "
+            "search; requests may ask for a least quality."
+        },
+    )
+
+    def __post_init__(self):
+        check_integers(1, max_queue=self.max_queue)
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,8 @@ import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -100,6 +100,10 @@ class ServingProfile:
             found = getattr(self, name)
             if found != value:
                 raise UserError(f"the serving profile was measured with {name} {found!r}, here it is {value!r}; measure again")
+
+    def with_qualities(self, qualities: Mapping[str, float]) -> ServingProfile:
+        """The same profile, with other qualities for some of the sizes."""
+        return replace(self, sizes=[replace(size, quality=qualities.get(size.name, size.quality)) for size in self.sizes])
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it as JSON."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..core.errors import UserError
-from .tokens import TextEncoder, Tokens
+from .tokens import InputError, TextEncoder, Tokens
 
 EMBEDDING, CLASSIFIER, RERANKER = "embedding", "classifier", "reranker"
 # A size of a model: features in, features out, with `sentence_embedding` and `token_embeddings`, or with `scores`.
@@ -55,7 +55,7 @@ class Engine:
         flops: of a text of the longest length that is profiled, by name of a size.
         encoder: its tokenizer.
         subnets: each size with every axis spelled out; empty for a model that has one size.
-        backend: "torch", "onnx" or "onnx-int8".
+        backend: what runs it, one of `BACKENDS`.
         device: of torch.
         facts: what its speed depends on, for the digest.
         prompts: by name.
@@ -155,10 +155,10 @@ class Engine:
         """Refuse more dimensions than every size has, or none.
 
         Raises:
-            UserError: names the number, and what is allowed.
+            InputError: names the number, and what is allowed.
         """
         if not 1 <= dimensions <= self.width:
-            raise UserError(f"`dimensions` must be from 1 to {self.width}, got {dimensions}")
+            raise InputError(f"`dimensions` must be from 1 to {self.width}, got {dimensions}")
 
     @property
     def functions(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

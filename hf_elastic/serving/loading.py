@@ -30,6 +30,7 @@ from .tokens import TextEncoder
 POOLINGS = ("mean", "cls", "lasttoken")
 # Heads that no route is for.
 OTHER_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def load_engine(
@@ -58,7 +59,7 @@ def load_engine(
         UserError: nothing that can be served, no such size, or a pooling for a model that has one.
         OSError: no such model.
     """
-    is_embedding = kind_of(path) == EMBEDDING
+    is_embedding = kind_of(path, pooling) == EMBEDDING
     model = load_denser(path, device) if is_embedding else load_ranker(path, device)
     model.to(getattr(torch, dtype)).eval()
     check_text(path, model)
@@ -88,11 +89,11 @@ def load_engine(
     )
 
 
-def kind_of(path: str) -> str:
+def kind_of(path: str, pooling: str | None = None) -> str:
     """Whether a model gives vectors ("embedding") or scores ("classifier").
 
     Raises:
-        UserError: a head that no route is for.
+        UserError: a head that no route is for; for one that writes text the pooling has to be said.
         OSError: no such model.
     """
     if load_file_path(path, MODULES) is not None:
@@ -105,6 +106,8 @@ def kind_of(path: str) -> str:
     architecture = (load_config(path).architectures or [""])[0]
     if architecture.endswith(OTHER_HEADS):
         raise UserError(f"model: {path} is a {architecture}; served are encoders and ...ForSequenceClassification")
+    if architecture.endswith(WRITERS) and pooling is None:
+        raise UserError(f"model: {path} is a {architecture}, and no route writes text; give --pooling to serve its vectors")
     return CLASSIFIER if architecture.endswith("ForSequenceClassification") else EMBEDDING
 
 

@@ -6,14 +6,12 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from ..core.errors import UserError
-from ..core.space import Subnet
-from ..search.frontier import Frontier
 from .costs import ServingProfile, SizeProfile
 from .engine import Engine, Row
 from .tokens import Tokens
@@ -58,8 +56,8 @@ def measure_profile(
         qualities: by name of a size; those that are not there are unknown.
         max_batch_size: the most texts of a batch.
         max_batch_tokens: the most tokens of a batch, padding included.
-        budget_seconds: when to stop.
-        report: is told how far it is.
+        budget_seconds: when to stop; the first round is finished first, however long it takes.
+        report: is told what is measured, and how long the first round took.
     """
     batch_sizes, lengths = grid_of(engine.encoder.max_length, max_batch_size)
     cells = [(b, n) for b, n in itertools.product(batch_sizes, lengths) if b == 1 or b * n <= max_batch_tokens]
@@ -69,9 +67,10 @@ def measure_profile(
     for name in engine.sizes:  # memory is laid out, and what is compiled is compiled
         for batch_size, length in cells[:: len(cells) - 1 or 1]:
             engine.run(name, [rows[length]] * batch_size)
-    end = time.perf_counter() + budget_seconds
-    report(f"profile: {len(samples)} batches, at most {budget_seconds:g} seconds after the first time")
-    for _ in range(MOST):
+    report(f"profile: {len(samples)} batches, each once in any case, and again until {budget_seconds:g} s are over")
+    start = time.perf_counter()
+    end = start + budget_seconds
+    for turn in range(MOST):
         for cell in generator.sample(list(samples), len(samples)):
             if samples[cell] and time.perf_counter() > end:
                 break
@@ -80,6 +79,8 @@ def measure_profile(
             begin = time.perf_counter()
             engine.run(name, batch)
             samples[cell].append(time.perf_counter() - begin)
+        if not turn:
+            report(f"profile: each once took {time.perf_counter() - start:.1f} s")
     seconds = {cell: statistics.median(values) for cell, values in samples.items()}
 
     def at(name: str, batch_size: int, length: int) -> float:
@@ -113,43 +114,7 @@ def load_profile(path: str | Path, engine: Engine, qualities: Mapping[str, float
     profile.check(**identity(engine))
     if profile.names != engine.sizes:
         raise UserError(f"profile: {path} has the sizes {', '.join(profile.names)}, and served are {', '.join(engine.sizes)}")
-    sizes = [SizeProfile(size.name, qualities.get(size.name, size.quality), size.flops, size.seconds) for size in profile.sizes]
-    return ServingProfile(**{**vars(profile), "sizes": sizes})
-
-
-def read_qualities(pairs: Iterable[str], sizes: Iterable[str]) -> dict[str, float]:
-    """Qualities as they are written on the command line, `name=value`.
-
-    Raises:
-        UserError: another form, or no such size.
-    """
-    sizes, found = list(sizes), {}
-    for pair in pairs:
-        name, _, value = pair.rpartition("=")
-        if name not in sizes:
-            raise UserError(f"quality: {pair!r} names no size that is served; give NAME=VALUE with one of {', '.join(sizes)}")
-        try:
-            found[name] = float(value)
-        except ValueError as error:
-            raise UserError(f"quality: {value!r} of {name} is not a number") from error
-    return found
-
-
-def frontier_qualities(path: str | Path, engine: Engine) -> dict[str, float]:
-    """Qualities of the sizes that a search has evaluated, by its first objective that is maximised.
-
-    Raises:
-        UserError: the file is no frontier, has no such objective, or none of the sizes.
-    """
-    frontier = Frontier.load(path)
-    name = next((one.name for one in frontier.objectives if one.direction == "maximize"), None)
-    if name is None:
-        raise UserError(f"frontier: {path} has no objective that is maximised; give --quality NAME=VALUE")
-    values = {Subnet(point.subnet): point.values[name] for point in frontier.evaluated if name in point.values}
-    found = {size: values[Subnet(subnet)] for size, subnet in engine.subnets.items() if Subnet(subnet) in values}
-    if not found:
-        raise UserError(f"frontier: {path} has none of the sizes {', '.join(engine.sizes)} of this model")
-    return found
+    return profile.with_qualities(qualities)
 
 
 def _row(engine: Engine, length: int, generator: random.Random) -> Row:

@@ -143,8 +143,11 @@ class RunningServer:
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"server: {url} is not one of hf-elastic serve") from error
         self._text = " ".join(" ".join(texts).split())[:CHARACTERS].rstrip()
+        if not self._text:
+            raise UserError("texts: there is no word in them")
         self._starts, self._stops = asyncio.run(self._places())
-        self._special = len(json.loads(asyncio.run(self._ask("/tokenize", {"inputs": ""})))[0])
+        (tokens,) = json.loads(asyncio.run(self._ask("/tokenize", {"inputs": self._text})))
+        self._special = len(tokens) - len(self._starts)  # and those of a prompt
 
     async def _ask(self, path: str, body: dict | None = None) -> str:
         data = None if body is None else json.dumps(body)

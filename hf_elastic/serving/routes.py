@@ -18,15 +18,17 @@ from ..core.errors import UserError
 from . import schemas
 from .engine import EMBEDDING, RERANKER, Row
 from .service import Service, Wishes, wishes
-from .tokens import Text
+from .tokens import EmptyError, Text
 
 Wanted = Annotated[Wishes, Depends(wishes)]
 VERSION = hf_elastic_cli.value_of("hf_elastic", "__version__")
 SUBNET_HEADER, DEADLINE_HEADER = "x-elastic-subnet", "x-elastic-deadline-ms"
 REFUSALS = {
     401: "The API key is missing or wrong.",
-    413: "Too many texts, too many tokens or too many bytes.",
-    422: "A value that is not allowed.",
+    400: "No text, an empty one, or what is no JSON.",
+    413: "Too many texts, tokens, bytes or dimensions, or an unknown prompt.",
+    415: "Not sent as application/json.",
+    422: "A value of another type, a token that the tokenizer does not know, or a header that is not allowed.",
     424: "The model has failed.",
     429: "The queue is full; `Retry-After` says for how many seconds.",
     503: "The server is shutting down.",
@@ -47,7 +49,7 @@ def reply(data: Any, subnet: str | None = None) -> Response:
 
 def texts_of(inputs: schemas.Inputs) -> list[Text]:
     """One text, or ids of one, as a list of it."""
-    return [inputs] if isinstance(inputs, str) or isinstance(inputs[0], int) else list(inputs)
+    return [inputs] if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)) else list(inputs)
 
 
 def sequences_of(inputs: str | list) -> tuple[list[Text], bool]:
@@ -75,7 +77,7 @@ def common(router: APIRouter, service: Service) -> None:
     @router.post("/tokenize", response_model=list[list[schemas.SimpleToken]], responses=refusals())
     async def tokenize(body: schemas.TokenizeRequest) -> Response:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-        service.check_count(len(texts))
+        service.check(texts)
         found = []
         for text in texts:
             encoding = encoder.describe(text, prompt=service.prompt(body.prompt_name), special=body.add_special_tokens)
@@ -93,7 +95,7 @@ def common(router: APIRouter, service: Service) -> None:
     @router.post("/decode", response_model=list[str], responses=refusals())
     async def decode(body: schemas.DecodeRequest) -> Response:
         many = texts_of(body.ids)
-        service.check_count(len(many))
+        service.check(many, "ids")
         return reply([encoder.decode(ids, skip_special=body.skip_special_tokens) for ids in many])
 
     @router.get("/info", responses={401: {"model": schemas.ErrorResponse}})
@@ -122,6 +124,7 @@ def common(router: APIRouter, service: Service) -> None:
             "subnets": [{"name": size.name, "quality": size.quality, "flops": size.flops} for size in profile.sizes],
         }
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", response_class=Response, responses={503: {"model": schemas.ErrorResponse}})
     async def health() -> Response:
         if service.worker.is_healthy:
@@ -168,6 +171,7 @@ def embedding(router: APIRouter, service: Service) -> None:
 
     @router.post("/similarity", response_model=list[float], responses=refusals())
     async def similarity(request: Request, body: schemas.SimilarityRequest, wanted: Wanted) -> Response:
+        service.check(body.inputs.sentences, "inputs.sentences")
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
         (source, *others), subnet, _ = await vectors(request, texts, body.parameters, wanted)
         return reply([float(source @ other) for other in others], subnet)
@@ -220,6 +224,8 @@ def scores(router: APIRouter, service: Service) -> None:
 
         @router.post("/rerank", response_model=list[schemas.Rank], responses=refusals())
         async def rerank(request: Request, body: schemas.RerankRequest, wanted: Wanted) -> Response:
+            if not body.texts:
+                raise EmptyError("texts")
             found, subnet = await logits(request, [(body.query, text) for text in body.texts], body, wanted)
             ranks = [
                 {"index": place, "score": float(values[0]) if body.raw_scores else engine.relevance(values)}
@@ -253,8 +259,9 @@ def read(model: type, body: dict[str, Any]):
 
 
 def explain(errors: Sequence[dict]) -> str:
-    """What pydantic complains about, without what was sent."""
-    shown = [f"{'.'.join(str(part) for part in one['loc'] if part != 'body') or 'body'}: {one['msg']}" for one in errors[:3]]
+    """What pydantic complains about, without what was sent, and without the names that it gives to the members of a union."""
+    places = [[str(part) for part in one["loc"] if part != "body" and "[" not in str(part)] for one in errors]
+    shown = [f"{'.'.join(place) or 'body'}: {one['msg']}" for one, place in zip(errors[:3], places)]
     return "; ".join(shown) + ("" if len(errors) <= 3 else f"; and {len(errors) - 3} more")
 
 

@@ -7,10 +7,12 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -21,15 +23,16 @@ from .demo import DemoMetrics
 from .engine import Engine
 from .loading import load_engine
 from .metrics import ServingMetrics
-from .profiling import frontier_qualities, load_profile, measure_profile, read_qualities
+from .profiling import load_profile, measure_profile
+from .qualities import read_qualities
 from .scheduler import Scheduler
-from .server import KEY_VARIABLE, key_of, make_app
+from .server import KEY_VARIABLE, key_of, make_app, refuse
 from .server_config import ServerConfig
 from .service import Service
 from .worker import Worker
 
 IDLE = 75  # seconds that a connection without a request stays open; longer than most pools of connections keep one
-SLOW_READERS = 10  # seconds for clients to take their answers, after the last one is there
+SLOW_CLIENTS = 10  # seconds for clients to send what they have begun and to take their answers, after the last one is there
 
 
 def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, device: str = "cpu") -> None:
@@ -48,19 +51,21 @@ def serve(model: str, config: ServerConfig, scheduling: SchedulerConfig, *, devi
     """
     if config.demo and key_of(config) is not None:
         raise UserError(f"demo: its page sends no key; leave out api_key and the variable {KEY_VARIABLE}")
+    if config.otlp_endpoint is not None:
+        import_module(f"{__package__}.tracing")  # what is not installed is told before a model is loaded
     with bind(config.host, config.port) as listener:
         metrics = DemoMetrics() if config.demo else ServingMetrics()
         service = start(model, config, scheduling, device, metrics)
         worker = service.worker
         server = Server(
             uvicorn.Config(
-                make_app(service),
+                to_the_end(make_app(service)),
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
                 server_header=False,
                 timeout_keep_alive=IDLE,
-                timeout_graceful_shutdown=SLOW_READERS,
+                timeout_graceful_shutdown=SLOW_CLIENTS,
             ),
             worker,
         )
@@ -102,8 +107,7 @@ def make(
         options = {"threads": config.threads, "cache_dir": config.cache_dir}
         engine = replace(engine, towers=graph_towers(engine.towers, engine.encoder, config.backend, **options))
         engine.backend = config.backend
-    qualities = {} if config.frontier is None else frontier_qualities(config.frontier, engine)
-    qualities |= read_qualities(config.quality, engine.sizes)
+    qualities = read_qualities(config.quality, engine.sizes, engine.subnets, report)
     if config.profile is not None and Path(config.profile).exists():
         profile = load_profile(config.profile, engine, qualities)
     else:
@@ -119,6 +123,26 @@ def make(
             profile.save(config.profile)
             report(f"written: {config.profile}")
     return engine, Scheduler(CostModel(profile), scheduling)
+
+
+def to_the_end(app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """An application that answers 503 where uvicorn gives up at the end: a client has not sent all of its request."""
+
+    async def run(scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
+        has_begun = False
+
+        async def noted(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if not has_begun:
+                await refuse(scope["path"], 503, "the server is shutting down", "Unhealthy")(scope, receive, send)
+
+    return run
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictInt
 
 
 def whole(text: str) -> str:
@@ -17,8 +17,8 @@ def whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(whole)]
-Ids = Annotated[list[int], Field(min_length=1)]
-Inputs = Text | Annotated[list[Text], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+Ids = list[StrictInt]
+Inputs = Text | Ids | list[Text | Ids]
 Sequence = Annotated[list[Text], Field(min_length=1, max_length=2)]
 Direction = Annotated[Literal["right", "left"], BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)]
 MORE = "; default: as the server is set up"
@@ -84,7 +84,7 @@ class PipelineParameters(BaseModel):
 class PipelineRequest(BaseModel):
     """Texts to classify, as `huggingface_hub` sends them."""
 
-    inputs: Text | Annotated[list[Text], Field(min_length=1)]
+    inputs: Text | list[Text]
     parameters: PipelineParameters
 
 
@@ -92,7 +92,7 @@ class RerankRequest(Truncation):
     """A query, and texts to order by how relevant they are to it."""
 
     query: Text
-    texts: Annotated[list[Text], Field(min_length=1)]
+    texts: list[Text]
     raw_scores: bool = Field(False, description="Give logits.")
     return_text: bool = Field(False, description="Give each text with its score.")
 
@@ -101,7 +101,7 @@ class SimilarityInputs(BaseModel):
     """A sentence, and those that it is compared with."""
 
     source_sentence: Text
-    sentences: Annotated[list[Text], Field(min_length=1)]
+    sentences: list[Text]
 
 
 class SimilarityRequest(BaseModel):
@@ -114,7 +114,7 @@ class SimilarityRequest(BaseModel):
 class TokenizeRequest(BaseModel):
     """Texts to split into tokens."""
 
-    inputs: Text | Annotated[list[Text], Field(min_length=1)]
+    inputs: Text | list[Text]
     add_special_tokens: bool = True
     prompt_name: str | None = None
 
@@ -122,7 +122,7 @@ class TokenizeRequest(BaseModel):
 class DecodeRequest(BaseModel):
     """Token ids to turn into texts."""
 
-    ids: Ids | Annotated[list[Ids], Field(min_length=1)]
+    ids: Ids | list[Ids]
     skip_special_tokens: bool = True
 
 

@@ -18,8 +18,8 @@ from ..core.errors import UserError
 from .demo import demo_routes
 from .routes import SUBNET_HEADER, VERSION, explain, make_router
 from .server_config import ServerConfig
-from .service import ClientGoneError, Service, TooManyError
-from .tokens import TooLongError
+from .service import ClientGoneError, Service
+from .tokens import EmptyError, InputError, TokenizerError
 from .worker import BackendError, DeadlineError, DrainingError, OverloadedError
 
 # Errors, the more special ones first: status, and the word for it in text-embeddings-inference.
@@ -29,8 +29,9 @@ ERRORS: dict[type[Exception], tuple[int, str]] = {
     DeadlineError: (504, "Overloaded"),
     BackendError: (424, "Backend"),
     ClientGoneError: (499, "ClientGone"),
-    TooLongError: (413, "Validation"),
-    TooManyError: (413, "Validation"),
+    EmptyError: (400, "Empty"),
+    InputError: (413, "Validation"),
+    TokenizerError: (422, "Tokenizer"),
     UserError: (422, "Validation"),
 }
 OPEN_ROUTES = ("/health",)  # which need no key
@@ -60,13 +61,18 @@ def make_app(service: Service) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return refuse(request.url.path, 422, explain(error.errors()), "Validation")
+        errors, status = error.errors(), 422
+        if any(one["type"] == "json_invalid" for one in errors):
+            status = 400
+        elif any(one["loc"] == ("body",) for one in errors) and "json" not in request.headers.get("content-type", ""):
+            status, errors = 415, [{"loc": ("body",), "msg": "send it with `Content-Type: application/json`"}]
+        return refuse(request.url.path, status, explain(errors), "Validation")
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         status, text = error.status_code, error.detail
         if status == 400:  # FastAPI's, where the bytes are no text
-            status, text = 422, "body: is not JSON in UTF-8"
+            text = "body: is not JSON in UTF-8"
         if status == 404:
             text = f"a model of the kind {service.engine.kind} has no such route; it has: {', '.join(routes)}"
         return refuse(request.url.path, status, text, "Validation", error.headers)
@@ -75,6 +81,10 @@ def make_app(service: Service) -> FastAPI:
     async def bug(request: Request, error: Exception) -> Response:
         return refuse(request.url.path, 500, f"internal error: {type(error).__name__}", "Backend")
 
+    if service.config.otlp_endpoint is not None:
+        from .tracing import trace_requests
+
+        trace_requests(app, service, service.config.otlp_endpoint)
     guard(app, service.config, lambda path, status: service.metrics.requests.labels(known(path), status).inc())
     return app
 

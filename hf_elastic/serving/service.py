@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -17,15 +17,11 @@ from .engine import Engine, Row
 from .metrics import ServingMetrics
 from .scheduler import Scheduler
 from .server_config import ServerConfig
-from .tokens import Text, Tokens
+from .tokens import EmptyError, InputError, Text, Tokens
 from .worker import Answer, Worker
 
 # Shorter requests are tokenized at once: handing them to another thread takes longer.
 INLINE = 5000  # characters
-
-
-class TooManyError(UserError):
-    """A request has more texts than the server takes at once."""
 
 
 class ClientGoneError(Exception):
@@ -74,41 +70,48 @@ class Service:
         worker: ready.
         config: limits.
         metrics: what is counted.
+
+    Attributes:
+        on_answer: is told each answer, in the task of its request.
     """
 
     def __init__(self, worker: Worker, config: ServerConfig, metrics: ServingMetrics):
         self.worker, self.config, self.metrics = worker, config, metrics
+        self.on_answer: Callable[[Answer], object] = lambda answer: None
         ready: tuple[Engine, Scheduler] = worker.ready.result()
         self.engine, self.scheduler = ready
         metrics.start(worker, self.engine, self.scheduler)
 
-    def check_count(self, count: int) -> None:
-        """Refuse a request of too many texts.
+    def check(self, texts: Sequence[Text], name: str = "inputs") -> None:
+        """Refuse a request without texts, with an empty one (of a pair only one may be empty), or with too many.
 
         Raises:
-            TooManyError: names both numbers.
+            EmptyError: names the field.
+            InputError: names both numbers.
         """
-        if count > self.config.max_client_batch_size:
-            raise TooManyError(f"batch size {count} > maximum allowed batch size {self.config.max_client_batch_size}")
+        if not texts or not all(any(text) if isinstance(text, tuple) else text for text in texts):
+            raise EmptyError(name)
+        if len(texts) > self.config.max_client_batch_size:
+            raise InputError(f"batch size {len(texts)} > maximum allowed batch size {self.config.max_client_batch_size}")
 
     def prompt(self, name: str | None) -> str:
         """A prompt by its name.
 
         Raises:
-            UserError: there is none of that name.
+            InputError: there is none of that name.
         """
         name = self.engine.default_prompt if name is None else name
         if name is None:
             return ""
         if name not in self.engine.prompts:
-            raise UserError(f"`prompt_name`: {name!r} is unknown; known: {', '.join(self.engine.prompts) or 'none'}")
+            raise InputError(f"`prompt_name`: {name!r} is unknown; known: {', '.join(self.engine.prompts) or 'none'}")
         return self.engine.prompts[name]
 
     async def encode(
         self, texts: Sequence[Text], *, prompt_name: str | None = None, truncate: bool | None = None, direction: str = "right"
     ) -> list[Tokens]:
-        """The tokens of the texts of a request; errors are those of `check_count`, `prompt` and `TextEncoder.encode`."""
-        self.check_count(len(texts))
+        """The tokens of the texts of a request; errors are those of `check`, `prompt` and `TextEncoder.encode`."""
+        self.check(texts)
         prompt = self.prompt(prompt_name)
         truncate = self.config.auto_truncate if truncate is None else truncate
 
@@ -156,6 +159,7 @@ class Service:
             left.cancel()
             answered.cancel()
         self.metrics.latency.labels(answer.subnet).observe(self.worker.clock() - begin)
+        self.on_answer(answer)
         return answer
 
 

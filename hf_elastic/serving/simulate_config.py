@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from ..core.errors import UserError
 from ..utils.options import check_integers
-from .config import SchedulerConfig, SchedulerOptions
+from .config import QueueOptions, SchedulerConfig, SchedulerOptions
 from .traces import DRAWN
 
 CLOSED = "closed"
@@ -15,7 +15,7 @@ DRAWN_SECONDS = 60.0
 
 
 @dataclass(kw_only=True)
-class SimulateConfig(SchedulerOptions):
+class SimulateConfig(QueueOptions, SchedulerOptions):
     """Which requests come, and what is compared.
 
     Raises:
@@ -65,7 +65,6 @@ class SimulateConfig(SchedulerOptions):
     deadlines: bool = field(
         default=False, metadata={"help": "Drop requests that have waited for longer than the latency objective."}
     )
-    max_queue: int = field(default=512, metadata={"help": "Requests that may wait; more are rejected (count)."})
     noise: float = field(
         default=0.1, metadata={"help": "Spread of the duration of batches (standard deviation of the logarithm); 0 for none."}
     )
@@ -83,8 +82,9 @@ class SimulateConfig(SchedulerOptions):
     )
 
     def __post_init__(self):
-        super().__post_init__()
-        check_integers(1, max_queue=self.max_queue, **{"each of users": min(self.users, default=1)})
+        QueueOptions.__post_init__(self)
+        SchedulerOptions.__post_init__(self)
+        check_integers(1, **{"each of users": min(self.users, default=1)})
         check_integers(1, or_none=True, max_length=self.max_length)
         check_integers(0, seed=self.seed)
         positive = {"rate": self.rate, "duration": self.duration, "mean_length": self.mean_length}

@@ -42,6 +42,7 @@ def draw(comparison: Comparison, path: str | Path) -> None:
     """The first policy over time, a column for each load: requests that come, sizes that answer them, and latency."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     config = comparison.config
     runs = [run for run in comparison.runs if run.policy == config.policy[0]]
@@ -57,8 +58,10 @@ def draw(comparison: Comparison, path: str | Path) -> None:
     grid[0, 0].set_ylim(bottom=0)
     grid[1, 0].set_ylim(0, 1)
     grid[2, 0].set_yscale("log")
-    for formatter in (grid[2, 0].yaxis.set_major_formatter, grid[2, 0].yaxis.set_minor_formatter):
-        formatter("{x:g}")
+    low, high = grid[2, 0].get_ylim()
+    grid[2, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    grid[2, 0].yaxis.set_major_formatter("{x:g}")
+    grid[2, 0].yaxis.set_minor_formatter("")
     for axes in grid[:, -1]:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
     figure.suptitle(f"policy {config.policy[0]}, {Path(config.trace).name}", fontsize=10)

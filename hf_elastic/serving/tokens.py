@@ -16,8 +16,23 @@ DIRECTIONS = ("right", "left")
 Text = str | tuple[str, str] | Sequence[int]
 
 
-class TooLongError(UserError):
-    """A text has more tokens than the model takes, and was not to be truncated."""
+class InputError(UserError):
+    """Texts or options of a kind that is allowed, and too many, too long, or none that this model has."""
+
+
+class EmptyError(UserError):
+    """No text, or an empty one.
+
+    Args:
+        name: of the field.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(f"`{name}` cannot be empty")
+
+
+class TokenizerError(UserError):
+    """What the tokenizer has no tokens or no text for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +107,8 @@ class TextEncoder:
             direction: "right" or "left", the side that is cut.
 
         Raises:
-            TooLongError: a text is too long, and `truncate` is false.
-            UserError: an id that the model does not know, or a text without tokens.
+            InputError: a text is too long, and `truncate` is false.
+            TokenizerError: an id that the model does not know, or a text without tokens.
         """
         tokenizer = self._whole if not truncate else self._right if direction == "right" else self._left
         written = [self._with_prompt(text, prompt) for text in texts if not _is_ids(text)]
@@ -107,9 +122,9 @@ class TextEncoder:
                 encoding = next(encodings)
                 tokens = Tokens(tuple(encoding.ids), tuple(encoding.type_ids), length)
             if not tokens.ids:
-                raise UserError("`inputs`: a text has no tokens")
+                raise TokenizerError("`inputs`: a text has no tokens")
             if len(tokens) > self.max_length:
-                raise TooLongError(
+                raise InputError(
                     f"`inputs` must have at most {self.max_length} tokens, given: {len(tokens)}; set truncate to cut them"
                 )
             found.append(tokens)
@@ -122,7 +137,7 @@ class TextEncoder:
         if truncate:
             ids = ids[: self.max_length] if direction == "right" else ids[-self.max_length :]
         if not ids or min(ids) < 0 or max(ids) >= self.vocabulary_size:
-            raise UserError(f"`inputs`: token ids must be from 0 to {self.vocabulary_size - 1}, and one at least")
+            raise TokenizerError(f"`inputs`: token ids must be from 0 to {self.vocabulary_size - 1}, and one at least")
         return Tokens(tuple(ids), (0,) * len(ids))
 
     def _prompt_length(self, prompt: str) -> int:
@@ -138,10 +153,10 @@ class TextEncoder:
         """The text of ids.
 
         Raises:
-            UserError: an id that the tokenizer does not know.
+            TokenizerError: an id that the tokenizer does not know.
         """
         if any(not 0 <= one < self.vocabulary_size for one in ids):
-            raise UserError(f"`ids` must be from 0 to {self.vocabulary_size - 1}")
+            raise TokenizerError(f"`ids` must be from 0 to {self.vocabulary_size - 1}")
         return self._whole.decode(list(ids), skip_special_tokens=skip_special)
 
     def is_special(self, token: int) -> bool:

@@ -52,10 +52,12 @@ class Answer:
     Attributes:
         subnet: name of that size.
         outputs: one for each text.
+        waited: seconds from the request until the last of its batches began.
     """
 
     subnet: str
     outputs: list[Output]
+    waited: float
 
 
 @dataclass(eq=False)
@@ -255,9 +257,9 @@ class Worker:
             return
         for (_, job, place), output in zip(entries, outputs):
             job.outputs[place] = output
-        for job in {id(job): job for _, job, _ in entries}.values():
+        for job, arrival in {id(job): (job, request.arrival) for request, job, _ in entries}.values():
             if len(job.outputs) == len(job.rows):
-                _finish(job, Answer(subnet, [job.outputs[place] for place in range(len(job.rows))]))
+                _finish(job, Answer(subnet, [job.outputs[place] for place in range(len(job.rows))], begin - arrival))
         end = self.clock()
         batch = Batch(requests, subnet, end - begin)
         scheduler.observe(batch, end - begin)

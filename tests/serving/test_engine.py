@@ -13,7 +13,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentences import SIZES, make_denser, save_sentence_transformer, texts
 from tiny import WORDS, config_of, save_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from hf_elastic import ElasticForSequenceClassification, ElasticModel
 from hf_elastic.core.errors import UserError
@@ -150,6 +150,11 @@ def test_what_cannot_be_served(tmp_path):
     AutoModelForTokenClassification.from_config(config_of("bert")).save_pretrained(tmp_path / "tagger")
     with pytest.raises(UserError, match="is a BertForTokenClassification; served are encoders and"):
         load_engine(str(tmp_path / "tagger"))
+    save_tokenizer(tmp_path / "writer")
+    AutoModelForCausalLM.from_config(config_of("gpt2")).save_pretrained(tmp_path / "writer")
+    with pytest.raises(UserError, match="is a GPT2LMHeadModel, and no route writes text; give --pooling to serve its vectors"):
+        load_engine(str(tmp_path / "writer"))
+    assert load_engine(str(tmp_path / "writer"), pooling="lasttoken").pooling == "lasttoken"
     with pytest.raises((UserError, OSError), match="nowhere"):
         load_engine(str(tmp_path / "nowhere"))
     path = save("symmetric", tmp_path)

@@ -80,8 +80,11 @@ def test_texts_have_as_many_tokens_as_the_trace_says(path):
         with pytest.raises(UserError, match="texts: 60 tokens in all, and the longest request has 98"):
             server.cut(np.array([100]))
         assert RunningServer(client.url, ["word1 unknown", "word2 word3"]).cut(np.array([6])) == ["word1 unknown word2 word3"]
-        for wrong in ("word1 unknown", ""):
-            with pytest.raises(UserError, match="texts: the tokenizer of the model does not know the last word"):
+        for wrong, words in (
+            ("word1 unknown", "the tokenizer of the model does not know the last word"),
+            (" ", "there is no word"),
+        ):
+            with pytest.raises(UserError, match=f"texts: {words}"):
                 RunningServer(client.url, [wrong])
 
 

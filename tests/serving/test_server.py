@@ -75,6 +75,8 @@ def test_embed_takes_ids(embedder):
     ids = model.tokenizer(TEXTS)["input_ids"]
     assert_close(client.post("/embed", json={"inputs": ids}, headers=at("full")).json(), model.encode(TEXTS))
     assert_close(client.post("/embed", json={"inputs": ids[0]}, headers=at("full")).json(), model.encode(TEXTS[:1]))
+    mixed = {"inputs": [TEXTS[0], ids[1], TEXTS[2]]}
+    assert_close(client.post("/embed", json=mixed, headers=at("full")).json(), model.encode(TEXTS[:3]))
 
 
 def test_embed_all(embedder):

@@ -37,19 +37,15 @@ def check(response, status, *words, kind="Validation"):
 
 BODIES = {
     "no inputs": ({}, "inputs: Field required"),
-    "an empty list": ({"inputs": []}, "at least 1 item"),
-    "a number": ({"inputs": 5}, "inputs"),
+    "a number": ({"inputs": 5}, "inputs: Input should be a valid list"),
+    "truth values": ({"inputs": [True, False]}, "inputs"),
+    "no whole numbers": ({"inputs": [[5.0, 6.0]]}, "inputs"),
     "texts and numbers": ({"inputs": ["word1", 5]}, "inputs"),
+    "an empty text and a number": ({"inputs": ["", 5]}, "inputs"),
     "no list": ([], "body"),
-    "a list of an empty list": ({"inputs": [[]]}, "inputs"),
     "nothing": (None, "body"),
     "a direction": ({"inputs": "word1", "truncation_direction": "up"}, "'right' or 'left'"),
     "a truth value": ({"inputs": "word1", "truncate": "maybe"}, "truncate"),
-    "a prompt": ({"inputs": "word1", "prompt_name": "nothing"}, "'nothing' is unknown; known: query"),
-    "no dimensions": ({"inputs": "word1", "dimensions": 0}, "`dimensions` must be from 1 to 32, got 0"),
-    "too many dimensions": ({"inputs": "word1", "dimensions": 33}, "`dimensions` must be from 1 to 32, got 33"),
-    "an id": ({"inputs": [10**20]}, "token ids must be from 0 to 64"),
-    "a negative id": ({"inputs": [[5, -1]]}, "token ids must be from 0 to 64"),
     "a lone surrogate": ({"inputs": "word1 \ud800"}, "inputs"),
 }
 
@@ -61,9 +57,49 @@ def test_bodies(body, words, embedder):
 
 
 def test_what_is_no_json(embedder):
-    for data in (b"", b"{", b"\xff\xfe", b"[" * 3000, b'{"inputs": NaN}'):
+    for data in (b"{", b"\xff\xfe", b"[" * 3000):
+        check(embedder.post("/embed", data=data, headers={"content-type": "application/json"}), 400)
+    for data in (b"", b'{"inputs": NaN}'):
         check(embedder.post("/embed", data=data, headers={"content-type": "application/json"}), 422)
-    check(embedder.post("/embed", data=b'{"inputs": "word1"}', headers={"content-type": "text/plain"}), 422, "body")
+    for kind in ("text/plain", ""):
+        refused = embedder.post("/embed", data=b'{"inputs": "word1"}', headers={"content-type": kind})
+        check(refused, 415, "body: send it with `Content-Type: application/json`")
+
+
+def test_what_is_empty(embedder, tmp_path):
+    for inputs in ("", [], [[]], ["word1", ""], [[5], ""]):
+        for route in ("/embed", "/embed_all", "/"):
+            check(embedder.post(route, json={"inputs": inputs}), 400, "`inputs` cannot be empty", kind="Empty")
+        response = embedder.post("/v1/embeddings", json={"input": inputs})
+        assert response.json() == {"message": "`inputs` cannot be empty", "code": 400, "type": "Empty"}
+        assert response.status_code == 400
+    check(embedder.post("/embed", json={"inputs": "", "prompt_name": "query"}), 400, kind="Empty")
+    for inputs in ("", [], ["word1", ""]):
+        check(embedder.post("/tokenize", json={"inputs": inputs}), 400, "`inputs` cannot be empty", kind="Empty")
+    for ids in ([], [[]], [[5], []]):
+        check(embedder.post("/decode", json={"ids": ids}), 400, "`ids` cannot be empty", kind="Empty")
+    for source, sentences, name in (("a", [], "inputs.sentences"), ("a", [""], "inputs.sentences"), ("", ["a"], "inputs")):
+        body = {"inputs": {"source_sentence": source, "sentences": sentences}}
+        check(embedder.post("/similarity", json=body), 400, f"`{name}` cannot be empty", kind="Empty")
+    with serving(save("ranker", tmp_path)) as (ranker, _):
+        check(ranker.post("/rerank", json={"query": "word1", "texts": []}), 400, "`texts` cannot be empty", kind="Empty")
+        check(ranker.post("/rerank", json={"query": "", "texts": ["word1", ""]}), 400, "`inputs` cannot be empty", kind="Empty")
+        assert len(ranker.post("/rerank", json={"query": "word1", "texts": ["word1", ""]}).json()) == 2
+        for inputs in ("", ["", ""], [["word1"], [""]]):
+            check(ranker.post("/predict", json={"inputs": inputs}), 400, "`inputs` cannot be empty", kind="Empty")
+
+
+def test_what_the_model_has_not(embedder):
+    for body, words in (
+        ({"prompt_name": "nothing"}, "'nothing' is unknown; known: query"),
+        ({"dimensions": 0}, "`dimensions` must be from 1 to 32, got 0"),
+        ({"dimensions": 33}, "`dimensions` must be from 1 to 32, got 33"),
+    ):
+        check(embedder.post("/embed", json={"inputs": "word1", **body}), 413, words)
+    for ids in ([10**20], [[5, -1]], ["word1", [65]]):
+        check(embedder.post("/embed", json={"inputs": ids}), 422, "token ids must be from 0 to 64", kind="Tokenizer")
+    check(embedder.post("/decode", json={"ids": ["5"]}), 422, "ids")
+    check(embedder.post("/decode", json={"ids": [65]}), 422, "`ids` must be from 0 to 64", kind="Tokenizer")
 
 
 def test_what_is_too_large(embedder):
@@ -117,6 +153,7 @@ def test_routes_of_other_heads(embedder, classifier):
     for path in ("/docs", "/redoc", "/embed/"):
         assert embedder.get(path, allow_redirects=False).status_code in (404, 405, 307)
     check(embedder.get("/embed"), 405, "Method Not Allowed")
+    assert embedder.head("/health").status_code == 200
 
 
 def test_bodies_of_a_classifier(classifier):

@@ -1,4 +1,7 @@
-"""Sizes as graphs of ONNX: the same answers, and each graph exported once."""
+"""Sizes as graphs for onnxruntime and OpenVINO: the same answers, and each graph exported once."""
+
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from hf_elastic.serving.server_config import ServerConfig
 pytestmark = pytest.mark.one_lane
 
 TEXTS = texts(13)
+OPENVINO = ["openvino", "openvino-int8"] if find_spec("openvino") else []
 PAIRS = list(zip(TEXTS, texts(13, seed=1)))
 
 
@@ -41,29 +45,35 @@ KINDS = ("symmetric", "classifier", "asymmetric", "ranker", "stock-embedder", "e
 def test_graphs_answer_as_torch_does(kind, tmp_path):
     path = save(kind, tmp_path)
     sizes = ["full"] if kind == "stock-embedder" else ["tiny"] if kind == "classifier" else ["full", "tiny"]
-    plain, engine = load_engine(path, sizes), load(path, tmp_path / "cache", subnets=sizes)
-    assert engine.backend == "onnx" and engine.sizes == sizes
-    for name in sizes:
-        inputs = PAIRS if kind == "ranker" else TEXTS
-        assert np.abs(values(engine, name, inputs) - values(plain, name, inputs)).max() < 1e-4
-    if kind == "symmetric":
-        rows = [Row(engine.encoder.encode(TEXTS[:1])[0], wants_tokens=True)]
-        found, expected = (one.run("tiny", rows)[0].tokens for one in (engine, plain))
-        assert np.abs(found - expected).max() < 1e-4
+    plain = load_engine(path, sizes)
+    for backend in ("onnx", *OPENVINO[:1]):
+        engine = load(path, tmp_path / "cache", backend, sizes)
+        assert engine.backend == backend and engine.sizes == sizes
+        for name in sizes:
+            inputs = PAIRS if kind == "ranker" else TEXTS
+            assert np.abs(values(engine, name, inputs) - values(plain, name, inputs)).max() < 1e-4
+        if kind == "symmetric":
+            rows = [Row(engine.encoder.encode(TEXTS[:1])[0], wants_tokens=True)]
+            found, expected = (one.run("tiny", rows)[0].tokens for one in (engine, plain))
+            assert np.abs(found - expected).max() < 1e-4
 
 
 def test_a_graph_is_exported_once(tmp_path):
     path, cache = save("symmetric", tmp_path), tmp_path / "cache"
     plain = load_engine(path, ["tiny"])
-    for backend, count in (("onnx", 1), ("onnx-int8", 2)):
+    for backend, suffixes in (
+        ("onnx", [".onnx"]),
+        ("onnx-int8", [".onnx", ".onnx"]),
+        *zip(OPENVINO, ([".onnx", ".onnx"], [".bin", ".onnx", ".onnx", ".xml"])),
+    ):
         engine = load(path, cache, backend, ["tiny"])
         files = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
-        assert engine.backend == backend and len(files) == count and {file.suffix for file in files} == {".onnx"}
+        assert engine.backend == backend and sorted(file.suffix for file in files) == suffixes
         again = load(path, cache, backend, ["tiny"])
         assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == files
         found, expected = values(again, "tiny", TEXTS), values(plain, "tiny", TEXTS)
         cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-        assert cosines.min() > 0.98 and (np.abs(found - expected).max() < 1e-4) == (backend == "onnx")
+        assert cosines.min() > 0.98 and (np.abs(found - expected).max() < 1e-4) == (not backend.endswith("int8"))
 
 
 def test_the_key_of_a_graph_is_all_that_it_depends_on(tmp_path):
@@ -88,3 +98,9 @@ def test_the_command_serves_graphs(tmp_path):
 def test_another_device(tmp_path):
     with pytest.raises(UserError, match="device: 'meta' is for the backend torch; onnx runs on the CPU"):
         make(str(tmp_path), ServerConfig(backend="onnx"), SchedulerConfig(), "meta")
+
+
+def test_what_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"needs openvino, which is not installed: run pip install 'hf-elastic\[openvino"):
+        load(save("classifier", tmp_path), tmp_path, "openvino")

@@ -1,6 +1,7 @@
 """The simulation: worked out by hand, against queueing theory, as a command."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -245,6 +246,20 @@ def test_a_picture_of_one_load_and_one_size(tmp_path):
     config = SimulateConfig(rate=5.0, duration=4.0, policy=["static:a"])
     draw(compare(profile([("a", None, 1.0)]), config), tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 10_000
+
+
+def test_ticks_of_latency(tmp_path):
+    """1, 2 and 5 of each decade; of many decades 1 alone, so that no label is over another."""
+
+    def labels(objective):
+        config = SimulateConfig(load=[0.5], duration=20.0, policy=["static:a"], latency_objective=objective)
+        draw(compare(profile([("a", None, 1.0)]), config), tmp_path / "picture.svg")
+        return set(re.findall("<!-- ([0-9.]+) -->", (tmp_path / "picture.svg").read_text()))
+
+    narrow = labels(100.0)
+    assert {"20", "50", "100"} <= narrow and not {"30", "40", "60"} & narrow
+    wide = labels(100_000.0)
+    assert {"100", "1000", "100000"} <= wide and not {"2000", "5000", "20000", "50000"} & wide
 
 
 def test_a_profile_of_one_point_is_enough(tmp_path):

@@ -12,7 +12,7 @@ from tiny import WORDS, save_tokenizer
 from transformers import AutoTokenizer
 
 from hf_elastic.core.errors import UserError
-from hf_elastic.serving.tokens import TextEncoder, TooLongError
+from hf_elastic.serving.tokens import InputError, TextEncoder
 
 pytestmark = pytest.mark.one_lane
 
@@ -42,7 +42,7 @@ def test_what_is_too_long_is_cut_as_transformers_does(inputs, side, tokenizer):
     expected = tokenizer(inputs, truncation="longest_first", max_length=7)["input_ids"]
     encoder = TextEncoder(tokenizer, 7)
     assert [list(one.ids) for one in encoder.encode(inputs, truncate=True, direction=side)] == expected
-    with pytest.raises(TooLongError, match="at most 7 tokens, given: "):
+    with pytest.raises(InputError, match="at most 7 tokens, given: "):
         encoder.encode(inputs)
 
 
