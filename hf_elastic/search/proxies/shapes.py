@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,14 +85,15 @@ def parts_of(layout: Layout) -> dict[str, str]:
     its matrix is. All else is norms.
     """
     inside = {entry.name: entry for entry in layout.entries if entry.layer is not None}
-    parts = {name: _part(entry) for name, entry in inside.items()}
+    attention = {"head", CONTEXT, *layout.spec.scores.values()}
+    parts = {name: _part(entry, attention) for name, entry in inside.items()}
     weights = {name: name.removesuffix("bias") + "weight" for name in inside if name.endswith(".bias")}
     return {name: parts.get(weights.get(name, name), part) if part == OTHER else part for name, part in parts.items()}
 
 
-def _part(entry: Entry) -> str:
+def _part(entry: Entry, attention: Collection[str]) -> str:
     axes = axes_in(entry.dims)
-    return FFN if "ffn" in axes else ATTENTION if axes & {"head", CONTEXT} else OTHER
+    return FFN if "ffn" in axes else ATTENTION if axes & attention else OTHER
 
 
 def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = (None,)) -> Shapes:
