@@ -93,6 +93,11 @@ class Spec:
         """The product of axes that is the width of attention, all heads together."""
         return CONTEXT if self.head_partition else f"{self.heads} head"
 
+    @property
+    def attention_axes(self) -> set[str]:
+        """The axes of which one is in every width of attention, and in nothing else of a layer."""
+        return {"head", CONTEXT, *self.scores.values()}
+
     def axes(self) -> dict[str, str]:
         """Hugging Face's name of each elastic axis -> its product of axes here."""
         known = {"hidden_size": "hidden", "num_attention_heads": self.heads, "intermediate_size": "ffn"}

@@ -13,7 +13,7 @@ from ...core.errors import UserError
 from ...core.layout import Entry, Layout
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...core.shapes import axes_in
-from ...core.spec import CONTEXT, spec_for
+from ...core.spec import spec_for
 
 PARTS = ATTENTION, FFN, OTHER = ("attention", "ffn", "other")
 EMBEDDING_AXES = ("embed", "embed0")  # the width of the embeddings where it has a name of its own; of the widest ones
@@ -82,11 +82,10 @@ def parts_of(layout: Layout) -> dict[str, str]:
     """Which part of its layer each parameter within the layers is: name -> `ATTENTION`, `FFN` or `OTHER`.
 
     Matrices and vectors over heads are attention, those over feed-forward neurons feed-forward; the bias of a matrix is where
-    its matrix is. All else is norms.
+    its matrix is. All else is norms, and the ends of a bottleneck.
     """
     inside = {entry.name: entry for entry in layout.entries if entry.layer is not None}
-    attention = {"head", CONTEXT, *layout.spec.scores.values()}
-    parts = {name: _part(entry, attention) for name, entry in inside.items()}
+    parts = {name: _part(entry, layout.spec.attention_axes) for name, entry in inside.items()}
     weights = {name: name.removesuffix("bias") + "weight" for name in inside if name.endswith(".bias")}
     return {name: parts.get(weights.get(name, name), part) if part == OTHER else part for name, part in parts.items()}
 
