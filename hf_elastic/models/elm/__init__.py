@@ -8,14 +8,8 @@ from transformers import AutoConfig
 from .configuration_elm import ElmConfig
 
 if TYPE_CHECKING:
-    from .modeling_elm import (
-        ElmForCausalLM,
-        ElmForMaskedLM,
-        ElmForQuestionAnswering,
-        ElmForSequenceClassification,
-        ElmForTokenClassification,
-        ElmModel,
-    )
+    from .classifiers import ElmForQuestionAnswering, ElmForSequenceClassification, ElmForTokenClassification
+    from .modeling_elm import ElmForCausalLM, ElmForMaskedLM, ElmModel
 
 __all__ = [
     "ElmConfig",
@@ -27,17 +21,26 @@ __all__ = [
     "ElmModel",
 ]
 
+# What follows AutoModel and Elm in the names of the classes; without a head the name is ElmModel.
+HEADS = ("", "ForCausalLM", "ForMaskedLM", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification")
+
 
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".modeling_elm", __name__), name)
+    module = "modeling_elm" if name in ("ElmModel", "ElmForCausalLM", "ElmForMaskedLM") else "classifiers"
+    return getattr(import_module(f".{module}", __name__), name)
 
 
 def _register_models() -> None:
-    from .modeling_elm import register
+    """Make the models known to the Auto classes; the config is already."""
+    from transformers.models.auto import modeling_auto
 
-    register()
+    for head in HEADS:
+        auto = getattr(modeling_auto, f"AutoModel{head}")
+        auto.register(ElmConfig, __getattr__(f"Elm{head or 'Model'}"), exist_ok=True)
+    # Trainer looks here for whose labels it has to shift when it smooths them.
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ElmConfig.model_type] = "ElmForCausalLM"
 
 
 AutoConfig.register(ElmConfig.model_type, ElmConfig, exist_ok=True)

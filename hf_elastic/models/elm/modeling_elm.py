@@ -8,28 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    Cache,
-    DynamicCache,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    MaskedLMOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from ...core.errors import UserError
@@ -210,7 +191,7 @@ class ElmForMaskedLM(_WithLMHead):
     """A masked language model."""
 
     def __init__(self, config: ElmConfig):
-        _check_direction(self, config, is_decoder=False)
+        check_direction(self, config, is_decoder=False)
         super().__init__(config)
 
     @can_return_tuple
@@ -228,11 +209,7 @@ class ElmForMaskedLM(_WithLMHead):
     ) -> MaskedLMOutput:
         """Logits `[batch, length, vocabulary]` and the loss of `labels`, where they are not -100; see `ElmModel.forward`."""
         outputs = self.elm(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -248,7 +225,7 @@ class ElmForCausalLM(_WithLMHead, GenerationMixin):
     """A causal language model."""
 
     def __init__(self, config: ElmConfig):
-        _check_direction(self, config, is_decoder=True)
+        check_direction(self, config, is_decoder=True)
         super().__init__(config)
 
     @can_return_tuple
@@ -274,13 +251,7 @@ class ElmForCausalLM(_WithLMHead, GenerationMixin):
                 `ElmModel.forward`.
         """
         outputs = self.elm(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values, use_cache),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -299,148 +270,7 @@ class ElmForCausalLM(_WithLMHead, GenerationMixin):
         )
 
 
-class _Classifier(ElmPreTrainedModel):
-    """Encoders with a linear head."""
-
-    head = "classifier"
-
-    def __init__(self, config: ElmConfig):
-        _check_direction(self, config, is_decoder=False)
-        super().__init__(config)
-        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.elm = ElmModel(config)
-        self.dropout = nn.Dropout(dropout)
-        setattr(self, self.head, nn.Linear(config.hidden_size, config.num_labels))
-        self.post_init()
-
-
-class ElmForSequenceClassification(_Classifier):
-    """A classifier or regressor of whole texts, by their first token."""
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
-        """Logits `[batch, labels]` and the loss of `labels` `[batch]`; see `ElmModel.forward`."""
-        outputs = self.elm(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state[:, 0]))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-
-class ElmForTokenClassification(_Classifier):
-    """A classifier of tokens."""
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> TokenClassifierOutput:
-        """Logits `[batch, length, labels]` and the loss of `labels` `[batch, length]`; see `ElmModel.forward`."""
-        outputs = self.elm(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, config=self.config)
-        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
-
-
-class ElmForQuestionAnswering(_Classifier):
-    """Start and end of an answer within a text."""
-
-    head = "qa_outputs"
-
-    def __init__(self, config: ElmConfig):
-        config.num_labels = 2
-        super().__init__(config)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        start_positions: torch.Tensor | None = None,
-        end_positions: torch.Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> QuestionAnsweringModelOutput:
-        """Logits `[batch, length]` of both ends and the loss of the right positions `[batch]`; see `ElmModel.forward`."""
-        outputs = self.elm(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        start, end = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start, end, start_positions, end_positions)
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start,
-            end_logits=end,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-def _check_direction(model: PreTrainedModel, config: ElmConfig, *, is_decoder: bool) -> None:
+def check_direction(model: PreTrainedModel, config: ElmConfig, *, is_decoder: bool) -> None:
+    """Raise UserError unless a config is of a bidirectional, or of a causal model."""
     if config.is_decoder != is_decoder:
         raise UserError(f"{type(model).__name__} needs a config with is_decoder={is_decoder}, got {config.is_decoder}")
-
-
-def register() -> None:
-    """Make the models known to the Auto classes; the config is already."""
-    AutoModel.register(ElmConfig, ElmModel, exist_ok=True)
-    AutoModelForMaskedLM.register(ElmConfig, ElmForMaskedLM, exist_ok=True)
-    AutoModelForCausalLM.register(ElmConfig, ElmForCausalLM, exist_ok=True)
-    AutoModelForSequenceClassification.register(ElmConfig, ElmForSequenceClassification, exist_ok=True)
-    AutoModelForTokenClassification.register(ElmConfig, ElmForTokenClassification, exist_ok=True)
-    AutoModelForQuestionAnswering.register(ElmConfig, ElmForQuestionAnswering, exist_ok=True)
-    # Trainer looks here for whose labels it has to shift when it smooths them.
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ElmConfig.model_type] = ElmForCausalLM.__name__
