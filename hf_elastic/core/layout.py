@@ -236,7 +236,8 @@ class Layout:
         """Raise ValueError unless every value of every axis is legal for this model."""
         for subnet in space.extremes():
             self.resolve(subnet)
-        if self.spec.head_partition or self.spec.scores:  # heads that divide one width may not divide another
+        # Heads that divide one width may not divide another; with a head size they follow it.
+        if (self.spec.head_partition or self.spec.scores) and not space.head_size:
             axes = [axis for axis in space if axis in ("hidden_size", "num_attention_heads", *self.choices)]
             for values in itertools.product(*(space[axis] for axis in axes)):
                 self.resolve(dict(zip(axes, values)))
@@ -315,7 +316,11 @@ class Layout:
             check_divides(sizes["heads"], sizes["hidden"])
         for choice, width in self.attention[layer] if self.spec.scores else ():
             if choice is None or sizes[choice]:
-                check_divides(sizes["heads"], sizes[width], f"width of attention{f' in {choice}' if choice else ''}")
+                check_divides(
+                    sizes["heads"],
+                    evaluate(width, {**self.full, **sizes}),
+                    f"width of attention{f' in {choice}' if choice else ''}",
+                )
         return sizes
 
     def subnet_of(self, cut: Cut) -> Subnet:
