@@ -316,11 +316,8 @@ class Layout:
             check_divides(sizes["heads"], sizes["hidden"])
         for choice, width in self.attention[layer] if self.spec.scores else ():
             if choice is None or sizes[choice]:
-                check_divides(
-                    sizes["heads"],
-                    evaluate(width, {**self.full, **sizes}),
-                    f"width of attention{f' in {choice}' if choice else ''}",
-                )
+                where = f"width of attention{f' in {choice}' if choice else ''}"
+                check_divides(sizes["heads"], evaluate(width, {**self.full, **sizes}), where)
         return sizes
 
     def subnet_of(self, cut: Cut) -> Subnet:
