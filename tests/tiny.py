@@ -60,6 +60,7 @@ _ALL = {
         "mem_len": 64, "clamp_len": 0, "same_length": False, "dropout": 0.0,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     },
+    "elm": {**_ENCODER, "embedding_size": 20, "block_type": ["bert", "mobilebert", "mobilebert", "bert"]},
     "smollm3": {**_DECODER, "no_rope_layer_interval": 2},
     "gemma": _DECODER,
     "granite": {**_DECODER, "embedding_multiplier": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},
@@ -75,12 +76,12 @@ _ALL = {
 CONFIGS = {name: values for name, values in _ALL.items() if name in CONFIG_MAPPING}
 # Those that plain transformers has in version 5 alone, and in both major versions.
 NEWER = tuple(name for name in ("eurobert", "nomic_bert") if name in CONFIGS)
-STOCK = tuple(name for name in CONFIGS if name not in ("transformer_xl", *NEWER))
+STOCK = tuple(name for name in CONFIGS if name not in ("transformer_xl", "elm", *NEWER))
 # Those with a head for sequence classification.
 CLASSIFIERS = tuple(name for name in CONFIGS if name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 ENCODERS = (
     "bert", "roberta", "xlm-roberta", "camembert", "ernie", "mpnet", "deberta-v2", "nomic_bert", "eurobert", "distilbert",
-    "electra", "modernbert",
+    "electra", "modernbert", "elm",
 )  # fmt: skip
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
 # One backbone for each Spec; what it says of sizes holds for the others with this Spec.
@@ -123,6 +124,10 @@ def space_of(model_type: str, *, hidden: bool = True) -> dict:
         space["per_layer"].remove("num_attention_heads")
     if hidden:
         space["hidden_size"] = [16, 24, 32]
+    if model_type == "elm":  # its heads partition a width, and dropping none changes what all compute
+        del space["num_attention_heads"]
+        space["per_layer"].remove("num_attention_heads")
+        space.update({"hidden_size": [16, 32]} if hidden else {})
     return space
 
 

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .adapters import is_factor
 from .errors import UserError
-from .layout import Layout
+from .layout import Layout, Place
 from .shapes import Dim
 
 # Tokens that are summed at a time, so that copies in float32 stay small beside what the forward pass holds.
@@ -67,7 +67,7 @@ class _Reader:
 
 def activation_energies(
     base: nn.Module, layout: Layout, batches: Batches, axes: Collection[str]
-) -> list[tuple[torch.Tensor, tuple[Dim, ...], int | None]]:
+) -> list[tuple[torch.Tensor, tuple[Dim, ...], Place]]:
     """How much of the outputs of linear layers comes from each of the channels that they read.
 
     With weight W and input x it is `|x_c|^2 |W_c|^2` for the channel c, norms over tokens and over outputs: the square of the
@@ -82,13 +82,13 @@ def activation_energies(
         axes: only layers that read one of these.
 
     Returns:
-        (`[channels]`, the dimension that they are, layer index or None) of each linear layer that has run.
+        (`[channels]`, the dimension that they are, their place) of each linear layer that has run.
 
     Raises:
         UserError: tokens are laid out in a way that is not known.
     """
     modules = dict(base.named_modules(remove_duplicate=False))
-    found: list[tuple[_Reader, Dim, int | None]] = []
+    found: list[tuple[_Reader, Dim, Place]] = []
     tokens, handles = _Tokens(), []
     for entry in layout.entries:
         owner, _, key = entry.name.rpartition(".")
@@ -97,10 +97,10 @@ def activation_energies(
             continue
         dim = entry.dims[0 if isinstance(module, Conv1D) else 1]
         if any(axis in segment for segment in dim for axis in axes):
-            found.append((_Reader(module), dim, entry.layer))
+            found.append((_Reader(module), dim, entry.place))
             handles.append(module.register_forward_pre_hook(partial(_read, tokens, found[-1][0], entry.name)))
     _run(base, batches, tokens, handles)
-    return [(reader.energies(), (dim,), layer) for reader, dim, layer in found if reader.squares is not None]
+    return [(reader.energies(), (dim,), place) for reader, dim, place in found if reader.squares is not None]
 
 
 def _read(tokens: _Tokens, reader: _Reader, name: str, _, args: tuple) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
+from .choices import choice_axis
 from .layout import Entry, Layout
 from .shapes import evaluate
 from .space import Subnet
@@ -21,8 +22,8 @@ Parts = tuple[Polynomial, Mapping[int, Polynomial]]
 
 
 def volume(entry: Entry) -> Polynomial:
-    """Number of elements of a parameter as a polynomial in its axes."""
-    terms: Counter = Counter({(): 1})
+    """Number of elements of a parameter as a polynomial in its axes, among them that of the choice that has it."""
+    terms: Counter = Counter({() if entry.choice is None else (entry.choice,): 1})
     for dim in entry.dims:
         product: Counter = Counter()
         for axes, coefficient in terms.items():
@@ -34,6 +35,14 @@ def volume(entry: Entry) -> Polynomial:
                 product[names] += number
         terms = product
     return terms
+
+
+def _total(widths: Collection[tuple[str | None, str]]) -> Polynomial:
+    """The sum of widths, each of a choice or of all of them."""
+    total: Counter = Counter()
+    for choice, width in widths:
+        total[tuple(sorted((*width.split(), *((choice,) if choice else ()))))] += 1
+    return total
 
 
 def _alike(inside: Mapping[int, Polynomial]) -> dict[tuple, list[int]]:
@@ -64,6 +73,7 @@ class Counts:
             for axis in layout.spec.tables.values()
             if axis in layout.full
         }
+        self._attended: Parts = ({}, {layer: _total(widths) for layer, widths in layout.attention.items()})
 
     def collect(self, wanted: Callable[[Entry], bool]) -> Parts:
         """Sum the volumes of the wanted entries: outside the layers, and for each layer."""
@@ -103,7 +113,7 @@ class Counts:
         """Like `columns`, from arrays that are already vectorised and trusted.
 
         Args:
-            values: Hugging Face axis -> `[N]`, or `[N, L]` with one column for each layer of the full model;
+            values: Hugging Face axis -> `[N]`, or `[N, L]` with one column for each layer of the full model, names for choices;
                 `num_hidden_layers` -> `[N]`.
             size: N.
         """
@@ -123,6 +133,12 @@ class Counts:
             if "kv" not in table:
                 table["kv"] = heads if layout.full["group"] == 1 else np.full_like(heads, layout.full["kv"])
             table["group"] = heads // table["kv"]
+        for name, choices in layout.choices.items() if size else ():
+            column = np.asarray(
+                values.get(name, [[layout.choices.held[layer][name][0] for layer in range(layout.num_layers)]] * size)
+            )
+            column = column[:, None] if column.ndim == 1 else column
+            table |= {choice_axis(name, choice): (column == choice).astype(np.int64) for choice in choices}
         for axis in self._axes:
             shape = (size, 1) if axis in layout.layer_axes else (size,)
             table.setdefault(axis, np.full(shape, layout.full[axis], dtype=np.int64))
@@ -179,13 +195,11 @@ class Counts:
         weights = 2 * tokens * self._evaluate(self._per_token, table, kept)
         weights = weights + 2 * sequence_length * self._evaluate(self._per_position, table, kept)
         pooled = 2 * batch_size * self._evaluate(self._per_sequence, table, kept)
-        width = tuple(sorted(self.layout.spec.attention.split()))
         others = self.layout.spec.score_products * sequence_length  # whatever each token is multiplied by
         for axis, parts in self._per_row.items():
             weights = weights + 2 * self.layout.full[axis] * self._evaluate(parts, table, kept)
             others += self.layout.full[axis] * list(self.layout.spec.tables.values()).count(axis)
-        layers = {layer: {width: 2 * tokens * others} for layer in range(self.layout.num_layers)}
-        return weights + pooled + self._evaluate(({}, layers), table, kept)
+        return weights + pooled + 2 * tokens * others * self._evaluate(self._attended, table, kept)
 
     def parameters_of(self, subnets: Sequence[Subnet | None]) -> np.ndarray:
         """Parameters of each subnet, `[N]`."""

@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from .activations import Batches, activation_energies
 from .errors import UserError
+from .layout import Place
 from .shapes import Dim, axes_in, axis_index, permute
 
 IMPORTANCE = ("activation", "magnitude", "taylor", "none")
@@ -18,8 +19,8 @@ FROM_DATA = ("activation", "taylor")
 # Where there is no data: what is best without.
 WITHOUT_DATA = "magnitude"
 
-# For each axis that is reordered, the order in every layer: (axis, layer index or None for the whole model) -> indices.
-Order = Mapping[tuple[str, "int | None"], np.ndarray]
+# For each axis that is reordered, the order in every place: (axis, place) -> indices.
+Order = Mapping[tuple[str, Place], np.ndarray]
 # Query heads, those that share a key-value head side by side: the axes of both as one.
 QUERIES = "kv group"
 
@@ -59,7 +60,8 @@ def ranked_axes(model) -> set[str]:
 def importance_order(model, importance: str = "magnitude", batches: Batches | None = None) -> Order:
     """Order of heads, neurons and channels of an elastic model, most important first, on the axes that its sizes cut.
 
-    Query heads that share keys and values are ranked among each other, each such group for itself.
+    Query heads that share keys and values are ranked among each other, each such group for itself; and so is what only one of
+    several choices has in a layer.
 
     Args:
         model: an elastic model.
@@ -70,34 +72,40 @@ def importance_order(model, importance: str = "magnitude", batches: Batches | No
         batches: model inputs, for "taylor" with labels.
 
     Raises:
-        UserError: for "activation" no linear layer that reads an axis has run.
+        UserError: for "activation" no linear layer that reads an axis has run; for what looks at batches, layers have choices of
+            which only one runs.
     """
     axes = ranked_axes(model)
     if importance == "none" or not axes:
         return {}
     layout = model.layout
+    if importance in FROM_DATA and layout.choices.are_open:
+        raise UserError(f"importance: {importance!r} sees only what runs, which is one of several {', '.join(layout.choices)}")
     if importance == "activation":
         found = activation_energies(model.base, layout, batches, axes)
     else:
         found = _weight_scores(model, None if importance == "magnitude" else gradients_of(model, batches))
     full = _full(layout)
     ranked = {QUERIES if axis == "group" else axis for axis in axes}
-    keys = [(axis, layer) for axis in ranked for layer in ((None,) if axis in layout.model_axes else range(layout.num_layers))]
-    scores: dict[tuple[str, int | None], np.ndarray] = {}
-    for tensor, dims, layer in found:
+    scores: dict[tuple[str, Place], np.ndarray] = {}
+    for tensor, dims, place in found:
         for axis in ranked:
             shape = _join(dims) if axis == QUERIES else dims
-            if any(axis in segment for dim in shape for segment in dim):
-                key = (axis, None if axis in layout.model_axes else layer)
+            if axis in axes_in(shape):
+                key = (axis, None if axis in layout.model_axes else place)
                 scores[key] = axis_scores(tensor, shape, full, axis) + scores.get(key, 0)
-    if missing := [f"{axis} in layer {layer}" for axis, layer in keys if (axis, layer) not in scores]:
-        raise UserError(f"importance: 'activation' finds no linear layer that reads {missing[0]}; take another ranking")
+    for entry in layout.entries:
+        for axis in ranked & axes_in(_join(entry.dims) if QUERIES in ranked else entry.dims):
+            place = None if axis in layout.model_axes else entry.place
+            if (axis, place) not in scores:
+                where = f"{axis} in layer {place}"
+                raise UserError(f"importance: 'activation' finds no linear layer that reads {where}; take another ranking")
     # A stable sort keeps the checkpoint's order among equals, so that ranking twice changes nothing.
     order = {key: np.argsort(-score, kind="stable") for key, score in scores.items() if key[0] != QUERIES}
-    for layer in range(layout.num_layers) if QUERIES in ranked else ():
-        score = scores[QUERIES, layer].reshape(full["kv"], full["group"])
+    for place in [place for axis, place in scores if axis == QUERIES]:
+        score = scores[QUERIES, place].reshape(full["kv"], full["group"])
         first = np.arange(full[QUERIES]).reshape(score.shape)[:, :1] + np.argsort(-score, axis=1, kind="stable")
-        order[QUERIES, layer] = first[order.get(("kv", layer), slice(None))].ravel()
+        order[QUERIES, place] = first[order.get(("kv", place), slice(None))].ravel()
     return order
 
 
@@ -115,14 +123,12 @@ def _full(layout) -> dict[str, int]:
     return {**layout.full, QUERIES: layout.full["kv"] * layout.full["group"]} if "group" in layout.full else dict(layout.full)
 
 
-def _weight_scores(
-    model, gradients: Mapping[str, torch.Tensor] | None
-) -> Iterator[tuple[torch.Tensor, tuple[Dim, ...], int | None]]:
+def _weight_scores(model, gradients: Mapping[str, torch.Tensor] | None) -> Iterator[tuple[torch.Tensor, tuple[Dim, ...], Place]]:
     parameters = dict(model.base.named_parameters())
     for entry in model.layout.entries:
         if entry.tied_to is None:
             weight = parameters[entry.name].detach()
-            yield (weight if gradients is None else weight * gradients[entry.name]).float() ** 2, entry.dims, entry.layer
+            yield (weight if gradients is None else weight * gradients[entry.name]).float() ** 2, entry.dims, entry.place
 
 
 def gradients_of(model, batches: Batches) -> dict[str, torch.Tensor]:
@@ -163,6 +169,6 @@ def apply_order(model, order: Order) -> None:
     for entry in model.layout.entries:
         if entry.tied_to is not None:
             continue
-        moves = {axis: indices for (axis, layer), indices in order.items() if layer is None or layer == entry.layer}
+        moves = {axis: indices for (axis, place), indices in order.items() if place is None or place == entry.place}
         parameter = parameters[entry.name]
         parameter.copy_(permute(parameter, _join(entry.dims) if QUERIES in moves else entry.dims, full, moves))

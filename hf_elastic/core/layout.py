@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -10,6 +11,7 @@ from math import prod
 from torch import nn
 
 from .adapters import describe_parameter, find_wrappers, is_table, plain_name
+from .choices import Choices
 from .errors import UserError
 from .partition import check_divides, check_partition
 from .shapes import CutStep, Dim, Equation, SpecError, axes_in, evaluate, parse, parse_stored, plan_cut, size, solve, substitute
@@ -21,6 +23,9 @@ from .twins import named_weights
 SEQUENCE_LEVEL = ("ForSequenceClassification", "ForMultipleChoice", "Model")
 
 LAYER_ORDERS = ("first", "ends", "influence")
+
+# None for the whole model, a layer, or what only one choice has in it.
+Place = int | tuple[int, str] | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Entry:
             "" for anything else.
         rows: the axis in whose rows a vector is stored, or None.
         table: the axis that counts the rows of a table to which a matrix is applied besides, or None.
+        choice: the axis of the choice that alone has it, as `Choices` names it, or None: all layers have it.
     """
 
     name: str
@@ -47,6 +53,12 @@ class Entry:
     use: str
     rows: str | None = None
     table: str | None = None
+    choice: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where axes have an order of their own."""
+        return self.layer if self.choice is None else (self.layer, self.choice)
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class Cut:
     Attributes:
         layers: kept indices into the full model.
         shared: sizes of the axes of the whole model, as sorted items.
-        per_layer: for each kept layer, sizes of the axes within layers, as sorted items.
+        per_layer: for each kept layer, sizes of the axes within layers, as sorted items; of choices 1 for the one that it has.
     """
 
     layers: tuple[int, ...]
@@ -69,7 +81,8 @@ class Cut:
         return len(set(self.per_layer)) == 1
 
     def contains(self, other: Cut) -> bool:
-        """Whether `other` is nested in this size: its layers are among these, and no axis is larger in any of them."""
+        """Whether `other` is nested in this size: its layers are among these, made of the same choices, and no axis is larger in
+        any of them."""
         positions = {layer: position for position, layer in enumerate(self.layers)}
         if not set(other.layers) <= positions.keys():
             return False
@@ -103,16 +116,19 @@ class Layout:
             if not any(fnmatch.fnmatchcase(plain_name(name), unless) for name in parameters)
         }
         self.names = names
+        self.choices = Choices(spec, model)
         self.entries = self._make_entries(model, parameters)
         self.num_layers = len({entry.layer for entry in self.entries if entry.layer is not None})
         self.container = next(spec.layer_of(entry.name)[0] for entry in self.entries if entry.layer is not None)
-        self.config = {field: substitute(parse(f"({value})"), names)[0] for field, value in spec.config.items()}
+        sizes = {field: value for field, value in spec.config.items() if value not in spec.choices}
+        self.config = {field: substitute(parse(f"({value})"), names)[0] for field, value in sizes.items()}
         self.axes = spec.axes()
+        self.attention = self._find_attention()
         self.full = self._solve(model.config, parameters)
         outside = [entry for entry in self.entries if entry.layer is None]
         self.shared_axes = axes_in(dim for entry in outside for dim in entry.dims) | {e.rows for e in outside if e.rows}
         self.layer_order = self._check_order(layer_order)
-        elastic = {axis for value in self.axes.values() for axis in value.split()}
+        elastic = {axis for value in self.axes.values() for axis in value.split()} | self.choices.axes.keys()
         self.layer_axes = tuple(sorted(elastic - self.shared_axes))
         self.model_axes = tuple(sorted(elastic & self.shared_axes))
         self.followers = self._find_followers()
@@ -148,12 +164,24 @@ class Layout:
                     use=use if is_matrix else "",
                     rows=None if tensor.dim() == len(dims) else parse_stored(self.spec.shape_of(owner))[1],
                     table=next(table, None) if is_matrix else None,
+                    choice=self.choices.axis_of(owner),
                 )
             )
         return tuple(entries)
 
     def _dims_of(self, name: str) -> tuple[Dim, ...]:
         return substitute(parse_stored(self.spec.shape_of(name))[0], self.names)
+
+    def _find_attention(self) -> dict[int, set[tuple[str | None, str]]]:
+        """For each layer the widths in which it attends: the choice that does, or None for all of them, and the width."""
+        if not self.spec.scores:
+            return {layer: {(None, self.spec.attention)} for layer in range(self.num_layers)}
+        found: dict[int, set] = {layer: set() for layer in range(self.num_layers)}
+        for entry in self.entries:
+            for pattern, width in self.spec.scores.items() if entry.layer is not None else ():
+                if fnmatch.fnmatchcase(plain_name(entry.name), pattern):
+                    found[entry.layer].add((entry.choice, width))
+        return found
 
     def retie(self, model: nn.Module) -> None:
         """Look again which parameters are one: `from_pretrained` ties weights only after it has built and loaded a model."""
@@ -177,7 +205,10 @@ class Layout:
                 equations.append(Equation(dim, shape[position], f"dimension {position} of {entry.name} {shape}"))
         if config.num_hidden_layers != self.num_layers:
             raise SpecError(f"config.num_hidden_layers is {config.num_hidden_layers}, but there are {self.num_layers} layers")
-        full = solve(equations)
+        full = {**solve(equations), **dict.fromkeys(self.choices.axes, 1)}
+        for field, dim in self.config.items():
+            if isinstance(getattr(config, field, None), list) and not axes_in([dim]) <= full.keys():
+                raise SpecError(f"config.{field} is {getattr(config, field)}: a supernet needs one value for all its layers")
         if self.spec.head_partition:
             full["head"] = full[CONTEXT] // full["heads"]
         return full
@@ -205,10 +236,11 @@ class Layout:
         """Raise ValueError unless every value of every axis is legal for this model."""
         for subnet in space.extremes():
             self.resolve(subnet)
-        if self.spec.head_partition:
-            for hidden in space.get("hidden_size", (self.value("hidden_size"),)):
-                for heads in space.get("num_attention_heads", ()):
-                    check_divides(heads, hidden)
+        # Heads that divide one width may not divide another; with a head size they follow it.
+        if (self.spec.head_partition or self.spec.scores) and not space.head_size:
+            axes = [axis for axis in space if axis in ("hidden_size", "num_attention_heads", *self.choices)]
+            for values in itertools.product(*(space[axis] for axis in axes)):
+                self.resolve(dict(zip(axes, values)))
 
     def resolve(self, subnet: Mapping | None) -> Cut:
         """Sizes of every axis in every kept layer.
@@ -224,16 +256,16 @@ class Layout:
         layers = self._layers(subnet)
         values = {axis: value for axis, value in subnet.items() if axis not in DEPTH_AXES}
         for axis, value in values.items():
-            if axis not in self.axes:
-                raise UserError(f"{axis} is not an axis of {self.spec.model_types[0]}; its axes: {', '.join(self.axes)}")
+            if axis not in (known := (*self.axes, *self.choices)):
+                raise UserError(f"{axis} is not an axis of {self.spec.model_types[0]}; its axes: {', '.join(known)}")
             for number in value if isinstance(value, tuple) else (value,):
                 self._check_value(axis, number)
             if isinstance(value, tuple) and len(value) != len(layers):
                 raise UserError(f"{axis}: {list(value)} has {len(value)} values for {len(layers)} kept layers")
         rows = []
-        for position in range(len(layers)):
+        for position, layer in enumerate(layers):
             row = {axis: value[position] if isinstance(value, tuple) else value for axis, value in values.items()}
-            rows.append(self._axis_sizes(row))
+            rows.append(self._axis_sizes(row, layer))
         for axis in self.model_axes:
             if len(differing := {row[axis] for row in rows}) > 1:
                 name = next(name for name, product in self.axes.items() if axis in product.split())
@@ -252,15 +284,18 @@ class Layout:
         self._check_value("num_hidden_layers", depth)
         return tuple(sorted(self.layer_order[:depth]))
 
-    def _check_value(self, axis: str, value: int) -> None:
-        if axis in (*self.axes, "num_hidden_layers") and value > self.value(axis):
+    def _check_value(self, axis: str, value: int | str) -> None:
+        if axis in self.choices:
+            self.choices.check(axis, value)
+        elif axis in (*self.axes, "num_hidden_layers") and value > self.value(axis):
             raise UserError(f"{axis}: {value} is larger than the model, which has {self.value(axis)}")
 
-    def _axis_sizes(self, row: Mapping[str, int]) -> dict[str, int]:
+    def _axis_sizes(self, row: Mapping[str, int | str], layer: int) -> dict[str, int]:
         """Turn Hugging Face's names into axes: `num_attention_heads` is `kv group` with grouped queries."""
         sizes = {axis: self.full[axis] for axis in (*self.layer_axes, *self.model_axes)}
+        sizes |= self.choices.sizes(layer, row)
         for name, value in row.items():
-            if " " not in self.axes[name]:
+            if name in self.axes and " " not in self.axes[name]:
                 sizes[self.axes[name]] = value
         if "num_attention_heads" in row and "kv" in sizes:
             heads = row["num_attention_heads"]
@@ -279,6 +314,10 @@ class Layout:
                 raise UserError(f"hidden_size: {sizes['hidden']} is too small, {axis} ({expression}) would be {sizes[axis]}")
         if self.spec.head_partition:
             check_divides(sizes["heads"], sizes["hidden"])
+        for choice, width in self.attention[layer] if self.spec.scores else ():
+            if choice is None or sizes[choice]:
+                where = f"width of attention{f' in {choice}' if choice else ''}"
+                check_divides(sizes["heads"], evaluate(width, {**self.full, **sizes}), where)
         return sizes
 
     def subnet_of(self, cut: Cut) -> Subnet:
@@ -288,7 +327,15 @@ class Layout:
         for name, product in self.axes.items():
             column = tuple(evaluate(product, cut.sizes(i)) for i in range(len(cut.layers)))
             values[name] = column[0] if len(set(column)) == 1 else column
+        for axis in self.choices:
+            column = tuple(self.choices.chosen(axis, cut.sizes(i)) for i in range(len(cut.layers)))
+            values[axis] = column[0] if len(set(column)) == 1 else column
         return Subnet(values)
+
+    def keeps(self, path: str, cut: Cut, position: int | None) -> bool:
+        """Whether a kept layer of a cut has a module, by its path: it may be another choice's."""
+        choice = None if position is None else self.choices.axis_of(path)
+        return choice is None or bool(cut.sizes(position)[choice])
 
     def sizes(self, cut: Cut, position: int | None) -> dict[str, int]:
         """Size of every axis, elastic or not, in a kept layer of a cut; `layers` is the number of kept layers."""
@@ -315,6 +362,8 @@ class Layout:
             if entry.layer is not None and entry.layer not in positions:
                 continue
             position = None if entry.layer is None else positions[entry.layer]
+            if entry.choice is not None and not kept[position][entry.choice]:
+                continue
             sizes = None if position is None else cut.per_layer[position]
             key = (entry.dims, entry.rows, sizes)
             if key not in steps_of:
@@ -328,17 +377,19 @@ class Layout:
         if cut.is_uniform:
             return []
         values = [self.config_values(cut, position) for position in range(len(cut.layers))]
-        differing = [field for field in self.config if len({row[field] for row in values}) > 1]
+        differing = [field for field in values[0] if len({row[field] for row in values}) > 1]
         return [field for field in differing if field not in self.spec.layered_config]
 
     def says_layers(self, axis: str) -> bool:
         """Whether a stock config can say an axis of this Hugging Face name layer by layer."""
-        return all(field in self.spec.layered_config for field, value in self.spec.config.items() if value == self.axes[axis])
+        product = self.axes.get(axis, axis)
+        return all(field in self.spec.layered_config for field, value in self.spec.config.items() if value == product)
 
-    def config_values(self, cut: Cut, position: int) -> dict[str, int]:
+    def config_values(self, cut: Cut, position: int) -> dict[str, int | str]:
         """What each config field of the Spec becomes in the kept layer at `position`."""
         sizes = self.sizes(cut, position)
-        return {field: size(dim, sizes) for field, dim in self.config.items()}
+        chosen = {field: self.choices.chosen(axis, sizes) for field, axis in self.spec.config.items() if axis in self.choices}
+        return {**{field: size(dim, sizes) for field, dim in self.config.items()}, **chosen}
 
 
 def named_layer_order(order: str | Sequence[int], num_layers: int) -> list[int] | None:

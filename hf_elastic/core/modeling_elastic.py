@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 # transformers 4.57 copies remote code one import deep: whatever the files below import is imported here as well.
 from .activations import influence_order  # noqa: F401
 from .adapters import check_merged  # noqa: F401
+from .choices import Choices  # noqa: F401
 from .configuration_elastic import ElasticConfig
 from .conversion import ConversionMixin
 from .counts import Counts  # noqa: F401

@@ -65,7 +65,7 @@ def check_partition(spec: Spec, full: Mapping[str, int], model: nn.Module) -> No
                     )
 
 
-def check_divides(heads: int, hidden: int) -> None:
-    """Raise ValueError unless so many heads partition a hidden size."""
-    if hidden % heads:
-        raise UserError(f"num_attention_heads: {heads} does not divide the hidden_size {hidden}, which heads partition here")
+def check_divides(heads: int, width: int, name: str = "hidden_size") -> None:
+    """Raise ValueError unless so many heads partition a width."""
+    if width % heads:
+        raise UserError(f"num_attention_heads: {heads} does not divide the {name} {width}, which heads partition here")

@@ -174,9 +174,9 @@ class Skeleton:
         kept = enumerate(self.cut.layers) if is_container else ()
         children = [(str(i), original._modules[str(layer)]) for i, layer in kept] if is_container else original._modules.items()
         for key, child in children:
-            if key != "parametrizations":
-                inside = int(key) if is_container else position
-                path = f"{name}.{key}" if name else key
+            inside = int(key) if is_container else position
+            path = f"{name}.{key}" if name else key
+            if key != "parametrizations" and (self.layout is None or self.layout.keeps(path, self.cut, inside)):
                 module._modules[key] = child if child is None else self._twin_of(child, path, inside, plan, found)
         return module
 

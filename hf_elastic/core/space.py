@@ -1,4 +1,8 @@
-"""Which sizes a supernet has: `Subnet`, one choice, and `Space`, all of them."""
+"""Which sizes a supernet has: `Subnet`, one choice, and `Space`, all of them.
+
+An axis has integers as values, and a name that is the same for every architecture; or it has names as values, such as
+`block_type: [bert, mobilebert]`, and the Spec of an architecture says which there are.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import itertools
 import operator
 import random
 import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
@@ -16,6 +21,8 @@ DEPTH_AXES = ("num_hidden_layers", "layers")
 AXES = (*DEPTH_AXES, *ELASTIC_AXES)
 # Grouped queries: the two head counts are only legal together, so they are drawn as one gene.
 HEADS, KEY_VALUE_HEADS = "num_attention_heads", "num_key_value_heads"
+# What a space says beside the values of its axes.
+OPTIONS = ("per_layer", "head_size")
 
 
 def _index(axis: str, value: object, minimum: int) -> int:
@@ -31,17 +38,44 @@ def _index(axis: str, value: object, minimum: int) -> int:
     return number
 
 
-def _check_axis(axis: str) -> None:
-    if axis not in AXES:
-        raise UserError(f"unknown axis {axis!r}; known: {', '.join(AXES)}")
+def _check_axis(axis: str, value: object) -> None:
+    """Raise UserError unless an axis is one of all architectures, or has names as values."""
+    names = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    are_names = names and all(isinstance(name, str) and name for name in names)
+    if axis not in AXES and not (are_names and isinstance(axis, str) and axis.isidentifier() and axis not in OPTIONS):
+        raise UserError(
+            f"unknown axis {axis!r}; known: {', '.join(AXES)}; axes of one architecture have names as values, not "
+            f"{reprlib.repr(value)}"
+        )
+
+
+def _in_order(values: Mapping) -> dict:
+    """The axes in the order in which all subnets have them."""
+    return {axis: values[axis] for axis in (*AXES, *sorted(values.keys() - {*AXES})) if axis in values}
+
+
+def is_choice(axis: str) -> bool:
+    """Whether an axis has names as values, which are in no order."""
+    return axis not in AXES
+
+
+def names_text(value: str | Sequence[str]) -> str:
+    """A name, or for names per layer how many layers have each: "8 bert + 4 mobilebert"."""
+    return value if isinstance(value, str) else " + ".join(f"{count} {name}" for name, count in Counter(value).items())
+
+
+def end_of(choices: Sequence, place: int):
+    """The smallest (0) or the largest (-1) of the choices of a gene; of names always the first, which have no size."""
+    return choices[0 if isinstance(choices[0], str) else place]
 
 
 class Subnet(Mapping):
-    """One size: axis name -> an int for every layer, or a tuple with one int per kept layer.
+    """One size: axis name -> an int for every layer, or a tuple with one int per kept layer; names for some axes.
 
     Args:
         values: `{"num_hidden_layers": 4, "intermediate_size": 768}`. Depth is `num_hidden_layers` (which layers, the model's
-            `layer_order` says) or `layers`, the kept indices in increasing order. An axis that is left out is full size.
+            `layer_order` says) or `layers`, the kept indices in increasing order. An axis that is left out is full size; of
+            names, what each layer of the full model runs.
 
     Raises:
         ValueError: an unknown axis; a value that is not a positive integer; both kinds of depth; layers repeated or unordered.
@@ -53,15 +87,17 @@ class Subnet(Mapping):
         if not isinstance(values, (Mapping, type(None))):
             raise UserError(f"a subnet maps axes to values, got {reprlib.repr(values)}; known axes: {', '.join(AXES)}")
         merged = {**(values or {}), **axes}
-        for axis in merged:
-            _check_axis(axis)
+        for axis, value in merged.items():
+            _check_axis(axis, value)
         if all(axis in merged for axis in DEPTH_AXES):
             raise UserError("give num_hidden_layers or layers, not both")
-        self._values = {axis: self._normalize(axis, merged[axis]) for axis in AXES if axis in merged}
+        self._values = {axis: self._normalize(axis, value) for axis, value in _in_order(merged).items()}
         self._key = tuple(self._values.items())
 
     @staticmethod
-    def _normalize(axis: str, value: object) -> int | tuple[int, ...]:
+    def _normalize(axis: str, value: object) -> int | str | tuple[int, ...] | tuple[str, ...]:
+        if is_choice(axis):
+            return value if isinstance(value, str) else tuple(value)
         minimum = 0 if axis == "layers" else 1
         if axis == "layers" or (isinstance(value, Sequence) and not isinstance(value, str)):
             if not isinstance(value, Sequence) or isinstance(value, str) or not value:
@@ -74,7 +110,7 @@ class Subnet(Mapping):
             return numbers
         return _index(axis, value, minimum)
 
-    def __getitem__(self, axis: str) -> int | tuple[int, ...]:
+    def __getitem__(self, axis: str) -> int | str | tuple[int, ...] | tuple[str, ...]:
         return self._values[axis]
 
     def __iter__(self) -> Iterator[str]:
@@ -102,7 +138,7 @@ class Space(Mapping):
 
     Args:
         values: axis -> allowed values, such as `{"num_hidden_layers": [3, 6], "intermediate_size": [384, 1536]}`. For `layers`
-            a list of lists of indices.
+            a list of lists of indices. It may hold `per_layer` and `head_size` as well.
         per_layer: axes whose value is chosen for every kept layer on its own.
         max_group: with both head counts in the space, the most query heads that may share a key-value head. Pairs that do
             not divide or exceed it are not part of the space.
@@ -117,6 +153,9 @@ class Space(Mapping):
     def __init__(
         self, values: Mapping, per_layer: Sequence[str] = (), max_group: int | None = None, head_size: int | None = None
     ):
+        per_layer = per_layer or (values or {}).get("per_layer") or ()
+        head_size = (values or {}).get("head_size") if head_size is None else head_size
+        values = {axis: choices for axis, choices in (values or {}).items() if axis not in OPTIONS}
         if not values:
             raise UserError(f"the space is empty; give values for at least one of: {', '.join(AXES)}")
         if all(axis in values for axis in DEPTH_AXES):
@@ -129,12 +168,9 @@ class Space(Mapping):
                 raise UserError(f"per_layer: {axis} has one value for the whole model")
             if axis not in values:
                 raise UserError(f"per_layer: {axis!r} is not an axis of the space; its axes: {', '.join(values)}")
-        self._values = {}
-        for axis in values:
-            _check_axis(axis)
-        for axis in AXES:
-            if axis in values:
-                self._values[axis] = self._check_values(axis, values[axis])
+        for axis, choices in values.items():
+            _check_axis(axis, choices)
+        self._values = {axis: self._check_values(axis, choices) for axis, choices in _in_order(values).items()}
         self.head_size = self._check_head_size(head_size)
         self._genes = self._make_genes(max_group)
         if self.per_layer and not any(axis in values for axis in DEPTH_AXES):
@@ -144,7 +180,9 @@ class Space(Mapping):
     def _check_values(axis: str, values: object) -> tuple:
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise UserError(f"{axis}: {values!r} is not a list of at least one allowed value")
-        checked = {Subnet({axis: value})[axis] for value in values}
+        checked = dict.fromkeys(Subnet({axis: value})[axis] for value in values)
+        if is_choice(axis):
+            return tuple(checked)
         if any(isinstance(value, tuple) for value in checked) and axis != "layers":
             raise UserError(f"{axis}: {values!r} must be a flat list; name the axis in per_layer to choose for every layer")
         return tuple(sorted(checked, key=lambda value: (len(value), value) if isinstance(value, tuple) else value))
@@ -223,8 +261,7 @@ class Space(Mapping):
         """Read a space from a recipe or a config: axis -> values, `per_layer` and `head_size`."""
         if not isinstance(data, Mapping):
             raise UserError(f"the space must map axes to lists of values, got {reprlib.repr(data)}")
-        values = {axis: choices for axis, choices in data.items() if axis not in ("per_layer", "head_size")}
-        return cls(values, data.get("per_layer") or (), max_group, data.get("head_size"))
+        return cls(data, max_group=max_group)
 
     def _depths(self) -> tuple:
         for axis in DEPTH_AXES:
@@ -266,18 +303,18 @@ class Space(Mapping):
 
     @property
     def largest(self) -> Subnet:
-        """Every axis at its largest value."""
-        return self.from_genes({gene: choices[-1] for gene, choices in self.genes().items()})
+        """Every axis at its largest value, and the first of names, so that the smallest subnet is nested in it."""
+        return self.from_genes({gene: end_of(choices, -1) for gene, choices in self.genes().items()})
 
     @property
     def smallest(self) -> Subnet:
-        """Every axis at its smallest value."""
-        return self.from_genes({gene: choices[0] for gene, choices in self.genes().items()})
+        """Every axis at its smallest value, and the first of names."""
+        return self.from_genes({gene: end_of(choices, 0) for gene, choices in self.genes().items()})
 
     def extremes(self) -> Iterator[Subnet]:
         """Each choice of each gene once, with every other gene at its largest."""
         genes = self.genes()
-        largest = {gene: choices[-1] for gene, choices in genes.items()}
+        largest = {gene: end_of(choices, -1) for gene, choices in genes.items()}
         for gene, choices in genes.items():
             for choice in choices:
                 yield self.from_genes({**largest, gene: choice})

@@ -36,6 +36,11 @@ class Spec:
         tables: globs of matrices of attention that are applied to a table as well as to tokens -> the axis that counts its
             rows. It is done once for all sequences, and each token is multiplied by every row of the result.
         score_products: products of tokens by tokens in attention: with keys and values; with relative positions as well.
+        scores: globs of the queries' weights -> the width of their attention, which heads partition; for layers that attend in
+            several widths, or not all of which attend. Else every layer attends once, in the width `attention`.
+        cached: how many layers a key-value cache has beside those of the model's layers: of embeddings.
+        choices: axis whose values are names -> where in a layer the modules are of which a size keeps one, `@` for its name:
+            `{"block_type": "blocks.@"}`. The first of a layer is what runs in the full model.
         per_layer_config: config fields that are lists with one entry per layer.
         layered_config: fields of `config` that the stock config takes as a list with one entry per layer as well.
         head_partition: whether heads partition the hidden size, see `partition_heads`.
@@ -53,6 +58,9 @@ class Spec:
     positional: tuple[str, ...] = ()
     tables: Mapping[str, str] = field(default_factory=dict)
     score_products: int = 2
+    scores: Mapping[str, str] = field(default_factory=dict)
+    cached: int = 0
+    choices: Mapping[str, str] = field(default_factory=dict)
     per_layer_config: tuple[str, ...] = ("layer_types", "no_rope_layers")
     layered_config: tuple[str, ...] = ()
     head_partition: bool = False
@@ -85,6 +93,11 @@ class Spec:
         """The product of axes that is the width of attention, all heads together."""
         return CONTEXT if self.head_partition else f"{self.heads} head"
 
+    @property
+    def attention_axes(self) -> set[str]:
+        """The axes of which one is in every width of attention, and in nothing else of a layer."""
+        return {"head", CONTEXT, *self.scores.values()}
+
     def axes(self) -> dict[str, str]:
         """Hugging Face's name of each elastic axis -> its product of axes here."""
         known = {"hidden_size": "hidden", "num_attention_heads": self.heads, "intermediate_size": "ffn"}
@@ -107,6 +120,14 @@ class Spec:
         """(container, index, rest) of a name inside a layer, or None outside: `("encoder.layer", 3, "output.dense.bias")`."""
         match = re.match(_layer_pattern(self.layers), name)
         return (match[1], int(match[2]), match[3]) if match else None
+
+    def choice_of(self, rest: str | None) -> tuple[str, str] | None:
+        """(axis, name of the choice) of what only one of the choices has, by its name within the layer, else None."""
+        for axis, place in self.choices.items():
+            match = re.match(re.escape(place).replace("@", r"([^.]+)") + r"(?:\.|$)", rest or "")
+            if match:
+                return axis, match[1]
+        return None
 
 
 def _layer_pattern(layers: str) -> str:

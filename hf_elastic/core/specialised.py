@@ -81,7 +81,8 @@ class SpecialisedMixin:
         if (cut := self._selected) is None:
             return
         cache, embeddings = inputs.get("past_key_values", inputs.get("cache")), inputs.get("inputs_embeds")
-        if isinstance(cache, Cache) and (found := [layer.keys.shape[1] for layer in cache.layers if layer.get_seq_length()]):
+        layers = cache.layers[: len(cache.layers) - self.layout.spec.cached] if isinstance(cache, Cache) else ()
+        if found := [layer.keys.shape[1] for layer in layers if layer.get_seq_length()]:
             axis = self.layout.spec.heads.split()[0]
             heads = [self.layout.sizes(cut, position)[axis] for position in range(len(cut.layers))]
             if found != heads[: len(found)]:

@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.partition import partition_heads
 from ..core.portable import portable_config
-from ..core.space import DEPTH_AXES
+from ..core.space import DEPTH_AXES, is_choice
 from ..core.spec import spec_for
 from ..utils.files import write_atomically
 
@@ -38,7 +38,7 @@ def architecture_config(model: ElasticPreTrainedModel, subnet: str | Mapping | N
     if not isinstance(config, ElasticConfig) or model.frozen_cut is not None:
         return config
     sizes = {axis: value for axis, value in model.subnet(subnet).items() if axis not in DEPTH_AXES}
-    largest = {axis: max(value) if isinstance(value, tuple) else value for axis, value in sizes.items()}
+    largest = {axis: max(value) if isinstance(value, tuple) and not is_choice(axis) else value for axis, value in sizes.items()}
     around = {"layers": cut.layers, **largest}
     if model.portability_of(around) != "standard":
         return config
@@ -69,15 +69,15 @@ def frozen_config(config: PretrainedConfig) -> ElasticConfig | None:
         ValueError: heads of different sizes that do not partition the hidden size.
     """
     spec = spec_for(config.model_type)
-    values = {field: getattr(config, field, None) for field in spec.layered_config}
+    values = {field: getattr(config, field, None) for field in spec.layered_config if spec.config[field] not in spec.choices}
     listed = {field: list(value) for field, value in values.items() if isinstance(value, (list, tuple))}
     unequal = {field: value for field, value in listed.items() if len(set(value)) > 1}
     if not unequal:
         return None
     field_of = {axis: field for field, axis in spec.config.items()}
-    heads, head = field_of["heads"], field_of["head"]
+    heads, head = field_of["heads"], field_of.get("head")
     changes = {field: max(value) for field, value in listed.items()}
-    if head in unequal or (values[head] is None and heads in unequal):
+    if head is not None and (head in unequal or (values[head] is None and heads in unequal)):
         counts = listed.get(heads, [values[heads]] * config.num_hidden_layers)
         sizes = listed.get(head, [config.hidden_size // count for count in counts])
         if any(count * size != config.hidden_size for count, size in zip(counts, sizes, strict=True)):

@@ -27,6 +27,15 @@ OPSET = 18
 OLDEST_OPSET = 7
 # A protobuf message holds at most 2 GiB; the margin is for the graph around the weights.
 LARGEST_SINGLE_FILE = 2**31 - 2**26
+# Architectures of our own, which Optimum does not know, and what it calls the tasks of their heads.
+OWN = ("transformer_xl", "elm")
+TASKS = {
+    "ForCausalLM": "text-generation",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
 
 Axes = dict[str, dict[int, str]]
 
@@ -197,29 +206,30 @@ def _optimum_config(model: PreTrainedModel, inputs: dict, axes: Axes):
     from optimum.exporters.tasks import TasksManager
 
     cached = PAST in inputs
-    if model.config.model_type == "transformer_xl":  # our own architecture, without a key-value cache
-        return given_inputs(_own_decoder_class(), inputs, axes)(model.config, task="text-generation")
+    past = {"use_past": True, "use_past_in_inputs": True} if cached else {}
+    if model.config.model_type in OWN:
+        task = next((task for head, task in TASKS.items() if type(model).__name__.endswith(head)), "feature-extraction")
+        return given_inputs(_own_class(task), inputs, axes)(model.config, task=task, **past)
     try:
         task = TasksManager.infer_task_from_model(model) + ("-with-past" if cached else "")
         constructor = TasksManager.get_exporter_config_constructor("onnx", model=model, task=task, library_name="transformers")
     except (KeyError, ValueError) as error:
         raise UserError(f"Optimum cannot export {type(model).__name__} ({model.config.model_type}): {error}") from error
 
-    past = {"use_past": True, "use_past_in_inputs": True} if cached else {}
     return functools.partial(given_inputs(constructor.func, inputs, axes), **constructor.keywords)(model.config, **past)
 
 
-def _own_decoder_class() -> type:
-    """Optimum's description of any decoder, complete enough for one that takes no cache."""
-    from optimum.exporters.onnx.config import TextDecoderOnnxConfig
+def _own_class(task: str) -> type:
+    """Optimum's description of any encoder or decoder, complete enough where the inputs are given."""
+    from optimum.exporters.onnx.config import TextDecoderOnnxConfig, TextEncoderOnnxConfig
     from optimum.utils import NormalizedTextConfig
 
-    class OwnDecoder(TextDecoderOnnxConfig):
-        """A decoder that Optimum has no class for."""
+    class Own(TextDecoderOnnxConfig if task == "text-generation" else TextEncoderOnnxConfig):
+        """An architecture that Optimum has no class for."""
 
         NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
 
-    return OwnDecoder
+    return Own
 
 
 def given_inputs(config_class: type, inputs: dict, axes: Axes) -> type:

@@ -70,8 +70,9 @@ def export_onnx(
                     raise UserError(f"optimize: {optimize} takes models of at most 2 GB in one file; leave it out")
                 optimize_graph(staged, optimize, model.config)
             if cache:
-                heads = model.config.num_attention_heads
-                open_head_axes(staged, sample, heads, model.config.hidden_size // heads)
+                heads = model.config.num_attention_heads  # of our own architectures perhaps a list, which is no one number
+                size = (heads, model.config.hidden_size // heads) if isinstance(heads, int) else ()
+                open_head_axes(staged, sample, *size)
     finally:
         model.train(training)
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticPreTrainedModel
-from ..core.space import Subnet
+from ..core.space import Subnet, is_choice, names_text
 from ..search import Frontier
 from ..search.objectives import COUNTS, OBJECTIVES
 from ..search.picture import value_text
@@ -212,9 +212,13 @@ def machine_text(frontier: Frontier) -> str | None:
 
 
 def kept_text(subnet: Subnet) -> str:
-    """A subnet in words: "3 layers, 12 num_attention_heads, 768 intermediate_size"; of sizes per layer the range."""
+    """A subnet in words: "3 layers, 12 num_attention_heads, 768 intermediate_size"; of sizes per layer the range, of names how
+    many layers have each."""
     texts = []
     for axis, value in subnet.items():
+        if is_choice(axis):
+            texts.append(f"{axis} {names_text(value)}")
+            continue
         low, high = (min(value), max(value)) if isinstance(value, tuple) else (value, value)
         kept = f"{axis} {low}" if low == high else f"{axis} {low} to {high}"
         texts.append(f"{len(value)} layers" if axis == "layers" else kept)

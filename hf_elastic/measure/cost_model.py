@@ -15,7 +15,6 @@ from ..core.errors import UserError
 from ..core.layout import Layout
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Subnet
-from ..core.spec import CONTEXT
 from .digests import architecture_digest
 from .profile import DeviceProfile
 from .values import LATENCY, MEMORY
@@ -37,8 +36,9 @@ def features(model: ElasticPreTrainedModel, subnets: Sequence[Subnet]) -> np.nda
 
 
 def full_features(model: ElasticPreTrainedModel) -> np.ndarray:
-    """The columns of the full model, `[1, F]`."""
-    return features_of(model.layout, *model.counts.columns([None]))
+    """The columns of the full model, `[1, F]`; 1 where it has none, such as layers of a choice that it does not run."""
+    columns = features_of(model.layout, *model.counts.columns([None]))
+    return np.where(columns > 0, columns, 1.0)
 
 
 def features_of(layout: Layout, table: Mapping[str, np.ndarray], kept: np.ndarray) -> np.ndarray:
@@ -49,9 +49,12 @@ def features_of(layout: Layout, table: Mapping[str, np.ndarray], kept: np.ndarra
     columns = [np.ones(len(kept)), depth, *within.values(), *across.values()]
     columns += [depth * column for column in across.values()]
     columns += [inner * outer for inner, outer in itertools.product(within.values(), across.values())]
-    columns += [(table[one] * table[two] * kept).sum(1) for one, two in itertools.combinations(within, 2)]
+    pairs = [pair for pair in itertools.combinations(within, 2) if not layout.choices.exclude(*pair)]
+    columns += [(table[one] * table[two] * kept).sum(1) for one, two in pairs]
     # Attention whose width follows the hidden size has matrices of one by the other; within no layer axis is in them.
-    columns += [depth * table[axis] * table[other] for axis in layout.followers for other in across if axis == CONTEXT]
+    widths = sorted({pair for pairs in layout.attention.values() for pair in pairs}, key=str)
+    attends = [(depth if choice is None else within[choice], table[axis]) for choice, axis in widths if axis in layout.followers]
+    columns += [count * width * table[other] for count, width in attends for other in across]
     return np.stack(columns, axis=1).astype(float)
 
 

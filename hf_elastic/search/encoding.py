@@ -17,7 +17,7 @@ class Encoding:
     sets them to 0, so that equal sizes are equal rows.
 
     Args:
-        choices: gene -> its choices in increasing order: integers, or tuples of integers.
+        choices: gene -> its choices in increasing order: integers, or tuples of integers; names in any order.
 
     Attributes:
         choices: as given.
@@ -73,7 +73,7 @@ class Encoding:
         """The canonical row `[G]` of a subnet; None if it is not in the space.
 
         Args:
-            subnet: every axis, but the depth, by name: an int, or one int per kept layer.
+            subnet: every axis, but the depth, by name: an int or a name, or one per kept layer.
             layers: the kept layers.
         """
         depths = {"num_hidden_layers": len(layers), "layers": tuple(layers)}
@@ -93,7 +93,8 @@ class Encoding:
         return {gene: options[place] for (gene, options), place in zip(self.choices.items(), row)}
 
     def numbers(self, places: np.ndarray) -> dict[str, np.ndarray]:
-        """The chosen sizes by axis: `[N]` for the whole model, `[N, L]` by kept layer; not of genes that are sets of layers."""
+        """The chosen sizes or names by axis: `[N]` for the whole model, `[N, L]` by kept layer; not of genes that are sets of
+        layers."""
         chosen: dict[str, list[np.ndarray]] = {}
         for place, (gene, options) in enumerate(self.choices.items()):
             axis = gene.partition(".")[0]
@@ -125,7 +126,7 @@ class Encoding:
         return [np.where(kept[:, [gene]], numbers[places[:, gene]], 0.0) for gene, numbers in enumerate(self._numbers)]
 
 
-def _value(subnet: Mapping, axis: str, layer: str, is_pair: bool) -> int | tuple[int, ...]:
+def _value(subnet: Mapping, axis: str, layer: str, is_pair: bool) -> int | str | tuple[int, ...]:
     values = [subnet[name] for name in (HEADS if is_pair else (axis,))]
     values = [value[int(layer or 0)] if isinstance(value, tuple) else value for value in values]
     return tuple(values) if is_pair else values[0]
@@ -136,7 +137,9 @@ def _depth(choice: int | tuple[int, ...]) -> int:
 
 
 def _numbers(options: Sequence) -> np.ndarray:
-    """The choices of a gene as rows of numbers in 0..1; of lists of different lengths, the length."""
+    """The choices of a gene as rows of numbers in 0..1; of lists of different lengths, the length; of names, one column each."""
+    if isinstance(options[0], str):
+        return np.eye(len(options))
     lists = [option if isinstance(option, tuple) else (option,) for option in options]
     if len({len(one) for one in lists}) > 1:
         lists = [(len(one),) for one in lists]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy
 
 from ..core.errors import UserError
+from ..core.space import names_text
 from ..utils.files import staged_file
 from .candidate import PREDICTED
 from .objectives import Objective
@@ -166,7 +167,10 @@ def short_names(points: Sequence[Point]) -> list[str]:
 
 
 def size_text(key: str, size: object) -> str:
-    """A size as "F768"; a list of sizes per layer as its mean, "F~704", and kept layers as their number."""
+    """A size as "F768"; a list of sizes per layer as its mean, "F~704", and kept layers as their number; names as how many layers
+    have each, "block_type=8 bert + 4 mobilebert"."""
+    if key not in LABEL_LETTERS and isinstance(size, list | tuple) and all(isinstance(one, str) for one in size):
+        return f"{key}={names_text(size)}"
     if key not in LABEL_LETTERS:
         return f"{key}={size}"
     if key == "layers":

@@ -17,13 +17,17 @@ from .arguments import ElasticTrainingArguments
 WORKS = "FSDP version 2 over the whole model works: fsdp full_shard, fsdp_config {'version': 2}, without auto_wrap"
 
 
-def check_arguments(args: ElasticTrainingArguments) -> None:
+def check_arguments(args: ElasticTrainingArguments, choices: str | None = None) -> None:
     """Refuse what the arguments alone show to fail or be wrong later, and set what several processes need.
+
+    Args:
+        args: the arguments; changed in place.
+        choices: axes whose names are modules of which each size runs one, None if there are none.
 
     Raises:
         UserError: several devices in one process, liger kernels, LOMO, DeepSpeed, gradients kept per size with several
-            processes, FSDP that wraps single layers, or `ddp_find_unused_parameters` off where a step leaves parameters unused;
-            the message says why.
+            processes, FSDP that wraps single layers, `ddp_find_unused_parameters` off where a step leaves parameters unused, or
+            several sizes of `choices` in a step with several processes; the message says why.
     """
     if args.n_gpu > 1:
         raise UserError(
@@ -44,6 +48,11 @@ def check_arguments(args: ElasticTrainingArguments) -> None:
         raise UserError(
             "gradient_surgery and gradient_cosine_steps need every size's gradient over the whole batch, but processes reduce "
             "only their sum; run them in one process"
+        )
+    if choices and args.sampling != "single_path":
+        raise UserError(
+            f"sampling: {args.sampling!r} in several processes: they reduce gradients in the backward pass of the largest size, "
+            f"which has one {choices} in each layer, and those of the others would stay apart; take single_path"
         )
     if args.sampling == "single_path":
         if args.ddp_find_unused_parameters is False:

@@ -116,7 +116,8 @@ def default_targets(model: ElasticPreTrainedModel) -> list[str] | str:
     model_type = model.config.base_config.model_type
     if model_type in KNOWN:
         return KNOWN[model_type]
-    heads = set(model.layout.spec.attention.split()) - {"head"}
+    spec = model.layout.spec
+    heads = {*spec.attention.split(), *spec.scores.values()} - {"head"}
     return sorted(
         {
             entry.rest.removesuffix(".weight")

@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 from ..core.errors import UserError
 from ..core.layout import Layout
 from ..core.shapes import Dim, axes_in
-from ..core.spec import CONTEXT
 
 ROLES = ("query", "key", "value")
 
@@ -40,7 +39,11 @@ class Projections:
                 continue
             path = entry.name.removesuffix(".weight")
             inward, outward = entry.dims if isinstance(model.get_submodule(path), Conv1D) else reversed(entry.dims)
-            if inward == (("hidden",),) and axes_in([outward]) & {"head", CONTEXT}:
+            if entry.choice is not None:
+                raise UserError(
+                    f"relations: the last layer's queries, keys and values depend on its {entry.choice.split('=')[0]}"
+                )
+            if inward == (("hidden",),) and axes_in([outward]) & layout.spec.attention_axes:
                 # An adapter wraps the projection: its output is the wrapper's.
                 self._found.append((entry.rest.removesuffix(".weight").removesuffix(".base_layer"), outward))
         found = {role for path, dim in self._found for role in _roles(path, dim)}

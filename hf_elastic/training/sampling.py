@@ -10,7 +10,7 @@ from math import ceil, inf
 from ..core.errors import UserError
 from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticPreTrainedModel
-from ..core.space import DEPTH_AXES, Space, Subnet
+from ..core.space import DEPTH_AXES, Space, Subnet, end_of
 from .arguments import ElasticTrainingArguments
 
 # `all` trains every size in every step; beyond this many a step would hardly end.
@@ -106,7 +106,7 @@ class Sampler:
         opened = tuple(axis for axis, share in self.schedule.items() if step >= share * max_steps)
         if opened not in self._opened:
             full = self.space.to_dict()
-            values = {axis: full[axis] if axis in opened else full[axis][-1:] for axis in self.space}
+            values = {axis: full[axis] if axis in opened else [end_of(full[axis], -1)] for axis in self.space}
             self._opened[opened] = Space.from_dict({**full, **values}, max_group=self.max_group)
         return self._opened[opened]
 

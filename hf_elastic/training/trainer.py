@@ -85,7 +85,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         if self.observer.projections is not None:
             cuts = [elastic.resolve(subnet) for subnet in (*elastic.space.extremes(), *self.sampler.named.values())]
             self.observer.projections.check_heads(args.relation_heads, cuts)
-        check_arguments(args)
+        choices = elastic.layout.choices
+        check_arguments(args, ", ".join(choices) if choices.are_open else None)
         self.eval_subnets = names_to_evaluate(elastic, args)
         self.teacher = None if self._given_teacher is None else Teacher(self._given_teacher, elastic, args)
 

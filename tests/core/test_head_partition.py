@@ -252,3 +252,13 @@ def test_the_spec_is_data(tmp_path):
     old = {key: value for key, value in SPECS["gpt2"].to_dict().items() if key not in ("head_partition", "layered_config")}
     assert type(spec).from_dict(old) == SPECS["gpt2"], "a config.json from before these fields loads"
     assert Space.from_dict(SPACE).size > 0
+
+
+@torch.no_grad()
+def test_heads_that_follow_the_width():
+    """All heads together need not divide each width, where their number goes with it."""
+    model = elastic_of("gpt2", {"hidden_size": [18, 27, 36], "head_size": 9}, changes={"n_embd": 36})
+    for subnet in model.space.enumerate():
+        assert model.resolve(subnet).sizes(0)["heads"] == subnet["hidden_size"] // 9
+        expected = model.extract(subnet)(**batch()).logits
+        torch.testing.assert_close(model.view(subnet)(**batch()).logits, expected, atol=TOLERANCE, rtol=0)

@@ -188,5 +188,7 @@ def test_cards_that_somebody_wrote_are_known(model, tmp_path):
 def test_small_things():
     assert markdown_table(["a", "b", "c"], [["1", "", "x|y"]]) == "| a | c |\n| --- | --- |\n| 1 | x/y |"
     assert kept_text(Subnet(layers=[0, 2], num_attention_heads=[2, 4])) == "2 layers, num_attention_heads 2 to 4"
+    mixed = Subnet(num_hidden_layers=3, block_type=["bert", "mobilebert", "bert"])
+    assert kept_text(mixed) == "num_hidden_layers 3, block_type 2 bert + 1 mobilebert"
     assert counted(999, 999) == "999"
     assert counted(22_700_000, 45_400_000) == "22.7 M (50%)"

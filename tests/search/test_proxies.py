@@ -1,5 +1,6 @@
 import copy
 import random
+import re
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_shapes_of_subnets_are_those_of_the_views(name):
         view = model.view(subnet)
         inside = {n: p.numel() for n, p in view.named_parameters() if n.startswith(f"{container}.")}
         ffn = sum(size for n, size in inside.items() if any(key in n for key in FFN_NAMES[name]))
-        norms = sum(size for n, size in inside.items() if "norm" in n.lower() or ".ln_" in n)
+        norms = sum(size for n, size in inside.items() if re.search(r"norm|\.ln_|\.squeeze\.|\.expand\.", n.lower()))
         head_norms = sum(size for n, size in inside.items() if "q_norm" in n or "k_norm" in n)
         assert shapes.ffn[row].sum() == ffn
         assert shapes.other[row].sum() == norms - head_norms
@@ -141,8 +142,9 @@ FFN_NAMES = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "ernie", "mpnet", "deberta-v2", "electra"), _BERT_FFN),
     "distilbert": (".ffn.",),
     "opt": (".fc1.", ".fc2."),
+    "elm": (".feed_forward.",),
 }
-EMBEDDINGS = {"electra": 20, "opt": 20}
+EMBEDDINGS = {"electra": 20, "opt": 20, "elm": 20}
 LAST_NORMS = {
     "gpt2": "ln_f",
     "opt": "decoder.final_layer_norm",

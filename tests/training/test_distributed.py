@@ -36,12 +36,14 @@ DDP_ONLY = {
     "checkpointing": {"args": {"gradient_checkpointing": True}},
     "one size, checkpointing": {"args": {"gradient_checkpointing": True, "sampling": "single_path"}},
     "few labels": {"kind": "masked", "unlabelled": True},
+    "blocks": {"kind": "blocks", "args": {"sampling": "single_path"}},
 }
 STOPPED = {
     "unused": {"args": {"sampling": "single_path", "ddp_find_unused_parameters": False}},
     "not finite": {"poison": True},
     "surgery": {"args": {"gradient_surgery": "pcgrad"}},
     "on CPU": {"args": FSDP, "plain_cpu": True},
+    "blocks of all": {"kind": "blocks"},
 }
 REFUSED = {
     "version 1": ({"fsdp": "full_shard", "fsdp_config": {"version": 1}}, "FSDP version 1 flattens weights"),
@@ -125,6 +127,7 @@ def test_two_processes_equal_one_or_stop(tmp_path):
         assert "the loss is nan at step" in errors["not finite"] and "{'num_hidden_layers'" in errors["not finite"]
         assert "run them in one process" in errors["surgery"]
         assert "accelerate would silently use MULTI_CPU" in errors["on CPU"]
+        assert "which has one block_type in each layer, and those of the others would stay apart" in errors["blocks of all"]
     assert record(tmp_path / "not finite", 0)["error"] == record(tmp_path / "not finite", 1)["error"]
 
 

@@ -32,6 +32,13 @@ def test_progressive_has_a_schedule_of_its_own():
     assert sampler.draw(99, 100)[-1][1] == SPACE.smallest
 
 
+def test_progressive_starts_with_the_first_name():
+    space = Space({"block_type": ["bert", "mobilebert"], "intermediate_size": [16, 48]})
+    sampler = Sampler(space, "progressive", num_random=8, schedule={"intermediate_size": 0.0, "block_type": 0.5})
+    blocks = [{subnet["block_type"] for _, subnet in sampler.draw(step, 10)} for step in (0, 4, 5, 9)]
+    assert blocks == [{"bert"}, {"bert"}, {"bert", "mobilebert"}, {"bert", "mobilebert"}]
+
+
 def test_progressive_with_grouped_heads():
     space = Space({"num_attention_heads": [2, 4], "num_key_value_heads": [1, 2]}, max_group=2)
     sampler = Sampler(space, "progressive", schedule={"num_attention_heads": 0.0, "num_key_value_heads": 0.5}, max_group=2)

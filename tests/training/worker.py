@@ -34,19 +34,24 @@ SUBNETS = {"half": {"num_hidden_layers": 2, "intermediate_size": 16}}
 DROPOUT = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "elm": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
 }
+BLOCKS = ["bert", "mobilebert"]
 HEADS = {
     "classifier": ("bert", ElasticForSequenceClassification),
     "masked": ("bert", ElasticForMaskedLM),
     "causal": ("gpt2", ElasticForCausalLM),
+    "blocks": ("elm", ElasticForMaskedLM),
 }
 
 
 def make_model(kind: str, dropout: float = 0.0, **changes):
     name, elastic = HEADS[kind]
-    config = config_of(name, num_labels=3, **dict.fromkeys(DROPOUT[name], dropout))
+    supernet = {"block_type": [BLOCKS]} if kind == "blocks" else {}
+    config = config_of(name, num_labels=3, **dict.fromkeys(DROPOUT[name], dropout), **supernet)
     base = randomize(elastic.stock_class(config)(config))
-    return elastic.from_base(base, **{"space": SPACE, "subnets": SUBNETS, **changes})
+    space = {**SPACE, "block_type": BLOCKS, "per_layer": ["block_type"]} if supernet else SPACE
+    return elastic.from_base(base, **{"space": space, "subnets": SUBNETS, **changes})
 
 
 def make_rows(kind: str, count: int = 64, length: int = 8) -> Dataset:

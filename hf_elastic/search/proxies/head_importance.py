@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from ...core.shapes import axes_in, evaluate
 from .base import Proxy
 from .shapes import ATTENTION
 from .subject import Batch, Matrix, Subject
@@ -20,7 +21,8 @@ class HeadImportance(Proxy):
 
     def compute(self, subject: Subject, batch: Batch) -> float:
         """See `Proxy`."""
-        outputs = [m for m in subject.matrices if m.part == ATTENTION and m.outward == (("hidden",),)]
+        spec = subject.layout.spec
+        outputs = [m for m in subject.matrices if m.part == ATTENTION and axes_in([m.inward]) & spec.attention_axes]
         contexts: dict[Matrix, torch.Tensor] = {}
 
         def keep(matrix: Matrix) -> Callable:
@@ -39,7 +41,8 @@ class HeadImportance(Proxy):
         total = 0.0
         for matrix, gradient in zip(outputs, gradients):
             product = (contexts[matrix] * gradient).detach()
-            per_head = product.reshape(rows, -1, product.shape[-1]).unflatten(-1, (-1, subject.sizes(matrix.position)["head"]))
+            heads = evaluate(spec.heads, subject.sizes(matrix.position))
+            per_head = product.reshape(rows, -1, product.shape[-1]).unflatten(-1, (heads, -1))
             # The loss is a mean over sequences, so the mean is in its gradients already.
             total += float(per_head.sum((1, 3)).abs().sum())
         return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from ...core.errors import UserError
 from ...core.layout import Entry, Layout
 from ...core.modeling_elastic import ElasticPreTrainedModel
 from ...core.shapes import axes_in
-from ...core.spec import CONTEXT, spec_for
+from ...core.spec import spec_for
 
 PARTS = ATTENTION, FFN, OTHER = ("attention", "ffn", "other")
 EMBEDDING_AXES = ("embed", "embed0")  # the width of the embeddings where it has a name of its own; of the widest ones
@@ -82,17 +82,17 @@ def parts_of(layout: Layout) -> dict[str, str]:
     """Which part of its layer each parameter within the layers is: name -> `ATTENTION`, `FFN` or `OTHER`.
 
     Matrices and vectors over heads are attention, those over feed-forward neurons feed-forward; the bias of a matrix is where
-    its matrix is. All else is norms.
+    its matrix is. All else is norms, and the ends of a bottleneck.
     """
     inside = {entry.name: entry for entry in layout.entries if entry.layer is not None}
-    parts = {name: _part(entry) for name, entry in inside.items()}
+    parts = {name: _part(entry, layout.spec.attention_axes) for name, entry in inside.items()}
     weights = {name: name.removesuffix("bias") + "weight" for name in inside if name.endswith(".bias")}
     return {name: parts.get(weights.get(name, name), part) if part == OTHER else part for name, part in parts.items()}
 
 
-def _part(entry: Entry) -> str:
+def _part(entry: Entry, attention: Collection[str]) -> str:
     axes = axes_in(entry.dims)
-    return FFN if "ffn" in axes else ATTENTION if axes & {"head", CONTEXT} else OTHER
+    return FFN if "ffn" in axes else ATTENTION if axes & attention else OTHER
 
 
 def shapes_of(model: PreTrainedModel, subnets: Sequence[Mapping | str | None] = (None,)) -> Shapes:
