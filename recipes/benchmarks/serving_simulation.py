@@ -31,7 +31,7 @@ TRACES = {
     "poisson": {"trace": "poisson", "duration": 60.0},
     "burst": {"trace": "burst", "duration": 60.0},
     "diurnal": {"trace": "diurnal", "duration": 60.0},
-    "twitter": {"trace": "twitter_2018_per_second.txt.gz", "start": 0.0, "duration": 600.0},
+    "twitter": {"trace": "twitter_2018_per_second.txt.gz", "start": 0.0, "duration": 120.0},
     "azure": {"trace": "azure_llm_2023_code.csv.gz"},
     "mooncake": {"trace": "mooncake_synthetic.csv.gz"},
 }
