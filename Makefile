@@ -54,7 +54,7 @@ test-optimum: .venv/installed .venv-optimum/installed
 
 # The newest of every library that pip brings today, but for torch: what a user gets who installs now.
 NEWEST = $(addprefix tests/,core/test_features.py core/test_hugging_face.py core/test_other_libraries.py core/test_running.py \
-	cli/test_cli.py data/test_labels.py export/test_decoders.py export/test_dtypes.py export/test_onnx.py hub/test_push.py \
+	cli/test_cli.py data/test_labels.py export/test_decoders.py export/test_dtypes.py export/test_onnx.py hub/test_push.py models/test_elm.py \
 	training/test_trainer.py training/test_trainer_contract.py training/test_lora.py)
 test-newest: .venv-newest/installed
 	.venv-newest/bin/python $(PYTEST) -m "not slow and not benchmark and not one_lane" $(ARGS) $(NEWEST)

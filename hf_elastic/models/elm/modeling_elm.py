@@ -108,7 +108,7 @@ class ElmModel(ElmPreTrainedModel):
         output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if output_attentions and self.config._attn_implementation != "eager":
             raise UserError("output_attentions: only the eager kernel has them; load the model with attn_implementation='eager'")
-        past_key_values = self._cache(past_key_values, use_cache)
+        past_key_values = self._cache(_given_cache(past_key_values, kwargs), use_cache)
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         positions = torch.arange(past, past + words.shape[1], device=words.device)
@@ -250,6 +250,7 @@ class ElmForCausalLM(_WithLMHead, GenerationMixin):
             logits_to_keep: logits of the last so many positions only, or of those given; 0 is all. For the others see
                 `ElmModel.forward`.
         """
+        past_key_values = _given_cache(past_key_values, kwargs)
         outputs = self.elm(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values, use_cache),
             output_attentions=output_attentions,
@@ -268,6 +269,12 @@ class ElmForCausalLM(_WithLMHead, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _given_cache(past_key_values: Cache | None, others: dict) -> Cache | None:
+    """The cache by either of its names, the second one taken out of the other arguments: transformers 5.24 says `cache`."""
+    cache = others.pop("cache", None)
+    return cache if past_key_values is None else past_key_values
 
 
 def check_direction(model: PreTrainedModel, config: ElmConfig, *, is_decoder: bool) -> None:
