@@ -103,20 +103,18 @@ def compare(
     traces = list(_traces(config, lengths, base, largest_capacity))
     runs, used = [], []
     for load, make in traces:
-        found, factors = [], None
+        found, served, factors = [], [], None
         if server is not None:  # first: its own work and that of whoever sends slow the model down, by what it has observed
             outcome = server.replay(make(), config.latency_objective / 1000, deadlines=config.deadlines)
-            served, factors = Run(load, f"the server, {server.policy}", outcome), server.corrections()
+            served, factors = [Run(load, f"the server, {server.policy}", outcome)], server.corrections()
         for policy, scheduler_config in schedulers.items():
             scheduler = Scheduler(CostModel(profile), scheduler_config)
             service = service_times(profile, config.noise, config.seed, factors)
             outcome = simulate(make(), scheduler, service, max_queue=config.max_queue, deadlines=config.deadlines)
             found.append(Run(load, policy, outcome))
             progress(len(runs) + len(found), len(traces) * len(schedulers))
-        if server is not None:
-            found.append(served)
         best = best_static([run for run in found if run.policy.startswith(STATIC)])
-        runs += [replace(run, is_best_static=run is best) for run in found]
+        runs += [replace(run, is_best_static=run is best) for run in (*found, *served)]
         used.append(found[0].outcome.lengths.mean())
     return Comparison(profile, config, largest_capacity, float(np.mean(used)), runs)
 

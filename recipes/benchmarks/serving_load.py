@@ -275,6 +275,7 @@ def main() -> None:
         bench = Bench(args, args.model or make_model(f"{folder}/model"), folder)
         rows = getattr(bench, args.what)()
     options = {name: value for name, value in vars(args).items() if name not in ("what", "output")}
+    options |= {name: Path(options[name]).name for name in ("model", "plain") if options[name]}  # not where they are
     record = {"machine": machine_facts(), "options": options, "capacity": bench.full, "rows": rows}
     write_atomically(args.output / f"{args.what}.json", json.dumps(record, indent=1) + "\n")
     print(f"written: {args.output / args.what}.json")
