@@ -45,7 +45,9 @@ class ElasticLoss(nn.Module):
         subnets: names of the only sizes to train beside the full one; default: all of the space.
         size_weights: weight of each size: "uniform", "flops", or a mapping of role (largest, smallest, random, or a name) to
             weight.
-        alignment_weight: weight of the pull, beside a weight of 1 for `loss`; 0 turns it off.
+        alignment_weight: weight of the pull, beside a weight of 1 for `loss`; 0 turns it off. A cross encoder's scores are its
+            logits: beside a loss of numbers from 0 to 1, such as `MSELoss` behind a sigmoid, a weight of 1 drowns it, and all
+            scores become one; labels that are a teacher's scores need no pull.
         seed: of the draws; all processes draw the same.
 
     Raises:

@@ -4,8 +4,8 @@
     python recipes/benchmarks/reranking.py table
 
 No cross encoder is at hand, so MiniLM is trained as one: to say how alike MiniLM as an encoder finds a question of nq_oracle and
-a passage, the right one or one of BM25's first (squared error); once as an ElasticRanker of 6, 3, 2 and 1 layers whose small
-sizes also follow the full one's scores, and once for each size alone. Then the first 100 documents of BM25 are put into its
+a passage, the right one or one of BM25's first (squared error); once as an ElasticRanker of 6, 3, 2 and 1 layers, and once for
+each size alone. Then the first 100 documents of BM25 are put into its
 order: for msmarco_dl19 those of the data, for scifact those of `bm25s` for the first queries. Latency is that of 100 candidates
 of one query. A record that is there is kept.
 DIR keeps the rankers, for `hf-elastic retrieve search`.
@@ -97,7 +97,9 @@ def train(model: CrossEncoder, rows: Dataset, loss: torch.nn.Module, seed: int, 
 def together(rows: Dataset, seed: int, bf16: bool, folder: Path | None) -> dict[str, CrossEncoder]:
     """The sizes of one ranker, as plain cross encoders."""
     model = untrained(seed)
-    train(model, rows, ElasticLoss(model, MSELoss(model, torch.nn.Sigmoid()), sampling="all", seed=seed), seed, bf16)
+    # Labels are a teacher's scores already; a pull of logits, at its full weight, would drown an error of probabilities.
+    loss = ElasticLoss(model, MSELoss(model, torch.nn.Sigmoid()), sampling="all", alignment_weight=0.0, seed=seed)
+    train(model, rows, loss, seed, bf16)
     if folder is not None:
         model.save_pretrained(str(folder / f"ranker-{seed}"))
     return {name: model.tower(None if name == FULL else name) for name in SIZES}
