@@ -20,13 +20,18 @@ ROWS = 1024
 Batches = Iterable[Mapping[str, torch.Tensor]]
 
 
-class _Tokens:
-    """Which rows of a layer's input are tokens of the batch that runs, and not padding."""
+class Tokens:
+    """Which rows of a layer's input or output are tokens of the batch that runs, and not padding."""
 
     def __init__(self):
         self.mask: torch.Tensor | None = None
 
     def enter(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Note the padding of a batch that is to run.
+
+        Raises:
+            UserError: its mask says more than which tokens are padding.
+        """
         mask = batch.get("attention_mask")
         if mask is not None and mask.dim() > 3:
             raise UserError(f"calibration: an attention_mask of shape {tuple(mask.shape)}; needed is one of [batch, length]")
@@ -89,7 +94,7 @@ def activation_energies(
     """
     modules = dict(base.named_modules(remove_duplicate=False))
     found: list[tuple[_Reader, Dim, Place]] = []
-    tokens, handles = _Tokens(), []
+    tokens, handles = Tokens(), []
     for entry in layout.entries:
         owner, _, key = entry.name.rpartition(".")
         module = modules[owner]
@@ -103,7 +108,7 @@ def activation_energies(
     return [(reader.energies(), (dim,), place) for reader, dim, place in found if reader.squares is not None]
 
 
-def _read(tokens: _Tokens, reader: _Reader, name: str, _, args: tuple) -> None:
+def _read(tokens: Tokens, reader: _Reader, name: str, _, args: tuple) -> None:
     for rows in tokens.of(args[0], name):
         reader.add(rows)
 
@@ -123,7 +128,7 @@ def influence_order(base: nn.Module, layout: Layout, batches: Batches) -> list[i
     """
     layers = base.get_submodule(layout.container)
     influence = [0.0] * len(layers)
-    tokens = _Tokens()
+    tokens = Tokens()
 
     def compare(index: int, _, args: tuple, kwargs: Mapping, output) -> None:
         before = args[0] if args else kwargs["hidden_states"]
@@ -138,7 +143,7 @@ def influence_order(base: nn.Module, layout: Layout, batches: Batches) -> list[i
 
 
 @torch.inference_mode()
-def _run(base: nn.Module, batches: Batches, tokens: _Tokens, handles: Iterable) -> None:
+def _run(base: nn.Module, batches: Batches, tokens: Tokens, handles: Iterable) -> None:
     """Run batches through a model without dropout, and remove the hooks."""
     training = base.training
     base.eval()

@@ -14,7 +14,9 @@ from .errors import UserError
 from .portable import portable_config
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
-PARTS = ("base_config", "spec", "space", "subnets", "subnet", "layer_order", "frozen", "own", "architectures", "auto_map")
+PARTS = (
+    "base_config", "spec", "space", "subnets", "subnet", "layer_order", "grown", "frozen", "own", "architectures", "auto_map"
+)  # fmt: skip
 # Sizes that every model has: all of the supernet, and the ends of its space (of which the largest is usually all of it, too).
 FULL = "full"  # the name of the whole supernet in every elastic model
 RESERVED_NAMES = (FULL, "largest", "smallest")
@@ -56,6 +58,8 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         subnets: name -> subnet, the named sizes; `full`, `largest` and `smallest` are there in any case.
         subnet: which size `forward` runs: a name, a subnet, or None for the full model.
         layer_order: all layer indices, the one to keep longest first; None is their own order.
+        grown: axis -> for each layer what it has of this axis where a subnet does not say: a size, or one for each choice; as
+            growth in training leaves it (see `ElasticPreTrainedModel.grow`). None: all of it.
         frozen: the subnet that the weights are cut to, or None for a supernet.
         own: of a frozen one: what its sizes are, where they are not the full model's. `base_config` is given as the full model's,
             gets these, and `full` is what it was.
@@ -75,6 +79,7 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         subnets: Mapping | None = None,
         subnet: str | Mapping | None = None,
         layer_order: list[int] | None = None,
+        grown: Mapping | None = None,
         frozen: Mapping | None = None,
         own: Mapping | None = None,
         **kwargs,
@@ -86,6 +91,7 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         self.subnets = dict(subnets or {})
         self.subnet = subnet
         self.layer_order = layer_order
+        self.grown = grown
         self.frozen = frozen
         self.own = own
         self.full: PretrainedConfig | None = None

@@ -139,6 +139,14 @@ class Counts:
             )
             column = column[:, None] if column.ndim == 1 else column
             table |= {choice_axis(name, choice): (column == choice).astype(np.int64) for choice in choices}
+        for name in layout.grown if size else ():
+            if name not in values:
+                chosen = {key: np.broadcast_to(table[key], kept.shape) for key in layout.choices.axes}
+                columns = [
+                    np.broadcast_to(layout.grown_size(name, layer, {key: rows[:, layer] for key, rows in chosen.items()}), size)
+                    for layer in range(layout.num_layers)
+                ]
+                table[layout.axes[name]] = np.stack(columns, axis=1)
         for axis in self._axes:
             shape = (size, 1) if axis in layout.layer_axes else (size,)
             table.setdefault(axis, np.full(shape, layout.full[axis], dtype=np.int64))

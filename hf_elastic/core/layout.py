@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -101,12 +101,16 @@ class Layout:
         spec: the architecture's Spec.
         model: a stock model, adapters included; only names, shapes and module types are read, so it may be on the meta device.
         layer_order: all layer indices, the one to keep longest first. Default: the first layers are kept longest.
+        grown: as for `grow`.
 
     Raises:
         SpecError: the config, the tensors and the Spec do not fit, naming the field or the tensor; or an adapter cannot be cut.
+        UserError: as `grow`.
     """
 
-    def __init__(self, spec: Spec, model: nn.Module, layer_order: Sequence[int] | None = None):
+    def __init__(
+        self, spec: Spec, model: nn.Module, layer_order: Sequence[int] | None = None, grown: Mapping[str, Sequence] | None = None
+    ):
         self.spec = spec
         self._attributes: dict[str, list[tuple[str, str]]] = {}
         parameters = named_weights(model)
@@ -132,6 +136,7 @@ class Layout:
         self.layer_axes = tuple(sorted(elastic - self.shared_axes))
         self.model_axes = tuple(sorted(elastic & self.shared_axes))
         self.followers = self._find_followers()
+        self.grow(grown)
         if spec.head_partition:
             check_partition(spec, self.full, model)
 
@@ -226,6 +231,34 @@ class Layout:
             raise SpecError(f"layer_order {list(order)} is not an order of the {self.num_layers} layers")
         return order
 
+    def grow(self, sizes: Mapping[str, Sequence] | None) -> None:
+        """Say what layers have of an axis where a subnet does not name it; without, it is all of it, as in the full model ever.
+
+        Args:
+            sizes: axis -> for each layer of the full model a size, or one for each choice: `{"block_type=bert": 64}`.
+
+        Raises:
+            UserError: an axis that layers do not have, not one entry per layer, or a size that this model does not have.
+        """
+        self.grown = dict(sizes or {})
+        for axis, layers in self.grown.items():
+            if self.axes.get(axis) not in self.layer_axes:
+                raise UserError(f"grown: {axis} is no axis of the layers of {self.spec.model_types[0]}")
+            if len(layers) != self.num_layers:
+                raise UserError(f"grown: {axis} has {len(layers)} entries for {self.num_layers} layers")
+            for entry in layers:
+                if isinstance(entry, Mapping) and (unknown := entry.keys() - self.choices.axes.keys()):
+                    raise UserError(f"grown: {axis}: {min(unknown)} is no choice of this model")
+                for value in entry.values() if isinstance(entry, Mapping) else (entry,):
+                    self._check_value(axis, Subnet({axis: value})[axis])
+
+    def grown_size(self, axis: str, layer: int, sizes: Mapping):
+        """What a layer has of an axis that has grown, by the sizes of its choices: a number, or `[N]` for as many layers."""
+        entry, full = self.grown[axis][layer], self.value(axis)
+        if not isinstance(entry, Mapping):
+            return entry
+        return full - sum((full - size) * sizes[choice] for choice, size in entry.items())
+
     def value(self, axis: str) -> int:
         """Full size of an axis, by its Hugging Face name."""
         if axis == "num_hidden_layers":
@@ -246,12 +279,13 @@ class Layout:
         """Sizes of every axis in every kept layer.
 
         Args:
-            subnet: axis -> value; None is the full model.
+            subnet: axis -> value; None is the full model. What it does not name is full as well, or as `grow` has it.
 
         Raises:
             ValueError: an axis that this architecture lacks, a value above the full size, head counts that do not divide,
                 a layer out of range, or a list whose length is not the number of kept layers.
         """
+        grown = () if subnet is None else self.grown
         subnet = subnet if isinstance(subnet, Subnet) else Subnet(subnet)
         layers = self._layers(subnet)
         values = {axis: value for axis, value in subnet.items() if axis not in DEPTH_AXES}
@@ -265,7 +299,7 @@ class Layout:
         rows = []
         for position, layer in enumerate(layers):
             row = {axis: value[position] if isinstance(value, tuple) else value for axis, value in values.items()}
-            rows.append(self._axis_sizes(row, layer))
+            rows.append(self._axis_sizes(row, layer, grown))
         for axis in self.model_axes:
             if len(differing := {row[axis] for row in rows}) > 1:
                 name = next(name for name, product in self.axes.items() if axis in product.split())
@@ -290,10 +324,12 @@ class Layout:
         elif axis in (*self.axes, "num_hidden_layers") and value > self.value(axis):
             raise UserError(f"{axis}: {value} is larger than the model, which has {self.value(axis)}")
 
-    def _axis_sizes(self, row: Mapping[str, int | str], layer: int) -> dict[str, int]:
+    def _axis_sizes(self, row: Mapping[str, int | str], layer: int, grown: Collection[str]) -> dict[str, int]:
         """Turn Hugging Face's names into axes: `num_attention_heads` is `kv group` with grouped queries."""
         sizes = {axis: self.full[axis] for axis in (*self.layer_axes, *self.model_axes)}
         sizes |= self.choices.sizes(layer, row)
+        for axis in grown:
+            sizes[self.axes[axis]] = self.grown_size(axis, layer, sizes)
         for name, value in row.items():
             if name in self.axes and " " not in self.axes[name]:
                 sizes[self.axes[name]] = value

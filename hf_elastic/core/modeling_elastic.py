@@ -84,7 +84,7 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
         full = config.base_config if config.frozen is None else config.full_config()
         if base is None:
             base = self.stock_class(full)(full)
-        layout = Layout(Spec.from_dict(config.spec), base, config.layer_order)
+        layout = Layout(Spec.from_dict(config.spec), base, config.layer_order, config.grown)
         self.frozen_cut, self._configs = None, None
         if config.frozen is not None:
             self.frozen_cut = layout.resolve(config.frozen)

@@ -78,7 +78,9 @@ class SizesMixin:
         self._follow_tree(weights=True)
         if self._layout is None:
             with BUILD_LOCK:
-                self._layout = self._layout or Layout(Spec.from_dict(self.config.spec), self.base, self.config.layer_order)
+                self._layout = self._layout or Layout(
+                    Spec.from_dict(self.config.spec), self.base, self.config.layer_order, self.config.grown
+                )
         return self._layout
 
     def _follow_tree(self, *, weights: bool = False) -> None:
@@ -164,6 +166,25 @@ class SizesMixin:
     def subnet(self, subnet: str | Mapping | None) -> Subnet:
         """A name or a partial subnet with every axis spelled out."""
         return self.layout.subnet_of(self.resolve(subnet))
+
+    def grow(self, sizes: Mapping[str, Sequence] | None) -> None:
+        """Say what each layer has of an axis where a subnet does not name the axis; `config.grown` keeps it.
+
+        Weights stay as they are, and the full model, which None selects, is as large as before.
+
+        Args:
+            sizes: axis -> one entry for each layer of the full model: a size, or for layers with choices one for each, such as
+                `{"intermediate_size": [{"block_type=bert": 64, "block_type=mobilebert": 96}, ...]}`. None: all of it.
+
+        Raises:
+            UserError: an axis that layers do not have, not one entry per layer, a size that this model does not have, or a
+                checkpoint that is frozen at one size.
+        """
+        if self.frozen_cut is not None:
+            raise UserError("grown: this checkpoint is frozen at one size")
+        self.layout.grow(sizes)
+        self.config.grown = sizes
+        self._cuts = Recent(CUTS)
 
     def chain(self, names: Sequence[str] | None = None) -> list[str]:
         """Names of nested sizes, the largest first: each has its layers and widths within the one before.
@@ -309,7 +330,7 @@ class SizesMixin:
         if self.portability_of(subnet) == "elastic":
             config = copy.deepcopy(self.config)
             config.frozen = self.subnet(subnet).to_dict()
-            config.space, config.subnets, config.subnet = None, {}, None
+            config.space, config.subnets, config.subnet, config.grown = None, {}, None, None
             return self._elastic_class(), config
         view = self.view(subnet)
         stock_config = view.config.from_dict(view.config.to_dict())

@@ -17,6 +17,7 @@ def architecture_digest(model: ElasticPreTrainedModel) -> str:
     """A short hash of everything about a model that its sizes and their speed depend on: not its weights."""
     config = {key: value for key, value in model.config.base_config.to_dict().items() if key not in INCIDENTAL}
     facts = [type(model).__name__, config, model.config.layer_order, model.config.frozen, str(model.dtype)]
+    facts += [model.config.grown] if model.config.grown else []
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ from .precision import read_bf16
 
 SAMPLING = ("sandwich", "all", "single_path", "progressive")
 SIZE_WEIGHTS = ("uniform", "flops")
+GROWTH_NEED = ("components", "share")
 GRADIENT_SURGERY = ("none", "pcgrad")
 
 
@@ -83,6 +84,41 @@ class ElasticTrainingArguments(TrainingArguments):
         default=32,
         metadata={"help": "Heads that queries, keys and values are split into for the relation term (count)."},
     )
+    growth_cap: int | None = field(
+        default=None,
+        metadata={
+            "help": "Feed-forward widths start narrow and grow while training, until random sizes have so many parameters on "
+            "average (count); the space then has no intermediate_size. Default: none grow."
+        },
+    )
+    growth_width: int | None = field(
+        default=None,
+        metadata={"help": "With growth_cap: width at the start, and of each step (channels); default: a quarter of hidden_size."},
+    )
+    growth_steps: int | None = field(
+        default=None, metadata={"help": "With growth_cap: widths grow every so many steps (steps); default: after every epoch."}
+    )
+    growth_pairs: int | None = field(
+        default=None,
+        metadata={
+            "help": "With growth_cap: feed-forward networks, one for each layer and block, that grow at once (count); default: a "
+            "quarter of them."
+        },
+    )
+    growth_measure_steps: int = field(
+        default=50, metadata={"help": "With growth_cap: look at pre-activations every so many steps (steps)."}
+    )
+    growth_variance: float = field(
+        default=0.99,
+        metadata={"help": "With growth_cap: share of their variance that the principal components hold, between 0 and 1."},
+    )
+    growth_need: str = field(
+        default="components",
+        metadata={
+            "help": "With growth_cap: which networks grow first: those of the most components, or of the largest share of "
+            "components in their width (components, share)."
+        },
+    )
     gradient_surgery: str = field(
         default="none",
         metadata={"help": "none, or pcgrad (an ablation): project away what a size's gradient has against another's."},
@@ -122,6 +158,15 @@ class ElasticTrainingArguments(TrainingArguments):
         _check_known("sampling", self.sampling, SAMPLING)
         check_integers(1, split_random_rows=self.split_random_rows, relation_heads=self.relation_heads)
         check_integers(0, num_random_subnets=self.num_random_subnets, gradient_cosine_steps=self.gradient_cosine_steps)
+        given = {"growth_cap": self.growth_cap, "growth_width": self.growth_width}
+        given |= {"growth_steps": self.growth_steps, "growth_pairs": self.growth_pairs}
+        check_integers(1, or_none=True, **given)
+        check_integers(1, growth_measure_steps=self.growth_measure_steps)
+        if not 0 < self.growth_variance < 1:
+            raise UserError(f"growth_variance: {self.growth_variance} is not between 0 and 1")
+        _check_known("growth_need", self.growth_need, GROWTH_NEED)
+        if self.growth_cap is None and (unused := [name for name, value in given.items() if value is not None]):
+            raise UserError(f"{unused[0]}: only with growth_cap")
         if self.split_random_rows > 1 and self.sampling not in ("sandwich", "progressive"):
             raise UserError(f"split_random_rows: sampling {self.sampling!r} has no random sizes beside others; use sandwich")
         if self.gradient_checkpointing and not self.subnet_dropout:

@@ -26,6 +26,8 @@ class CheckpointsMixin:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             mark_incomplete(folder)
+        if self.sampler.growth is not None:
+            self.sampler.growth.gather(self.args.device)
         self.accelerator.wait_for_everyone()
         # Trainer would delete the old ones as soon as the first process has written its part.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -37,6 +39,11 @@ class CheckpointsMixin:
         if self.args.should_save:
             mark_complete(folder, self.sampler)
             delete_old(str(folder.parent), limit, self.state.best_model_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, which knows how far its widths had grown."""
+        super()._load_best_model()
+        restore(self.sampler, self.state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the whole supernet as `Trainer` does, also where FSDP keeps its checkpoints in parts."""
@@ -65,6 +72,8 @@ def is_complete(checkpoint: str | Path) -> bool:
 def mark_complete(checkpoint: str | Path, sampler: Sampler) -> None:
     """Save the sampler, which says that all else is there."""
     content = {"seed": sampler.seed, "space": sampler.space.to_dict()}
+    if sampler.growth is not None:
+        content["growth"] = sampler.growth.state()
     write_atomically(Path(checkpoint) / SAMPLER_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -133,7 +142,7 @@ def restore(sampler: Sampler, checkpoint: str) -> None:
     """Go on drawing what the interrupted run would have drawn.
 
     Raises:
-        UserError: the folder is no checkpoint of an elastic training, or one of another space.
+        UserError: the folder is no checkpoint of an elastic training, or one of another space or of other growth.
     """
     path = Path(checkpoint) / SAMPLER_FILE
     if not path.is_file():
@@ -149,4 +158,10 @@ def restore(sampler: Sampler, checkpoint: str) -> None:
         raise UserError(
             f"resume_from_checkpoint: {checkpoint} was trained in another space: {space}, not {sampler.space.to_dict()}"
         )
+    growth = content.get("growth")
+    if (growth is None) != (sampler.growth is None):
+        cap = None if growth is None else growth["recipe"]["growth_cap"]
+        raise UserError(f"resume_from_checkpoint: {checkpoint} was trained with growth_cap {cap}; the same is needed")
+    if growth is not None:
+        sampler.growth.restore(growth, checkpoint)
     sampler.seed = seed

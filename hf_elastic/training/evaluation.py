@@ -17,11 +17,16 @@ from .arguments import ElasticTrainingArguments
 BOOKKEEPING = ("_runtime", "_per_second", "_model_preparation_time", "_compilation_time", "epoch")
 
 
+def whole_of(elastic: ElasticPreTrainedModel) -> str | None:
+    """The size that has all that is trained: the full one, or the largest of the space while the full one is still to grow."""
+    return "largest" if elastic.config.grown else None
+
+
 @contextmanager
 def full_size(elastic: ElasticPreTrainedModel) -> Iterator[None]:
-    """Select the full size within; the size that was selected before is selected again afterwards."""
+    """Select the whole of what is trained within; the size that was selected before is selected again afterwards."""
     selected = elastic.config.subnet
-    elastic.select(None)
+    elastic.select(whole_of(elastic))
     try:
         yield
     finally:

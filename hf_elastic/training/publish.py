@@ -15,7 +15,8 @@ CARD = "README.md"
 # Options that say how a model was trained, as far as they differ from their defaults.
 PUBLISHED = (
     "sampling", "num_random_subnets", "train_subnets", "size_weights", "progressive_schedule", "task_weight", "distillation",
-    "temperature", "relation_heads", "gradient_surgery", "learning_rate", "num_train_epochs", "max_steps",
+    "temperature", "relation_heads", "growth_cap", "growth_width", "growth_steps", "growth_pairs", "growth_measure_steps",
+    "growth_variance", "growth_need", "gradient_surgery", "learning_rate", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps", "warmup_ratio", "weight_decay",
     "lr_scheduler_type", "optim", "label_smoothing_factor", "bf16", "fp16", "seed",
 )  # fmt: skip

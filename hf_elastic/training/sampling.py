@@ -12,6 +12,7 @@ from ..core.layout import Cut
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import DEPTH_AXES, Space, Subnet, end_of
 from .arguments import ElasticTrainingArguments
+from .growth import Growth
 
 # `all` trains every size in every step; beyond this many a step would hardly end.
 MOST_AT_ONCE = 64
@@ -38,6 +39,7 @@ class Sampler:
         only_named: whether random sizes come from `named` alone.
         schedule: for "progressive": axis -> share of the training after which it opens; None for evenly spaced shares.
         max_group: as for `Space`.
+        growth: of the widths that the space leaves open, or None.
 
     Raises:
         UserError: "all" with more than 64 sizes; a schedule without progressive sampling, with an
@@ -52,6 +54,7 @@ class Sampler:
     only_named: bool = False
     schedule: Mapping[str, float] | None = None
     max_group: int | None = None
+    growth: Growth | None = None
 
     def __post_init__(self):
         count = len(self.named) or self.space.size
@@ -158,7 +161,7 @@ def make_sampler(model: ElasticPreTrainedModel, args: ElasticTrainingArguments) 
     """The sampler that the arguments describe.
 
     Raises:
-        UserError: `train_subnets` has an unknown name; or see `Sampler`.
+        UserError: `train_subnets` has an unknown name; or see `Sampler` and `Growth`.
     """
     names = list(model.config.subnets) if args.train_subnets is None else args.train_subnets
     named = {name: model.subnet(name) for name in names if model.resolve(name) != model.resolve(None)}
@@ -171,6 +174,7 @@ def make_sampler(model: ElasticPreTrainedModel, args: ElasticTrainingArguments) 
         only_named=args.train_subnets is not None,
         schedule=args.progressive_schedule,
         max_group=model.layout.full.get("group"),
+        growth=None if args.growth_cap is None else Growth(model, args),
     )
 
 

@@ -16,8 +16,9 @@ from ..core.modeling_elastic import ElasticForCausalLM, ElasticPreTrainedModel
 from .arguments import ElasticTrainingArguments, as_user_error
 from .checkpoints import CheckpointsMixin, check_adapter, last_checkpoint, restore
 from .distributed import check_arguments, prepare_accelerator
-from .evaluation import EvaluationMixin, full_size, names_to_evaluate
+from .evaluation import EvaluationMixin, full_size, names_to_evaluate, whole_of
 from .gradients import SizeGradients, add_rows_in_place
+from .growth import Growth
 from .losses import DISTILLATION, DistillationInputs
 from .precision import warn_of_slow_bf16
 from .publish import PublishMixin
@@ -79,6 +80,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
             raise UserError(f"{kind} is learned for one size, with transformers' Trainer; adapters for all come from add_lora")
         if elastic.frozen_cut is not None:
             _check_frozen(model, elastic, args)
+        if elastic is not model and args.growth_cap is not None:
+            raise UserError("growth_cap: adapters (LoRA) train no widths; train the weights themselves")
         self.sampler = make_sampler(elastic, args)
         check_size_weights(self.sampler, args.size_weights)
         self.observer = Observer(elastic.layout, elastic.base, args)
@@ -150,6 +153,9 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
             self._set_up(self.model, self.args)
             if kwargs["resume_from_checkpoint"]:
                 restore(self.sampler, kwargs["resume_from_checkpoint"])
+        self.remove_callback(Growth)  # of a trial before
+        if self.sampler.growth is not None:
+            self.add_callback(self.sampler.growth)
         self._size_losses = SizeLosses()  # a trial that was pruned, or a batch too large for memory, may have left some
         with full_size(self.elastic):
             return super()._inner_training_loop(*args, **kwargs)
@@ -235,10 +241,11 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         with self.accelerator.autocast():
             if self.teacher is not None:
                 return self.teacher.observe(wanted)
-            elastic.select(None)
+            elastic.select(whole_of(elastic))
             elastic.eval()
+            cut = elastic.resolve(whole_of(elastic))
             # Through the wrapper: a sharded model gathers its weights there.
-            with torch.no_grad(), self.observer.watch(elastic.base, elastic.resolve(None)) as relations:
+            with torch.no_grad(), self.observer.watch(elastic.trained_module(cut), cut) as relations:
                 outputs = model(**wanted, **self.observer.options())
                 observed = self.observer.observed(outputs, relations)
             elastic.train()
@@ -251,13 +258,15 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         observer = self.observer
         # Reducers of several processes expect dense gradients, compilers fixed modules; a GPU fills memory fast enough.
         one_cpu = self.args.world_size == 1 and self.args.device.type == "cpu"
-        largest = cut == elastic.resolve(None)
+        largest = cut == elastic.resolve(whole_of(elastic))
         if one_cpu and not self.args.torch_compile and not largest:
             add_rows_in_place(elastic.trained_skeleton(cut))
         if model.training != (dropout := largest or self.args.subnet_dropout):
             model.train(dropout)
+        module, growth = elastic.trained_module(cut), self.sampler.growth
+        measured = nullcontext() if growth is None else growth.watch(module, cut, inputs, self.state.global_step)
         with self.compute_loss_context_manager():
-            with observer.watch(elastic.trained_module(cut), cut) as relations:
+            with observer.watch(module, cut) as relations, measured:
                 loss, outputs = self._task_loss(model, {**inputs, **observer.options()}, part, num_items_in_batch)
             if not part.counts:  # a mean over no labels is not a number; other processes wait for a gradient all the same
                 loss = (outputs["logits"] * 0).sum()
@@ -281,6 +290,8 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         """Log, with the mean loss of each role of a size since the last time, over all processes."""
         if "loss" in logs:
             logs.update(self._size_losses.take())
+            if self.sampler.growth is not None:
+                logs["mean_parameters"] = self.sampler.growth.mean_size()
             logs.update({name: round(value, 4) for name, value in self._cosines.items()})
             self._cosines = {}
         super().log(logs, *args, **kwargs)
