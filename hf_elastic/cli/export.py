@@ -35,12 +35,21 @@ class ExportArguments(DataArguments):
     )
     calibration: str | None = field(
         default=None,
-        metadata={"help": "Data for static int8: a text file, a folder, or a Hub id; default: training rows of dataset."},
+        metadata={
+            "help": "Data for static int8 and alike_heads: a text file, a folder, or a Hub id; default: training rows of dataset."
+        },
     )
     calibration_rows: int = field(default=128, metadata={"help": "How many of them, drawn with the seed 0 (count)."})
     keep_vocabulary_of: str | None = field(
         default=None,
         metadata={"help": "A text file, one text per line (.gz too): drop the tokens that it does not need, before the export."},
+    )
+    alike_heads: float | None = field(
+        default=None,
+        metadata={
+            "help": "Before the export: of a layer's heads with alike contexts, linear CKA above this (ELM: 0.9), one counts, and as "
+            "many, wider heads partition the same channels. No parameter changes; train the size afterwards. Default: all count."
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})
     dry_run: bool = field(default=False, metadata={"help": "Check the arguments, write nothing."})
@@ -52,6 +61,8 @@ class ExportArguments(DataArguments):
         self.limits = read_mapping("limits", self.limits)
         check_integers(1, or_none=True, max_eval_rows=self.max_eval_rows)
         check_integers(1, calibration_rows=self.calibration_rows)
+        if self.alike_heads is not None and not 0 < self.alike_heads < 1:
+            raise UserError(f"alike_heads: {self.alike_heads} is not between 0 and 1")
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +78,7 @@ def run(args: ExportArguments, config: ExportConfig) -> dict | None:
         format -> its parity record; None on a dry run.
     """
     from ..export.subnet import export_subnet
-    from .export_data import read_calibration, read_held_out
+    from .export_data import merge_heads, read_calibration, read_held_out
     from .export_report import report, report_vocabulary
 
     calibration = None
@@ -86,6 +97,8 @@ def run(args: ExportArguments, config: ExportConfig) -> dict | None:
     with filled(output, overwrite=args.overwrite) as folder:
         model, tokenizer = load_elastic(args.checkpoint), load_tokenizer(args.checkpoint)
         model.resolve(subnet)
+        if args.alike_heads is not None:
+            subnet = merge_heads(args, model, subnet, tokenizer)
         held_out = None if args.dataset is None else read_held_out(args, model, tokenizer)
         if corpus is not None:
             model, tokenizer, held_out, saved = prune(args, model, subnet, tokenizer, corpus, held_out)

@@ -6,6 +6,8 @@ from ..core.errors import UserError
 from ..export.scoring import HeldOut
 from .data import located, prepare_for
 
+LONGEST = 128  # tokens of a text that heads are compared on
+
 
 def read_held_out(args, model, tokenizer) -> HeldOut:
     """The test split of the data set, the validation split where it has none.
@@ -19,6 +21,24 @@ def read_held_out(args, model, tokenizer) -> HeldOut:
     if args.max_eval_rows is not None:
         rows = rows.select(range(min(args.max_eval_rows, len(rows))))
     return HeldOut.from_rows(model, rows, data.collator, f"{args.dataset}, {split}")
+
+
+def merge_heads(args, model, subnet, tokenizer):
+    """The size with fewer heads in the layers that have alike ones, on the texts of the calibration, else on embedded ones.
+
+    Raises:
+        UserError: as for `merge_alike_heads`.
+    """
+    from ..core.space import HEADS
+    from ..data.calibration import calibration_batches
+    from ..search.heads import merge_alike_heads
+    from ..utils.lengths import longest_sequence
+
+    texts = read_calibration(args) if args.calibration or args.dataset else None
+    batches = calibration_batches(tokenizer, texts, max_length=min(LONGEST, longest_sequence(model.base)))
+    merged = merge_alike_heads(model, subnet, batches, args.alike_heads)
+    print(f"heads: {merged[HEADS]} in each layer, of {model.subnet(subnet)[HEADS]}")
+    return merged
 
 
 def read_calibration(args) -> list:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .adapters import is_factor
 from .errors import UserError
-from .layout import Layout, Place
+from .layout import Entry, Layout, Place
 from .shapes import Dim
 
 # Tokens that are summed at a time, so that copies in float32 stay small beside what the forward pass holds.
@@ -50,6 +50,11 @@ class Tokens:
             masks = self.mask.flatten().to(rows.device).split(ROWS)
             return (part[mask] for part, mask in zip(rows.split(ROWS), masks))
         return iter(rows.split(ROWS))
+
+
+def reads_and_writes(entry: Entry, module: nn.Module) -> tuple[Dim, Dim]:
+    """The dimensions of what a matrix reads and of what it writes; `module` is the one that has it."""
+    return entry.dims if isinstance(module, Conv1D) else entry.dims[::-1]
 
 
 class _Reader:
@@ -100,11 +105,11 @@ def activation_energies(
         module = modules[owner]
         if key != "weight" or not isinstance(module, (nn.Linear, Conv1D)) or is_factor(entry.name):
             continue
-        dim = entry.dims[0 if isinstance(module, Conv1D) else 1]
+        dim, _ = reads_and_writes(entry, module)
         if any(axis in segment for segment in dim for axis in axes):
             found.append((_Reader(module), dim, entry.place))
             handles.append(module.register_forward_pre_hook(partial(_read, tokens, found[-1][0], entry.name)))
-    _run(base, batches, tokens, handles)
+    run_batches(base, batches, tokens, handles)
     return [(reader.energies(), (dim,), place) for reader, dim, place in found if reader.squares is not None]
 
 
@@ -138,12 +143,12 @@ def influence_order(base: nn.Module, layout: Layout, batches: Batches) -> list[i
             influence[index] += (1 - nn.functional.cosine_similarity(one, other)).sum().item()
 
     handles = [layer.register_forward_hook(partial(compare, i), with_kwargs=True) for i, layer in enumerate(layers)]
-    _run(base, batches, tokens, handles)
+    run_batches(base, batches, tokens, handles)
     return sorted(range(len(layers)), key=lambda index: -influence[index])
 
 
 @torch.inference_mode()
-def _run(base: nn.Module, batches: Batches, tokens: Tokens, handles: Iterable) -> None:
+def run_batches(base: nn.Module, batches: Batches, tokens: Tokens, handles: Iterable) -> None:
     """Run batches through a model without dropout, and remove the hooks."""
     training = base.training
     base.eval()

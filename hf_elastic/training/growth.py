@@ -17,10 +17,9 @@ import torch
 from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..core.activations import Tokens
+from ..core.activations import Tokens, reads_and_writes
 from ..core.counts import Counts
 from ..core.errors import UserError
 from ..core.layout import Cut, Layout
@@ -302,8 +301,8 @@ def _networks(layout: Layout, base: nn.Module, width: int) -> list[Network]:
         path, _, key = entry.name.rpartition(".")
         if entry.layer is None or len(entry.dims) != 2 or key != "weight":
             continue
-        outward = entry.dims[1 if isinstance(base.get_submodule(path), Conv1D) else 0]
-        if axis in axes_in([outward]):
+        _, written = reads_and_writes(entry, base.get_submodule(path))
+        if axis in axes_in([written]):
             where = (entry.layer, entry.choice)
             found.setdefault(where, Network(*where, entry.rest.removesuffix(".weight"), width))
     return list(found.values())
