@@ -47,8 +47,8 @@ class ExportArguments(DataArguments):
     alike_heads: float | None = field(
         default=None,
         metadata={
-            "help": "Before the export: of a layer's heads with alike contexts, linear CKA above this (ELM: 0.9), one counts, and as "
-            "many, wider heads partition the same channels. No parameter changes; train the size afterwards. Default: all count."
+            "help": "Before the export: of a layer's heads with alike contexts, linear CKA above this (ELM: 0.9), one counts; "
+            "fewer, wider heads partition the same channels. No parameter changes; train the size afterwards. Default: all count."
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace a folder that is not empty."})

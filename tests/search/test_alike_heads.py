@@ -110,7 +110,7 @@ def test_heads_that_do_not_partition_a_width(model_type, partition, message):
 
 def test_bad_input():
     model = supernet("bert")
-    with pytest.raises(UserError, match="threshold: 1.5 is not between 0 and 1"):
+    with pytest.raises(UserError, match=r"threshold: 1\.5 is not between 0 and 1"):
         merge_alike_heads(model, None, [batch()], 1.5)
     with pytest.raises(UserError, match="there are none"):
         merge_alike_heads(model, None, [])

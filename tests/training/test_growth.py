@@ -1,16 +1,31 @@
 """Growth of feed-forward widths on tiny real models: measured, grown up to the cap, saved, resumed, and used by what follows."""
 
+import json
 import random
+import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import batch
-from worker import BLOCKS, make_arguments, make_model, make_rows
+import transformers
+from launching import record, run_cases
+from tiny import batch, config_of, randomize
+from transformers import TrainerCallback
+from worker import BLOCKS, make_arguments, make_model, make_rows, run_case
 
-from hf_elastic import ElasticForMaskedLM, ElasticTrainer
+from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticTrainer, ElasticTrainingArguments, search_subnets
+from hf_elastic.core.errors import UserError
+from hf_elastic.search.encoding import Encoding
+from hf_elastic.search.population import population
+from hf_elastic.training.growth import Growth, count_components
+from hf_elastic.training.lora import add_lora
 
+AXIS = "intermediate_size"
 SPACE = {"num_hidden_layers": [4], "block_type": BLOCKS, "per_layer": ["block_type"]}
+DEPTHS = {"num_hidden_layers": [2, 4], "num_attention_heads": [2, 4]}
 GROWTH = {"growth_width": 8, "growth_steps": 4, "growth_pairs": 3, "growth_measure_steps": 1}
+SINGLE = {"sampling": "single_path", "distillation": {}, "task_weight": 1.0}
 CAP = 23_000
 
 
@@ -18,16 +33,147 @@ def supernet(space=SPACE):
     return make_model("blocks", space=space, subnets={}, importance="none")
 
 
-def grow(model, folder, *, kind="masked", resume=None, **changes):
-    args = make_arguments(folder, {"sampling": "single_path", "distillation": {}, "task_weight": 1.0, **GROWTH, **changes})
-    trainer = ElasticTrainer(model=model, args=args, train_dataset=make_rows(kind))
+def stock(model_type, space=DEPTHS):
+    kind = ElasticForMaskedLM if model_type == "bert" else ElasticForCausalLM
+    config = config_of(model_type)
+    return kind.from_base(randomize(kind.stock_class(config)(config)), space, importance="none")
+
+
+def trainer_of(model, folder, **changes):
+    args = make_arguments(folder, {**SINGLE, **GROWTH, "growth_cap": CAP, "max_steps": 60, **changes})
+    return ElasticTrainer(model=model, args=args, train_dataset=make_rows("masked"), eval_dataset=make_rows("masked", 8))
+
+
+def grow(model, folder, *, resume=None, **changes):
+    trainer = trainer_of(model, folder, **changes)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
+class Stop(TrainerCallback):
+    """Ends a training after some steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tokens", "channels"), [(200, 12), (9, 40)])
+def test_components_are_those_of_the_singular_values(tokens, channels):
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(tokens, channels)) @ np.diag(0.8 ** np.arange(channels)) + 5
+    squares = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+    for variance in (0.5, 0.9, 0.99, 0.999):
+        expected = int(np.argmax(np.cumsum(squares) / squares.sum() >= variance)) + 1
+        assert count_components(torch.tensor(rows, dtype=torch.float32), variance) == expected
+
+
+def test_components_of_what_does_not_vary():
+    assert count_components(torch.full((5, 3), 2.0), 0.99) == 0
+    assert count_components(torch.full((5, 3), float("nan")), 0.99) == 0
+    assert count_components(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), 0.99) == 1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "path"), [("bert", "bert.encoder.layer.3.intermediate.dense"), ("llama", "model.layers.3.mlp.gate_proj")]
+)
+def test_what_is_measured_and_where(model_type, path):
+    """Pre-activations of the width grown to, of a gate where there is one, without padding."""
+    model = stock(model_type)
+    growth = Growth(model, make_arguments(Path("unused"), {**SINGLE, **GROWTH, "growth_cap": 22_000, "growth_measure_steps": 2}))
+    cut, inputs, seen = model.resolve("largest"), batch(), []
+    module = model.trained_module(cut)
+    handle = module.get_submodule(path).register_forward_hook(lambda _, args, output: seen.append(output))
+    model.select("largest")
+    with growth.watch(module, cut, inputs, step=1):
+        model(**inputs)
+    with growth.watch(module, cut, inputs, step=0):
+        model(**inputs)
+    model(**inputs)
+    handle.remove()
+    assert len(growth.networks) == 4 and len(seen) == 3
+    rows = seen[1][inputs["attention_mask"].bool()]
+    assert rows.shape[1] == 8
+    assert growth.networks[3].own_components == count_components(rows, 0.99)
+    assert [network.own_count for network in growth.networks] == [1, 1, 1, 1]
+
+
+# --- growing -------------------------------------------------------------------------------------------------------------
+
+
+def growth_of(**changes):
+    return Growth(supernet(), make_arguments(Path("unused"), {**SINGLE, **GROWTH, "growth_cap": CAP, **changes}))
+
+
+def measure(growth, components):
+    for network, number in zip(growth.networks, components):
+        network.components, network.count = 2 * number, 2
+
+
+def widths(growth):
+    return [network.width for network in growth.networks]
+
+
+def test_the_highest_need_grows():
+    growth = growth_of(growth_pairs=2)
+    assert [(network.layer, network.choice) for network in growth.networks[:2]] == [
+        (0, "block_type=bert"),
+        (0, "block_type=mobilebert"),
+    ]
+    measure(growth, [3, 7, 1, 7, 2, 5, 8, 1])
+    growth.grow()
+    assert widths(growth) == [8, 16, 8, 8, 8, 8, 16, 8]  # the second of 7 comes after the first
+    assert growth.elastic.config.grown[AXIS][0] == {"block_type=bert": 8, "block_type=mobilebert": 16}
+    measure(growth, [3, 7, 1, 6, 2, 5, 8, 1])
+    growth.grow()
+    assert widths(growth) == [8, 24, 8, 8, 8, 8, 24, 8]
+
+
+def test_need_by_channel():
+    growth = growth_of(growth_pairs=2, growth_need="share")
+    measure(growth, [3, 7, 1, 7, 2, 5, 8, 1])
+    growth.grow()
+    measure(growth, [3, 7, 1, 6, 2, 5, 8, 1])
+    growth.grow()
+    assert widths(growth) == [8, 16, 8, 16, 8, 16, 16, 8]
+
+
+def test_growth_ends_at_the_cap_and_at_full_width():
+    growth = growth_of(growth_cap=26_000, growth_width=20, growth_pairs=8)
+    sizes = [growth.mean_size()]
+    while not growth.is_done:
+        measure(growth, [8, 7, 6, 5, 4, 3, 2, 1])
+        growth.grow()
+        sizes.append(growth.mean_size())
+    assert widths(growth) == [48, 48, 48, 48, 48, 40, 40, 40] or sizes[-2] < 26_000 <= sizes[-1]
+    assert max(widths(growth)) == 48 and growth.mean_size() >= 26_000
+
+
+@pytest.mark.parametrize(
+    ("space", "cap"), [(DEPTHS, 20_000), ({**DEPTHS, "hidden_size": [16, 32], "per_layer": ["num_attention_heads"]}, 16_000)]
+)
+def test_the_mean_size_is_exact(space, cap):
+    model = stock("bert", space)
+    growth = Growth(model, make_arguments(Path("unused"), {**SINGLE, **GROWTH, "growth_cap": cap}))
+    for network, width in zip(growth.networks, (8, 24, 16, 40)):
+        network.width = width
+    model.grow(growth.table())
+    depths = [model.num_parameters_of([one for one in model.space.enumerate() if one["num_hidden_layers"] == n]) for n in (2, 4)]
+    assert growth.mean_size() == pytest.approx(np.mean([of_depth.mean() for of_depth in depths]), rel=1e-12)
+
+
+# --- training ------------------------------------------------------------------------------------------------------------
+
+
 def test_an_elm_grows_is_saved_and_its_sizes_follow(tmp_path):
     model = supernet()
-    trainer = grow(model, tmp_path, growth_cap=CAP, max_steps=60)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = grow(model, tmp_path)
     logged = [entry["mean_parameters"] for entry in trainer.state.log_history if "mean_parameters" in entry]
     assert logged == sorted(logged) and logged[0] < CAP <= logged[-1]
     # The closed form is the mean over every size of the space.
@@ -35,13 +181,234 @@ def test_an_elm_grows_is_saved_and_its_sizes_follow(tmp_path):
     trainer.save_model(str(tmp_path / "saved"))
     again = ElasticForMaskedLM.from_pretrained(tmp_path / "saved")
     assert again.config.grown == model.config.grown
-    table = again.config.grown["intermediate_size"]
+    table = again.config.grown[AXIS]
     assert {width % 8 for row in table for width in row.values()} == {0}
     assert len({width for row in table for width in row.values()}) > 1
+    for layer, row in enumerate(table):
+        for name in BLOCKS:
+            key, width = f"elm.layers.{layer}.blocks.{name}.feed_forward.up.weight", row[f"block_type={name}"]
+            changed = (model.state_dict()[key] != before[key]).any(1)
+            assert changed[:width].any() and not changed[width:].any()
     drawn = again.space.sample(random.Random(0))
-    widths = tuple(row[f"block_type={name}"] for row, name in zip(table, drawn["block_type"]))
-    assert again.subnet(drawn)["intermediate_size"] == widths
+    grown = tuple(row[f"block_type={name}"] for row, name in zip(table, drawn["block_type"]))
+    assert again.subnet(drawn)[AXIS] == grown
     extracted = again.extract(drawn)
-    assert extracted.config.intermediate_size == list(widths)
+    assert extracted.config.intermediate_size == list(grown)
     with torch.no_grad():
-        torch.testing.assert_close(extracted(**batch()).logits, again.view(drawn)(**batch()).logits)
+        assert torch.equal(extracted(**batch()).logits, again.view(drawn)(**batch()).logits)
+    assert again.subnet(None)[AXIS] == 48
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_stock_backbones_grow(model_type, tmp_path):
+    model = stock(model_type)
+    cap = 22_000
+    grow(model, tmp_path, growth_cap=cap, sampling="sandwich", distillation={"logits": 0.5}, growth_pairs=1)
+    table = model.config.grown[AXIS]
+    assert cap <= model.num_parameters_of(list(model.space.enumerate())).mean() < cap + 3 * 8 * 32
+    assert all(isinstance(width, int) for width in table) and len(set(table)) > 1
+    assert model.subnet({"num_hidden_layers": 2})[AXIS] == tuple(table[:2])
+    size = model.space.largest
+    with torch.no_grad():
+        torch.testing.assert_close(model.extract(size)(**batch()).logits, model.view(size)(**batch()).logits)
+
+
+def test_a_search_has_the_grown_widths():
+    model = supernet()
+    rows = [{f"block_type={name}": width for name, width in zip(BLOCKS, pair)} for pair in ((8, 24), (16, 8), (48, 40), (24, 16))]
+    model.grow({AXIS: rows})
+    encoding = Encoding(model.space.genes())
+    places = encoding.sample(np.random.default_rng(0), 40)
+    table, kept = population(model, model.space, encoding, places)
+    subnets = [model.space.from_genes(encoding.chosen(row)) for row in places]
+    expected, _ = model.counts.columns(subnets)
+    assert np.array_equal(table["ffn"], expected["ffn"])
+    assert np.array_equal(model.counts.parameters(table, kept), model.counts.parameters_of(subnets))
+    frontier = search_subnets(model, ["decoder_parameters", "parameters"], n_trials=16, progress=False)
+    for point in frontier.points:
+        named = {key: value for key, value in point.subnet.items() if key != AXIS}
+        assert point.values["parameters"] == model.num_parameters_of(named) == model.extract(named).num_parameters()
+
+
+def test_layers_of_one_choice():
+    """Depth keeps some of the layers, and each has its own width."""
+    model = stock("bert")
+    model.grow({AXIS: [8, 16, 24, 32]})
+    assert model.subnet({"layers": [1, 3]})[AXIS] == (16, 32)
+    assert model.subnet({"layers": [1, 3], AXIS: 40})[AXIS] == 40
+    values = {"num_hidden_layers": np.array([2, 4])}
+    table, kept = model.counts.population(values, 2)
+    expected = model.counts.parameters_of([{"num_hidden_layers": 2}, {"num_hidden_layers": 4}])
+    assert np.array_equal(model.counts.parameters(table, kept), expected)
+    model.grow(None)
+    assert model.subnet({"layers": [1, 3]})[AXIS] == 48
+
+
+def test_what_has_not_grown_takes_no_part(tmp_path):
+    """It would be seen at once: it is not a number."""
+    model = supernet()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith("feed_forward.up.bias"):
+                tensor[8:] = float("nan")
+    trainer = trainer_of(model, tmp_path, distillation={"logits": 0.5})
+    trainer.add_callback(Stop(3))
+    assert np.isfinite(trainer.train().training_loss)
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_growth_after_every_epoch(tmp_path):
+    trainer = grow(supernet(), tmp_path, growth_steps=None, growth_cap=21_300, max_steps=-1, num_train_epochs=4)
+    steps = [entry["step"] for entry in trainer.state.log_history if entry.get("mean_parameters", 0) > 20_027]
+    assert trainer.state.max_steps == 64 and steps[0] == 20  # logged every 5 steps, and an epoch has 16
+    assert trainer.sampler.growth.rounds in (1, 2, 3)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_has_its_widths(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 10, "eval_strategy": "steps", "eval_steps": 10}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = trainer_of(supernet(), tmp_path, **saving, **best)
+    trainer.train()
+    folder = Path(trainer.state.best_model_checkpoint)
+    assert folder.name != "checkpoint-60"
+    config = json.loads((folder / "config.json").read_text())
+    assert trainer.elastic.config.grown == config["grown"]
+    assert trainer.sampler.growth.mean_size() < CAP
+
+
+def test_another_recipe_is_not_resumed(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 10}
+    trainer = trainer_of(supernet(), tmp_path, **saving)
+    trainer.add_callback(Stop(10))
+    trainer.train()
+    for changes, message in (
+        ({"growth_cap": 24_000}, r"checkpoint-10 was trained with growth_cap 23000, not 24000"),
+        ({"growth_width": 4}, "was trained with growth_width 8, not 4"),
+        ({"growth_variance": 0.9}, r"was trained with growth_variance 0\.99, not 0\.9"),
+        ({"growth_need": "share"}, "was trained with growth_need components, not share"),
+        ({name: None for name in ("growth_cap", "growth_width", "growth_steps", "growth_pairs")}, "growth_cap 23000; the same"),
+    ):
+        with pytest.raises(UserError, match=message):
+            grow(supernet(), tmp_path, resume=True, **changes)
+    again = grow(supernet(), tmp_path, resume=True)
+    assert again.sampler.growth.is_done
+
+
+KILLED = {"kind": "blocks", "model": {"space": SPACE, "subnets": {}}, "dropout": 0.1}
+
+
+def case_in(folder: Path, **changes) -> dict:
+    adam = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 40}
+    args = {**SINGLE, **GROWTH, **adam, "growth_cap": CAP, "save_strategy": "steps", "save_steps": 5}
+    return {**KILLED, "args": {**args, "output_dir": str(folder / "run"), **changes.pop("args", {})}, **changes}
+
+
+def difference(one: Path, other: Path) -> float:
+    ours, theirs = torch.load(one / "weights.pt"), torch.load(other / "weights.pt")
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path):
+    """Killed between two rounds; measurements since the last one are in the checkpoint, too."""
+    killed = case_in(tmp_path, kill={"step": 23, "where": "step"})
+    status, printed = run_cases(tmp_path, {"killed": killed}, processes=1)
+    assert status == -signal.SIGKILL, printed[-4000:]
+    state = json.loads((tmp_path / "run" / "checkpoint-20" / "sampler.json").read_text())["growth"]
+    assert 0 < state["rounds"] < 6 and sum(count for _, count in state["measured"]) > 0
+    run_case(case_in(tmp_path, resume=True), tmp_path / "resumed")
+    run_case(case_in(tmp_path / "other"), tmp_path / "uninterrupted")
+    resumed, whole = record(tmp_path / "resumed"), record(tmp_path / "uninterrupted")
+    assert resumed["drawn"] == whole["drawn"][20:]
+    assert resumed["grown"] == whole["grown"] and state["grown"] != whole["grown"]
+    assert difference(tmp_path / "resumed", tmp_path / "uninterrupted") == 0.0
+
+
+@pytest.mark.slow
+def test_two_processes_grow_alike(tmp_path):
+    """What both have measured decides, and a checkpoint holds the sum."""
+    cases = {"whole": case_in(tmp_path, args={"save_steps": 3})}
+    if transformers.__version__ >= "5":  # transformers 4.57 cannot load an optimizer in several processes on CPU: 'cpu:0'
+        cases["resumed"] = case_in(tmp_path, resume=str(tmp_path / "run" / "checkpoint-21"), args={"save_steps": 3})
+    status, printed = run_cases(tmp_path, cases)
+    assert status == 0, printed[-4000:]
+    first, second = (record(tmp_path / "whole", rank) for rank in (0, 1))
+    assert "error" not in first
+    assert first["grown"] == second["grown"] and first["drawn"] == second["drawn"]
+    # Before the first round, at step 4, one checkpoint was written: it has what both had measured until then.
+    own = [np.array(one["gathered"][0]) for one in (first, second)]
+    assert not np.array_equal(*own)
+    state = json.loads((tmp_path / "run" / "checkpoint-3" / "sampler.json").read_text())["growth"]
+    assert np.array_equal(state["measured"], own[0] + own[1])
+    if "resumed" in cases:
+        assert record(tmp_path / "resumed")["grown"] == first["grown"]
+        assert difference(tmp_path / "resumed", tmp_path / "whole") <= 1e-6
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"growth_cap": 20_000}, r"growth_cap: 20,000 is not above what random sizes start with, 20,027 parameters on average"),
+        (
+            {"growth_cap": 27_000},
+            r"growth_cap: 27,000 is above what random sizes have at full width, 26,587 parameters on average",
+        ),
+        ({"growth_width": 48}, "growth_width: 48 leaves nothing to grow to, the model's intermediate_size is 48"),
+        ({"train_subnets": []}, "growth_cap: random sizes of the space have to be drawn"),
+        ({"sampling": "all"}, "growth_cap: random sizes of the space have to be drawn"),
+    ],
+)
+def test_growth_that_cannot_be(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        trainer_of(supernet(), tmp_path, **changes)
+
+
+def test_models_that_do_not_grow(tmp_path):
+    for model, message in (
+        (supernet({**SPACE, AXIS: [16, 48]}), "growth_cap: the space has intermediate_size, which is for growth to decide"),
+        (add_lora(stock("bert"), {}), "growth_cap: adapters"),
+        (stock("bert").extract({AXIS: [8, 16, 24, 32]}), "growth_cap: this checkpoint is frozen at one size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trainer_of(model, tmp_path)
+
+
+def test_a_training_too_short_for_the_cap(tmp_path):
+    with pytest.raises(UserError, match="is out of reach in this training: after 1 rounds of 3 networks sizes have at most"):
+        grow(supernet(), tmp_path, max_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"growth_cap": 0}, "growth_cap must be an integer of at least 1"),
+        ({"growth_steps": 4}, "growth_steps: only with growth_cap"),
+        ({"growth_variance": 1.0}, r"growth_variance: 1\.0 is not between 0 and 1"),
+        ({"growth_need": "most"}, "growth_need: 'most' is unknown; known: components, share"),
+        ({"growth_measure_steps": 0}, "growth_measure_steps must be an integer of at least 1"),
+    ],
+)
+def test_bad_options(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        ElasticTrainingArguments(tmp_path, use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("grown", "message"),
+    [
+        ({AXIS: [8, 8]}, "grown: intermediate_size has 2 entries for 4 layers"),
+        ({AXIS: [8, 8, 8, 64]}, "intermediate_size: 64 is larger than the model"),
+        ({AXIS: [8, 8, 8, 0]}, "intermediate_size: 0 is not allowed"),
+        ({"hidden_size": [8, 8, 8, 8]}, "grown: hidden_size is no axis of the layers of bert"),
+        ({AXIS: [{"block_type=gpt": 8}, 8, 8, 8]}, "grown: intermediate_size: block_type=gpt is no choice of this model"),
+    ],
+)
+def test_bad_tables(grown, message):
+    with pytest.raises(UserError, match=message):
+        stock("bert").grow(grown)

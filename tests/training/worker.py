@@ -139,6 +139,17 @@ class Killer(TrainerCallback):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def note_gathered(growth, gathered: list) -> None:
+    """Note what this process has measured of each network, each time before the processes add it up."""
+    gather = growth.gather
+
+    def note_and_gather(device):
+        gathered.append([[network.own_components, network.own_count] for network in growth.networks])
+        gather(device)
+
+    growth.gather = note_and_gather
+
+
 def train_case(case: dict, folder: Path) -> ElasticTrainer:
     """Train a case, evaluate it if asked, and save what the test compares."""
     torch.manual_seed(0)
@@ -161,7 +172,7 @@ def train_case(case: dict, folder: Path) -> ElasticTrainer:
     if case.get("unlabelled"):  # half of the batches count nothing
         labels = [row if index % 8 < 4 else [-100] * len(row) for index, row in enumerate(rows["labels"][:])]
         rows = rows.remove_columns("labels").add_column("labels", labels)
-    trainer_class = type("Recorded", (Recorder,), {"reduced": [], "drawn": []})
+    trainer_class = type("Recorded", (Recorder,), {"reduced": [], "drawn": [], "gathered": []})
     trainer = trainer_class(
         model=model,
         args=make_arguments(folder, case.get("args", {}), plain_cpu="plain_cpu" in case),
@@ -170,6 +181,8 @@ def train_case(case: dict, folder: Path) -> ElasticTrainer:
         eval_dataset=rows.select(range(32)) if kind == "classifier" else None,
         compute_metrics=compute_accuracy if kind == "classifier" else None,
     )
+    if trainer.sampler.growth is not None:
+        note_gathered(trainer.sampler.growth, trainer.gathered)
     if "kill" in case:
         killer = Killer(**case["kill"])
         trainer.add_callback(killer)
@@ -203,6 +216,8 @@ def run_case(case: dict, folder: Path) -> None:
     try:
         trainer = train_case(case, folder)
         record = {"drawn": trainer.drawn, "reduced": trainer.reduced, "log": trainer.state.log_history}
+        if trainer.sampler.growth is not None:
+            record |= {"gathered": trainer.gathered, "grown": trainer.elastic.config.grown}
         if case.get("evaluate"):
             record["metrics"] = trainer.evaluate()
         if case.get("save"):
