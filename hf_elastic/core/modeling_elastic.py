@@ -153,7 +153,8 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
         """
         if name not in MEMORY_LAYOUTS:
             raise UserError(f"memory layout {name!r} is unknown; known: {', '.join(MEMORY_LAYOUTS)}")
-        axes = {axis for axis_name in self.space for axis in self.layout.axes.get(axis_name, "").split()}
+        cut = (*self.space, *(self.config.grown or ()))
+        axes = {axis for axis_name in cut for axis in self.layout.axes.get(axis_name, "").split()}
         axes |= {axis for axis, expression in self.layout.followers.items() if axes & set(expression.split())}
         # FSDP gathers into storage of its own, which must stay the weights' storage.
         if self.frozen_cut is None and not self.is_sharded:

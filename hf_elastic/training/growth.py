@@ -273,7 +273,8 @@ class Growth(TrainerCallback):
 def count_components(rows: torch.Tensor, variance: float) -> int:
     """How many principal components of rows `[tokens, channels]` hold a share of their variance; 0 if they have none."""
     rows = rows.float() - rows.float().mean(0)
-    products = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
+    with torch.autocast(rows.device.type, enabled=False):
+        products = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
     total = products.trace()
     if not 0 < total < inf:  # of what is not finite training itself says where
         return 0

@@ -1,64 +1,24 @@
-"""Growth of feed-forward widths on tiny real models: measured, grown up to the cap, saved, resumed, and used by what follows."""
+"""Growth of feed-forward widths on tiny real models: measured, grown up to the cap, and used by what follows."""
 
 import json
 import random
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
-from launching import record, run_cases
-from tiny import batch, config_of, randomize
-from transformers import TrainerCallback
-from worker import BLOCKS, make_arguments, make_model, make_rows, run_case
+from growing import AXIS, CAP, DEPTHS, GROWTH, SINGLE, SPACE, Stop, grow, stock, supernet, trainer_of
+from tiny import CONFIGS, WORDS, batch, save_tokenizer
+from transformers import AutoConfig
+from worker import BLOCKS, make_arguments
 
-from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticTrainer, ElasticTrainingArguments, search_subnets
+from hf_elastic import ElasticForMaskedLM, ElasticTrainingArguments, search_subnets
+from hf_elastic.cli.main import main
 from hf_elastic.core.errors import UserError
 from hf_elastic.search.encoding import Encoding
 from hf_elastic.search.population import population
 from hf_elastic.training.growth import Growth, count_components
 from hf_elastic.training.lora import add_lora
-
-AXIS = "intermediate_size"
-SPACE = {"num_hidden_layers": [4], "block_type": BLOCKS, "per_layer": ["block_type"]}
-DEPTHS = {"num_hidden_layers": [2, 4], "num_attention_heads": [2, 4]}
-GROWTH = {"growth_width": 8, "growth_steps": 4, "growth_pairs": 3, "growth_measure_steps": 1}
-SINGLE = {"sampling": "single_path", "distillation": {}, "task_weight": 1.0}
-CAP = 23_000
-
-
-def supernet(space=SPACE):
-    return make_model("blocks", space=space, subnets={}, importance="none")
-
-
-def stock(model_type, space=DEPTHS):
-    kind = ElasticForMaskedLM if model_type == "bert" else ElasticForCausalLM
-    config = config_of(model_type)
-    return kind.from_base(randomize(kind.stock_class(config)(config)), space, importance="none")
-
-
-def trainer_of(model, folder, **changes):
-    args = make_arguments(folder, {**SINGLE, **GROWTH, "growth_cap": CAP, "max_steps": 60, **changes})
-    return ElasticTrainer(model=model, args=args, train_dataset=make_rows("masked"), eval_dataset=make_rows("masked", 8))
-
-
-def grow(model, folder, *, resume=None, **changes):
-    trainer = trainer_of(model, folder, **changes)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-class Stop(TrainerCallback):
-    """Ends a training after some steps."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
-
 
 # --- measuring -----------------------------------------------------------------------------------------------------------
 
@@ -70,7 +30,8 @@ def test_components_are_those_of_the_singular_values(tokens, channels):
     squares = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
     for variance in (0.5, 0.9, 0.99, 0.999):
         expected = int(np.argmax(np.cumsum(squares) / squares.sum() >= variance)) + 1
-        assert count_components(torch.tensor(rows, dtype=torch.float32), variance) == expected
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # too coarse to count in
+            assert count_components(torch.tensor(rows, dtype=torch.float32), variance) == expected
 
 
 def test_components_of_what_does_not_vary():
@@ -264,90 +225,6 @@ def test_growth_after_every_epoch(tmp_path):
     assert trainer.sampler.growth.rounds in (1, 2, 3)
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_best_checkpoint_has_its_widths(tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 10, "eval_strategy": "steps", "eval_steps": 10}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
-    trainer = trainer_of(supernet(), tmp_path, **saving, **best)
-    trainer.train()
-    folder = Path(trainer.state.best_model_checkpoint)
-    assert folder.name != "checkpoint-60"
-    config = json.loads((folder / "config.json").read_text())
-    assert trainer.elastic.config.grown == config["grown"]
-    assert trainer.sampler.growth.mean_size() < CAP
-
-
-def test_another_recipe_is_not_resumed(tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 10}
-    trainer = trainer_of(supernet(), tmp_path, **saving)
-    trainer.add_callback(Stop(10))
-    trainer.train()
-    for changes, message in (
-        ({"growth_cap": 24_000}, r"checkpoint-10 was trained with growth_cap 23000, not 24000"),
-        ({"growth_width": 4}, "was trained with growth_width 8, not 4"),
-        ({"growth_variance": 0.9}, r"was trained with growth_variance 0\.99, not 0\.9"),
-        ({"growth_need": "share"}, "was trained with growth_need components, not share"),
-        ({name: None for name in ("growth_cap", "growth_width", "growth_steps", "growth_pairs")}, "growth_cap 23000; the same"),
-    ):
-        with pytest.raises(UserError, match=message):
-            grow(supernet(), tmp_path, resume=True, **changes)
-    again = grow(supernet(), tmp_path, resume=True)
-    assert again.sampler.growth.is_done
-
-
-KILLED = {"kind": "blocks", "model": {"space": SPACE, "subnets": {}}, "dropout": 0.1}
-
-
-def case_in(folder: Path, **changes) -> dict:
-    adam = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 40}
-    args = {**SINGLE, **GROWTH, **adam, "growth_cap": CAP, "save_strategy": "steps", "save_steps": 5}
-    return {**KILLED, "args": {**args, "output_dir": str(folder / "run"), **changes.pop("args", {})}, **changes}
-
-
-def difference(one: Path, other: Path) -> float:
-    ours, theirs = torch.load(one / "weights.pt"), torch.load(other / "weights.pt")
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
-
-
-@pytest.mark.slow
-def test_killed_and_resumed(tmp_path):
-    """Killed between two rounds; measurements since the last one are in the checkpoint, too."""
-    killed = case_in(tmp_path, kill={"step": 23, "where": "step"})
-    status, printed = run_cases(tmp_path, {"killed": killed}, processes=1)
-    assert status == -signal.SIGKILL, printed[-4000:]
-    state = json.loads((tmp_path / "run" / "checkpoint-20" / "sampler.json").read_text())["growth"]
-    assert 0 < state["rounds"] < 6 and sum(count for _, count in state["measured"]) > 0
-    run_case(case_in(tmp_path, resume=True), tmp_path / "resumed")
-    run_case(case_in(tmp_path / "other"), tmp_path / "uninterrupted")
-    resumed, whole = record(tmp_path / "resumed"), record(tmp_path / "uninterrupted")
-    assert resumed["drawn"] == whole["drawn"][20:]
-    assert resumed["grown"] == whole["grown"] and state["grown"] != whole["grown"]
-    assert difference(tmp_path / "resumed", tmp_path / "uninterrupted") == 0.0
-
-
-@pytest.mark.slow
-def test_two_processes_grow_alike(tmp_path):
-    """What both have measured decides, and a checkpoint holds the sum."""
-    cases = {"whole": case_in(tmp_path, args={"save_steps": 3})}
-    if transformers.__version__ >= "5":  # transformers 4.57 cannot load an optimizer in several processes on CPU: 'cpu:0'
-        cases["resumed"] = case_in(tmp_path, resume=str(tmp_path / "run" / "checkpoint-21"), args={"save_steps": 3})
-    status, printed = run_cases(tmp_path, cases)
-    assert status == 0, printed[-4000:]
-    first, second = (record(tmp_path / "whole", rank) for rank in (0, 1))
-    assert "error" not in first
-    assert first["grown"] == second["grown"] and first["drawn"] == second["drawn"]
-    # Before the first round, at step 4, one checkpoint was written: it has what both had measured until then.
-    own = [np.array(one["gathered"][0]) for one in (first, second)]
-    assert not np.array_equal(*own)
-    state = json.loads((tmp_path / "run" / "checkpoint-3" / "sampler.json").read_text())["growth"]
-    assert np.array_equal(state["measured"], own[0] + own[1])
-    if "resumed" in cases:
-        assert record(tmp_path / "resumed")["grown"] == first["grown"]
-        assert difference(tmp_path / "resumed", tmp_path / "whole") <= 1e-6
-
-
 # --- bad input -----------------------------------------------------------------------------------------------------------
 
 
@@ -412,3 +289,36 @@ def test_bad_options(options, message, tmp_path):
 def test_bad_tables(grown, message):
     with pytest.raises(UserError, match=message):
         stock("bert").grow(grown)
+
+
+# --- the commands --------------------------------------------------------------------------------------------------------
+
+
+def words(options: dict) -> list[str]:
+    pairs = [(f"--{key}", value if isinstance(value, str) else json.dumps(value)) for key, value in options.items()]
+    return [word for pair in pairs for word in pair]
+
+
+def test_the_commands(tmp_path, capsys):
+    """A supernet grows, is searched, and its best size is written with fewer heads and its widths."""
+    save_tokenizer(tmp_path / "tokenizer")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(" ".join(random.Random(seed).choices(WORDS, k=12)) for seed in range(60)))
+    config = {**CONFIGS["elm"], "model_type": "elm", "block_type": [BLOCKS]}
+    common = {"task": "masked-lm", "tokenizer": str(tmp_path / "tokenizer"), "model_config": config, "space": SPACE}
+    main(["convert", *words({**common, "output_dir": str(tmp_path / "supernet")})])
+    options = {**SINGLE, **GROWTH, "growth_cap": CAP, "max_steps": 40, "per_device_train_batch_size": 4, "use_cpu": True}
+    data = {"dataset": str(texts), "max_length": 16, "model": str(tmp_path / "supernet"), "disable_tqdm": True}
+    main(["train", *words({**options, **data, "output_dir": str(tmp_path / "trained")})])
+    trained = {"model": str(tmp_path / "trained")}
+    objectives = ["--objectives", "decoder_parameters", "parameters"]
+    main(["search", *words({**trained, "n_trials": 8, "output_dir": str(tmp_path / "search")}), *objectives])
+    capsys.readouterr()
+    exported = {"frontier": str(tmp_path / "search" / "frontier.json"), "calibration": str(texts), "alike_heads": 0.5}
+    main(["export", *words({**trained, **exported, "output_dir": str(tmp_path / "winner")})])
+    found = AutoConfig.from_pretrained(tmp_path / "winner")
+    table = ElasticForMaskedLM.from_pretrained(tmp_path / "trained").config.grown[AXIS]
+    blocks = [found.block_type] * 4 if isinstance(found.block_type, str) else found.block_type
+    expected = [row[f"block_type={name}"] for row, name in zip(table, blocks)]
+    assert found.intermediate_size in (expected, expected[0])
+    assert "heads: " in capsys.readouterr().out
