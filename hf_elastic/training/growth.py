@@ -37,15 +37,17 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class Network:
-    """A feed-forward network of a layer, and what was measured of it since it grew last.
+    """A feed-forward network of a layer, and what was measured of it since widths grew last.
 
     Attributes:
         layer: its index in the full model.
         choice: the axis of the choice that has it, as `Choices` names it, or None: all have it.
         path: within the layer, of the matrix that writes its pre-activations.
         width: that it has grown to.
-        components: principal components, summed over measurements: of all processes, and of this one since.
+        components: principal components, summed over the measurements of all processes that have been gathered.
         count: of these measurements.
+        own_components: of those of this process since then.
+        own_count: of these.
     """
 
     layer: int
@@ -82,7 +84,7 @@ class Growth(TrainerCallback):
         self.step = args.growth_width or max(1, layout.value("hidden_size") // 4)
         if self.step >= self.full:
             raise UserError(f"growth_width: {self.step} leaves nothing to grow to, the model's {AXIS} is {self.full}")
-        self.networks = _networks(layout, elastic.base, self.step)
+        self.networks = find_networks(layout, elastic.base, self.step)
         self.number = args.growth_pairs or max(1, len(self.networks) // 4)
         self.every, self.measured_every = args.growth_steps, args.growth_measure_steps
         self.variance, self.need = args.growth_variance, args.growth_need
@@ -211,7 +213,7 @@ class Growth(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Say so if the cap was not reached."""
-        if not self.is_done:
+        if not self.is_done and state.is_world_process_zero:
             logger.warning(f"growth_cap: sizes have {self.mean_size():,.0f} parameters on average and not yet {self.cap:,}")
 
     def grow(self) -> None:
@@ -294,7 +296,7 @@ def _check(elastic: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> N
         raise UserError("growth_cap: random sizes of the space have to be drawn, not with train_subnets or sampling 'all'")
 
 
-def _networks(layout: Layout, base: nn.Module, width: int) -> list[Network]:
+def find_networks(layout: Layout, base: nn.Module, width: int) -> list[Network]:
     """The feed-forward networks, by the first matrix of each that writes its width: with a gate, what its activation reads."""
     found: dict[tuple, Network] = {}
     axis = layout.axes[AXIS]

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 from growing import AXIS, CAP, DEPTHS, GROWTH, SINGLE, SPACE, Stop, grow, stock, supernet, trainer_of
-from tiny import CONFIGS, WORDS, batch, save_tokenizer
-from transformers import AutoConfig
+from tiny import CONFIGS, ENCODERS, WORDS, backbones, batch, config_of, save_tokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from worker import BLOCKS, make_arguments
 
 from hf_elastic import ElasticForMaskedLM, ElasticTrainingArguments, search_subnets
 from hf_elastic.cli.main import main
 from hf_elastic.core.errors import UserError
+from hf_elastic.core.layout import Layout
+from hf_elastic.core.spec import SPECS
 from hf_elastic.search.encoding import Encoding
 from hf_elastic.search.population import population
-from hf_elastic.training.growth import Growth, count_components
+from hf_elastic.training.growth import Growth, count_components, find_networks
 from hf_elastic.training.lora import add_lora
 
 # --- measuring -----------------------------------------------------------------------------------------------------------
@@ -62,6 +64,22 @@ def test_what_is_measured_and_where(model_type, path):
     assert rows.shape[1] == 8
     assert growth.networks[3].own_components == count_components(rows, 0.99)
     assert [network.own_count for network in growth.networks] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("model_type", backbones())
+def test_every_backbone_has_its_networks(model_type):
+    """One for each layer, whose matrix writes the width; or the width and what it is gated with, side by side."""
+    config = config_of(model_type)
+    base = (AutoModel if model_type in ENCODERS else AutoModelForCausalLM).from_config(config)
+    layout, widths = Layout(SPECS[model_type], base), []
+    found = find_networks(layout, base, 8)
+    assert [network.layer for network in found] == [0, 1, 2, 3]
+    for network in found:
+        matrix = base.get_submodule(f"{layout.container}.{network.layer}.{network.path}")
+        matrix.register_forward_hook(lambda _, args, output: widths.append(output.shape[-1]))
+    with torch.no_grad():
+        base(torch.full((1, 6), 7))
+    assert widths in ([48] * 4, [96] * 4)
 
 
 # --- growing -------------------------------------------------------------------------------------------------------------
