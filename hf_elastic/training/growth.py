@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil, inf
 
+import numpy as np
 import torch
 from accelerate.utils import reduce
 from torch import nn
@@ -25,8 +26,8 @@ from ..core.errors import UserError
 from ..core.layout import Cut, Layout
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.shapes import axes_in
-from ..core.space import Space
 from .arguments import ElasticTrainingArguments
+from .mean_size import weighted_sizes
 
 AXIS = "intermediate_size"
 # Epochs are counted in steps, and may be a little below a whole number.
@@ -91,8 +92,7 @@ class Growth(TrainerCallback):
         self.cap = args.growth_cap
         self.rounds = 0  # in which widths have grown
         self.is_done = False
-        flat = Space.from_dict({**elastic.space.to_dict(), "per_layer": []}, max_group=layout.full.get("group"))
-        self._flat = list(flat.enumerate())
+        self._sizes = weighted_sizes(elastic.space)
         self._counts = Counts(copy.copy(layout))
         if elastic.config.grown:
             self._read(elastic.config.grown)
@@ -123,10 +123,10 @@ class Growth(TrainerCallback):
     def mean_size(self, step: float = 0) -> float:
         """Parameters of a random size of the space, on average, `step` channels wider.
 
-        It is exact: layers add up, and choices are uniform, so that layers that are all alike have the same mean.
+        It is exact, see `weighted_sizes`.
         """
         self._counts.layout.grow(self.table(step))
-        return float(self._counts.parameters_of(self._flat).mean())
+        return float(self._counts.parameters_of(list(self._sizes)) @ np.array(list(self._sizes.values())))
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
