@@ -40,6 +40,7 @@ from .portable import portable_config  # noqa: F401
 from .shapes import SpecError  # noqa: F401
 from .sizes import SizesMixin
 from .skeleton import Skeleton
+from .skips import Skipped  # noqa: F401
 from .space import Space
 from .spec import Spec, spec_for
 from .specialised import SpecialisedMixin
@@ -80,7 +81,8 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
             raise UserError("the config is not that of an elastic model: make one of a stock checkpoint with from_base")
         super().__init__(config)
         if config.spec is None:
-            config.spec = spec_for(config.base_config.model_type).to_dict()
+            named = [one for one in (config.space, *config.subnets.values()) if isinstance(one, Mapping)]
+            config.spec = spec_for(config.base_config.model_type).with_skips(named).to_dict()
         full = config.base_config if config.frozen is None else config.full_config()
         if base is None:
             base = self.stock_class(full)(full)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transformers import PretrainedConfig
 
 from .layout import Cut, Layout
+
+# The config's list of what kind of attention each layer has. A key-value cache is laid out after it.
+KINDS = "layer_types"
+# What differs from layer to layer, as transformers says it since 5.14: `{"3": {"skip": ["attention"]}}`.
+PER_LAYER = "per_layer_config"
 
 
 class ConfigTwin:
@@ -42,12 +47,17 @@ class Configs:
         full: the full model's.
         layout: decides the sizes, together with `cut`; None where nothing is cut.
         cut: the size.
+
+    Attributes:
+        main: the config of the size.
+        cache_layers: for each kept layer its place in the key-value cache.
     """
 
     def __init__(self, full: PretrainedConfig, layout: Layout | None, cut: Cut | None):
         self._full, self._layout, self._cut = full, layout, cut
         self.twins: dict[int | None, ConfigTwin] = {}
         self.main = self.at().config
+        self.cache_layers = () if layout is None else cache_layers(full, layout, cut)
 
     def at(self, position: int | None = None) -> ConfigTwin:
         """That of the kept layer at `position`, or of what is outside the layers."""
@@ -74,6 +84,10 @@ def cut_values(full, layout: Layout, cut: Cut, position: int | None = None) -> d
         listed = vars(full).get(field)
         if isinstance(listed, (list, tuple)) and len(listed) == layout.num_layers:
             values[field] = [listed[layer] for layer in cut.layers]
+    if KINDS in values:
+        values[KINDS] = _kinds_of_cache(values[KINDS], layout.attends(cut))
+    if skipped := layout.skipped(cut):
+        values[PER_LAYER] = {str(place).zfill(len(str(max(skipped)))): {"skip": skipped[place]} for place in skipped}
     if position is not None:
         return {**values, **layout.config_values(cut, position)}
     rows = [layout.config_values(cut, place) for place in range(len(cut.layers) if not cut.is_uniform else 1)]
@@ -81,3 +95,20 @@ def cut_values(full, layout: Layout, cut: Cut, position: int | None = None) -> d
         column = [row[field] for row in rows]
         values[field] = column if field in layout.spec.layered_config and len(set(column)) > 1 else value
     return values
+
+
+def _kinds_of_cache(kinds: Sequence[str], attends: Sequence[bool]) -> list[str]:
+    """The kinds of the kept layers, where those that do not attend are of the kind of the first one that does: in a cache of
+    these kinds the first layer of each kind, whose length masks and positions are taken from, is then in use."""
+    first = next(kind for kind, does in zip(kinds, attends) if does)
+    return [kind if does else first for kind, does in zip(kinds, attends)]
+
+
+def cache_layers(full, layout: Layout, cut: Cut) -> tuple[int, ...]:
+    """For each kept layer its place in a key-value cache with a layer of its kind for each: the first ones are of layers that
+    attend, and stay in their order; what is left over stays empty."""
+    kinds = cut_values(full, layout, cut).get(KINDS, [""] * len(cut.layers))
+    free = {kind: [place for place, other in enumerate(kinds) if other == kind] for kind in kinds}
+    attends = layout.attends(cut)
+    taken = {place: free[kinds[place]].pop(0) for place in sorted(range(len(kinds)), key=lambda place: not attends[place])}
+    return tuple(taken[place] for place in range(len(kinds)))
