@@ -45,7 +45,7 @@ from .space import Space
 from .spec import Spec, spec_for
 from .specialised import SpecialisedMixin
 from .standard import no_init_weights
-from .twin_configs import cut_values
+from .twin_configs import cut_values, is_own
 from .twins import is_registry
 
 
@@ -95,7 +95,7 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
             del self._configs.twins[None]  # the others follow it, and it leads from now on
             config.base_config = self._configs.main
             values = cut_values(full, layout, self.frozen_cut)
-            config.own = {field: value for field, value in values.items() if getattr(full, field, value) != value}
+            config.own = {field: value for field, value in values.items() if is_own(full, field, value)}
             config.full = full
         self._adopt(base)
         self._layout = layout

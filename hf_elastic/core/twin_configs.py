@@ -97,18 +97,26 @@ def cut_values(full, layout: Layout, cut: Cut, position: int | None = None) -> d
     return values
 
 
+def is_own(full, field: str, value: object) -> bool:
+    """Whether a field has another value than in the full model's config; what the full model skips no config says: nothing."""
+    return field == PER_LAYER or getattr(full, field, value) != value
+
+
 def _kinds_of_cache(kinds: Sequence[str], attends: Sequence[bool]) -> list[str]:
-    """The kinds of the kept layers, where those that do not attend are of the kind of the first one that does: in a cache of
-    these kinds the first layer of each kind, whose length masks and positions are taken from, is then in use."""
-    first = next(kind for kind, does in zip(kinds, attends) if does)
-    return [kind if does else first for kind, does in zip(kinds, attends)]
+    """The kinds of the kept layers, where some do not attend and their kind means nothing: such that as many first layers of a
+    cache as there are layers that attend are of the kinds of these. The others stay empty, at its end, as if they were not."""
+    used = sum(attends)
+    behind = iter([kind for kind, does in zip(kinds[used:], attends[used:]) if does])
+    return [kind if does else next(behind, kinds[attends.index(True)]) for kind, does in zip(kinds, attends)]
 
 
 def cache_layers(full, layout: Layout, cut: Cut) -> tuple[int, ...]:
-    """For each kept layer its place in a key-value cache with a layer of its kind for each: the first ones are of layers that
-    attend, and stay in their order; what is left over stays empty."""
-    kinds = cut_values(full, layout, cut).get(KINDS, [""] * len(cut.layers))
-    free = {kind: [place for place, other in enumerate(kinds) if other == kind] for kind in kinds}
+    """For each kept layer its place in the key-value cache: the first ones are of those that attend, each of its kind."""
     attends = layout.attends(cut)
-    taken = {place: free[kinds[place]].pop(0) for place in sorted(range(len(kinds)), key=lambda place: not attends[place])}
-    return tuple(taken[place] for place in range(len(kinds)))
+    kinds = cut_values(full, layout, cut).get(KINDS, [""] * len(attends))
+    free, rest = list(enumerate(kinds[: sum(attends)])), iter(range(sum(attends), len(attends)))
+    places = []
+    for kind, does in zip(kinds, attends):
+        taken = next(one for one in free if one[1] == kind) if does else None
+        places.append(next(rest) if taken is None else free.pop(free.index(taken))[0])
+    return tuple(places)
