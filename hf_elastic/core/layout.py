@@ -236,6 +236,9 @@ class Layout:
 
     def check_space(self, space: Space) -> None:
         """Raise ValueError unless every value of every axis is legal for this model."""
+        for axis in space:
+            if SKIP in space[axis] and axis not in self.choices:
+                raise UserError(self._unknown(axis, SKIP))
         for subnet in space.extremes():
             self.resolve(subnet)
         # Heads that divide one width may not divide another; with a head size they follow it.

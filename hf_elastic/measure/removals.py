@@ -70,8 +70,8 @@ def measure_removals(model: ElasticPreTrainedModel, batches: Iterable[Mapping[st
 
     The change is the Kullback-Leibler divergence of the distributions that the heads of language models and classifiers give,
     in nats and from the full model's; of other outputs the squared norm of the difference over that of the full model's. It is
-    the mean over tokens, or over rows where the output is one of rows; padding does not count. To score blocks by replacing one
-    at a time, by the divergence among others, and to add the scores up, is Puzzle's (arXiv 2411.19146); the relative norm is ours.
+    the mean over tokens, or over rows where the output is one of rows; padding does not count. To score blocks by replacing
+    one at a time, by the divergence among others, and to add the scores up, is Puzzle's (arXiv 2411.19146); the norm is ours.
 
     What was measured is kept with the model: as long as neither its weights nor the text have changed, nothing is run again.
 
