@@ -25,6 +25,8 @@ from .twins import Twin, Watch, offloading_hook, weight_of
 
 # Where a layer has its place in the key-value cache.
 POSITIONS = ("layer_idx", "layer_id")
+# Of which kind of attention a layer is, in some: it is given the mask of this kind, though it may skip attention.
+KIND = "attention_type"
 # What torch's own layers remember of the shape of their weight.
 SHAPES = {
     nn.Linear: ("out_features", "in_features"),
@@ -190,6 +192,8 @@ class Skeleton:
         values = vars(original)
         place = None if position is None else self.configs.cache_layers[position]
         own = {} if place is None else {key: place for key in POSITIONS if isinstance(values.get(key), int)}
+        if place is not None and isinstance(values.get(KIND), str) and position in self.configs.idle_kinds:
+            own[KIND] = self.configs.idle_kinds[position]
         if original is self.model and self._refresh is not None:
             own |= {method.name: method(self) for method in (FreshCall, ExtractedSave)}
         if original is self.model and self.cut is not None and not self.cut.is_uniform:

@@ -51,6 +51,7 @@ class Configs:
     Attributes:
         main: the config of the size.
         cache_layers: for each kept layer its place in the key-value cache.
+        idle_kinds: what the config says of the attention of layers that skip it, where it says something: position -> kind.
     """
 
     def __init__(self, full: PretrainedConfig, layout: Layout | None, cut: Cut | None):
@@ -58,6 +59,9 @@ class Configs:
         self.twins: dict[int | None, ConfigTwin] = {}
         self.main = self.at().config
         self.cache_layers = () if layout is None else cache_layers(full, layout, cut)
+        kinds = () if layout is None else cut_values(full, layout, cut).get(KINDS, ())
+        attends = layout.attends(cut) if kinds else ()
+        self.idle_kinds = {place: kind for place, (kind, does) in enumerate(zip(kinds, attends)) if not does}
 
     def at(self, position: int | None = None) -> ConfigTwin:
         """That of the kept layer at `position`, or of what is outside the layers."""
