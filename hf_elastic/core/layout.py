@@ -408,7 +408,8 @@ class Layout:
     def says_layers(self, axis: str) -> bool:
         """Whether a stock config can say an axis of this Hugging Face name layer by layer."""
         product = self.axes.get(axis, axis)
-        return all(field in self.spec.layered_config for field, value in self.spec.config.items() if value == product)
+        fields = [field for field, value in self.spec.config.items() if value == product]
+        return bool(fields) and all(field in self.spec.layered_config for field in fields)
 
     def config_values(self, cut: Cut, position: int) -> dict[str, int | str]:
         """What each config field of the Spec becomes in the kept layer at `position`."""

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 
 from transformers import PretrainedConfig
 
+from .configuration_elastic import PER_LAYER
 from .layout import Cut, Layout
 
 # The config's list of what kind of attention each layer has. A key-value cache is laid out after it.
 KINDS = "layer_types"
-# What differs from layer to layer, as transformers says it since 5.14: `{"3": {"skip": ["attention"]}}`.
-PER_LAYER = "per_layer_config"
 
 
 class ConfigTwin:

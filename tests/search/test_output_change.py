@@ -106,6 +106,14 @@ def test_a_study_goes_on_where_it_was(tmp_path):
         search_subnets(model, ["output_change", "flops"], **{**options, "eval_dataset": ROWS[1:]})
 
 
+def test_standard_sizes_skip_nothing():
+    model = elastic(space={**SPACE, "intermediate_size": [16, 48], "per_layer": ["attention", "mlp", "intermediate_size"]})
+    options = {"eval_dataset": ROWS, "n_trials": 6, "progress": False, "population_size": 2}
+    frontier = search_subnets(model, ["output_change", "flops"], portability="standard", **options)
+    assert all("skip" not in (point.subnet["attention"], point.subnet["mlp"]) for point in frontier.points)
+    assert {point.subnet["intermediate_size"] for point in frontier.evaluated} == {16, 48}
+
+
 def test_with_latency():
     frontier = search_subnets(
         elastic(),
