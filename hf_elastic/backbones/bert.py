@@ -33,6 +33,11 @@ HEADS = {
     "*layer_norm.weight": "hidden",
 }
 CONFIG = {"hidden_size": "hidden", "num_attention_heads": "heads", "intermediate_size": "ffn"}
+# What a sub-layer adds to the residual stream; the LayerNorm behind it stays, and normalizes the residual stream alone.
+SKIPS = {
+    "attention": {"attention.self": "0, None", "attention.output.dense": "x", "attention.output.dropout": "x"},
+    "mlp": {"intermediate": "0", "output.dense": "x", "output.dropout": "x"},
+}
 ATTRIBUTES = {"*attention.self": {"num_attention_heads": "heads", "all_head_size": "heads head"}}
 HEAD_ATTRIBUTES = {"*attention.self": {"attention_head_size": "head", "scaling": "head^-0.5"}}
 
@@ -49,6 +54,7 @@ BERT = register_spec(
             "*task_type_embeddings.weight": "tasks hidden",
             **HEADS,
         },
+        choices=SKIPS,
         attributes=ATTRIBUTES,
         head_attributes=HEAD_ATTRIBUTES,
         pooled=("*pooler.dense.weight", "classifier.*weight"),
@@ -84,6 +90,7 @@ ELECTRA = register_spec(
             "classifier.out_proj.bias": "labels",
             "qa_outputs.bias": "labels",
         },
+        choices=SKIPS,
         attributes=ATTRIBUTES,
         head_attributes=HEAD_ATTRIBUTES,
         aliases={"embed": ("hidden", "*embeddings_project.weight")},

@@ -25,6 +25,7 @@ GPT2 = register_spec(
             "*ln_*.weight": "hidden",
             "*.bias": "hidden",
         },
+        choices={"attention": {"attn": "0, None", "ln_1": "x"}, "mlp": {"mlp": "0", "ln_2": "x"}},
         attributes={
             "*attn": {"num_heads": "heads", "split_size": "heads head", "embed_dim": "heads head"},
             "*transformer": {"embed_dim": "hidden"},

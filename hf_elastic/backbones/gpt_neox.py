@@ -25,6 +25,10 @@ GPT_NEOX = register_spec(
             "*norm.weight": "hidden",
             "*.bias": "hidden",
         },
+        choices={
+            "attention": {"attention": "0, None", "input_layernorm": "x", "post_attention_dropout": "x"},
+            "mlp": {"mlp": "0", "post_attention_layernorm": "x", "post_mlp_dropout": "x"},
+        },
         attributes={"*attention": {"num_attention_heads": "heads", "hidden_size": "heads head"}},
     )
 )

@@ -1,5 +1,7 @@
 """Llama and the decoders built like it: RMSNorm, rotary positions, grouped queries, gated feed-forward."""
 
+from dataclasses import replace
+
 from ..core.spec import Spec, register_spec
 
 CONFIG = {
@@ -45,33 +47,37 @@ ATTRIBUTES = {
     "*mlp": {"hidden_size": "hidden", "intermediate_size": "ffn"},
     "*norm": {"normalized_shape": "hidden"},  # there may be no weights that say it
 }
+# A sub-layer goes together with its norms: the one before it, and of some the one behind it as well.
+SKIPS = {
+    "attention": {"self_attn": "0, None", "input_layernorm": "x", "post_self_attn_layernorm": "x", "resid_attn_dropout": "x"},
+    "mlp": {"mlp": "0", "post_attention_layernorm": "x", "post_mlp_layernorm": "x", "resid_mlp_dropout": "x"},
+}
+# Where attention and feed-forward read the same norm, or may do so, it stays.
+SKIPS_BUT_NORMS = {
+    "attention": {"self_attn": "0, None"},
+    "mlp": {"mlp": "0", "dropout": "x"},
+}
+SKIPS_WITH_BOTH_NORMS = {
+    "attention": {"self_attn": "0, None", "input_layernorm": "x", "post_attention_layernorm": "x"},
+    "mlp": {"mlp": "0", "pre_feedforward_layernorm": "x", "post_feedforward_layernorm": "x"},
+}
 
 LLAMA = register_spec(
     Spec(
-        model_types=(
-            "llama",
-            "mistral",
-            "qwen2",
-            "qwen3",
-            "smollm3",
-            "granite",
-            "olmo",
-            "stablelm",
-            "cohere2",
-            "glm",
-            "glm4",
-            "eurobert",
-        ),
+        model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo", "glm", "glm4", "eurobert"),
         layers="*layers.#",
         config=CONFIG,
         parameters={**HEADS, **ENCODER_HEADS, **LAYER},
+        choices=SKIPS,
         attributes=ATTRIBUTES,
     )
 )
 
+PARALLEL = register_spec(replace(LLAMA, model_types=("stablelm", "cohere2"), choices=SKIPS_BUT_NORMS))
+
 PLAIN = register_spec(
     Spec(
-        model_types=("phi", "starcoder2"),
+        model_types=("phi",),
         layers="*layers.#",
         config=CONFIG,
         parameters={
@@ -91,16 +97,21 @@ PLAIN = register_spec(
     )
 )
 
+STARCODER2 = register_spec(replace(PLAIN, model_types=("starcoder2",), choices=SKIPS))
+
 GEMMA = register_spec(
     Spec(
-        model_types=("gemma", "gemma2", "gemma3_text"),
+        model_types=("gemma",),
         layers="*layers.#",
         config=CONFIG,
         parameters={**HEADS, **LAYER},
+        choices=SKIPS,
         # Gemma multiplies its embeddings by the root of the hidden size, kept as a number and as a buffer.
         attributes={**ATTRIBUTES, "*embed_tokens": {"scalar_embed_scale": "hidden^0.5", "embed_scale": "hidden^0.5"}},
     )
 )
+
+GEMMA2 = register_spec(replace(GEMMA, model_types=("gemma2", "gemma3_text"), choices=SKIPS_WITH_BOTH_NORMS))
 
 PHI3 = register_spec(
     Spec(
@@ -115,6 +126,7 @@ PHI3 = register_spec(
             "*down_proj.weight": "hidden ffn",
             "*norm.weight": "hidden",
         },
+        choices=SKIPS,
         attributes=ATTRIBUTES,
     )
 )

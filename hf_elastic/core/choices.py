@@ -1,17 +1,18 @@
-"""Axes whose values are names: layers hold a module for each of several choices, and a size keeps one of them.
+"""Axes whose values are names: layers hold a module for each of several choices, and a size keeps one of them, or none: `SKIP`.
 
-For everything that counts and cuts a choice is an axis of its own, of size 1 in the layers that have it and 0 in the others.
+For everything that counts and cuts a choice is an axis of its own, of size 1 in the layers that have it and 0 in the others. To
+skip is none: where it is chosen, the axes of all others are 0, so that what skips more is nested in what skips less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 
 from .adapters import plain_name
 from .errors import UserError
-from .spec import Spec
+from .spec import SKIP, Spec
 
 
 def choice_axis(axis: str, name: str) -> str:
@@ -38,12 +39,16 @@ class Choices(Mapping):
             inside = spec.layer_of(plain_name(path))
             if inside and (choice := spec.choice_of(inside[2])):
                 held.setdefault(inside[1], {}).setdefault(choice[0], {})[choice[1]] = None
-        self.held = {layer: {axis: tuple(names) for axis, names in own.items()} for layer, own in held.items()}
+        self.held = {
+            layer: {axis: (*names, SKIP) if spec.can_skip(axis) else tuple(names) for axis, names in own.items()}
+            for layer, own in held.items()
+        }
         self._names: dict[str, tuple[str, ...]] = {
             axis: tuple(dict.fromkeys(name for own in self.held.values() for name in own.get(axis, ()))) for axis in spec.choices
         }
         several = {axis: names for axis, names in self._names.items() if len(names) > 1}
-        self.axes = {choice_axis(axis, name): (axis, name) for axis, names in several.items() for name in names}
+        present = [(axis, name) for axis, names in several.items() for name in names if name != SKIP]
+        self.axes = {choice_axis(axis, name): (axis, name) for axis, name in present}
 
     def __getitem__(self, axis: str) -> tuple[str, ...]:
         return self._names[axis]
@@ -56,8 +61,8 @@ class Choices(Mapping):
 
     @property
     def are_open(self) -> bool:
-        """Whether a layer holds more than the one that runs: the model is a supernet."""
-        return any(len(names) > 1 for own in self.held.values() for names in own.values())
+        """Whether a layer holds modules of more choices than the one that runs."""
+        return any(len({*names} - {SKIP}) > 1 for own in self.held.values() for names in own.values())
 
     def exclude(self, one: str, two: str) -> bool:
         """Whether two axes are of different names of one axis, which no layer has both."""
@@ -89,4 +94,17 @@ class Choices(Mapping):
 
     def chosen(self, axis: str, sizes: Mapping[str, int]) -> str:
         """The name that a layer has, by its axis sizes."""
-        return next((name for key, (of, name) in self.axes.items() if of == axis and sizes[key]), self[axis][0])
+        without = SKIP if SKIP in self[axis] else self[axis][0]
+        return next((name for key, (of, name) in self.axes.items() if of == axis and sizes[key]), without)
+
+    def check_kept(self, axis: str, chosen: Collection[str]) -> None:
+        """Raise UserError if all layers skip what an axis is about."""
+        if set(chosen) == {SKIP}:
+            raise UserError(f"{axis}: {SKIP!r} in all {len(chosen)} layers; at least one of them must keep it")
+
+    def gives(self, path: str) -> str | None:
+        """What stands in the place of a module that a size does not have gives, as `skips.Skipped` takes it; None for nothing
+        there, since the layer holds another choice's."""
+        rest = self._spec.layer_of(plain_name(path))[2]
+        axis, _ = self._spec.choice_of(rest)
+        return self._spec.choices[axis][rest] if self._spec.can_skip(axis) else None

@@ -26,6 +26,10 @@ OWN = (*PARTS, "full", "model_type", "transformers_version", "name_or_path", "_n
 # What config classes say of themselves, such as how to shard their models.
 FACTS = {name for name, value in vars(PretrainedConfig).items() if not (name.startswith("_") or hasattr(value, "__get__"))}
 FACTS -= {"model_type", "has_no_defaults_at_init"}
+# What differs from layer to layer, as transformers says it since 5.14: `{"3": {"skip": ["attention"]}}`.
+PER_LAYER = "per_layer_config"
+# Properties in which a config of transformers since 5.14 says what differs from layer to layer.
+FACTS |= {"is_heterogeneous", PER_LAYER, "per_layer_attributes"} & {*dir(PretrainedConfig)}
 
 
 class ModelsFollow:
@@ -135,7 +139,8 @@ class ElasticConfig(ModelsFollow, PretrainedConfig):
         """The stock config of the full model; what is no size is as it is now."""
         config = copy.deepcopy(self.base_config)
         for key in self.own or ():
-            setattr(config, key, getattr(self.full, key))
+            setattr(config, key, None if key == PER_LAYER else getattr(self.full, key))
+        vars(config).pop(PER_LAYER, None)  # where it is no property
         return config
 
     def to_dict(self) -> dict:

@@ -112,7 +112,10 @@ class ConversionMixin:
         if by_influence:
             layer_order = influence_order(base, Layout(spec, base), calibration)
         order = named_layer_order(layer_order, base.config.num_hidden_layers)
-        config = ElasticConfig(base.config, spec.to_dict(), space and space.to_dict(), subnets, layer_order=order)
+        named = [one for one in (space, *(subnets or {}).values()) if isinstance(one, Mapping)]
+        config = ElasticConfig(
+            base.config, spec.with_skips(named).to_dict(), space and space.to_dict(), subnets, layer_order=order
+        )
         model = cls(config, base=base)
         apply_order(model, importance_order(model, importance, calibration))
         return model.eval()

@@ -14,6 +14,7 @@ from .choices import choice_axis
 from .layout import Entry, Layout
 from .shapes import evaluate
 from .space import Subnet
+from .spec import SKIP
 
 # A polynomial: sorted axis names of each term -> its coefficient.
 Polynomial = Mapping[tuple[str, ...], int]
@@ -138,7 +139,7 @@ class Counts:
                 values.get(name, [[layout.choices.held[layer][name][0] for layer in range(layout.num_layers)]] * size)
             )
             column = column[:, None] if column.ndim == 1 else column
-            table |= {choice_axis(name, choice): (column == choice).astype(np.int64) for choice in choices}
+            table |= {choice_axis(name, choice): (column == choice).astype(np.int64) for choice in choices if choice != SKIP}
         for name in layout.grown if size else ():
             if name not in values:
                 chosen = {key: np.broadcast_to(table[key], kept.shape) for key in layout.choices.axes}

@@ -16,7 +16,7 @@ from .errors import UserError
 from .partition import check_divides, check_partition
 from .shapes import CutStep, Dim, Equation, SpecError, axes_in, evaluate, parse, parse_stored, plan_cut, size, solve, substitute
 from .space import DEPTH_AXES, Space, Subnet
-from .spec import CONTEXT, Spec
+from .spec import CONTEXT, SKIP, Spec
 from .twins import named_weights
 
 # Sequence-level heads apply their classifier once per sequence; headless models only their pooler.
@@ -179,9 +179,11 @@ class Layout:
 
     def _find_attention(self) -> dict[int, set[tuple[str | None, str]]]:
         """For each layer the widths in which it attends: the choice that does, or None for all of them, and the width."""
-        if not self.spec.scores:
-            return {layer: {(None, self.spec.attention)} for layer in range(self.num_layers)}
         found: dict[int, set] = {layer: set() for layer in range(self.num_layers)}
+        if not self.spec.scores:
+            attending = [entry for entry in self.entries if entry.layer is not None]
+            choices = {e.layer: e.choice for e in attending if axes_in(e.dims) & self.spec.attention_axes}
+            return {layer: {(choices.get(layer), self.spec.attention)} for layer in found}
         for entry in self.entries:
             for pattern, width in self.spec.scores.items() if entry.layer is not None else ():
                 if fnmatch.fnmatchcase(plain_name(entry.name), pattern):
@@ -267,12 +269,15 @@ class Layout:
 
     def check_space(self, space: Space) -> None:
         """Raise ValueError unless every value of every axis is legal for this model."""
+        for axis in space:
+            if SKIP in space[axis] and axis not in self.choices:
+                raise UserError(self._unknown(axis, SKIP))
         for subnet in space.extremes():
             self.resolve(subnet)
         # Heads that divide one width may not divide another; with a head size they follow it.
         if (self.spec.head_partition or self.spec.scores) and not space.head_size:
             axes = [axis for axis in space if axis in ("hidden_size", "num_attention_heads", *self.choices)]
-            for values in itertools.product(*(space[axis] for axis in axes)):
+            for values in itertools.product(*([value for value in space[axis] if value != SKIP] for axis in axes)):
                 self.resolve(dict(zip(axes, values)))
 
     def resolve(self, subnet: Mapping | None) -> Cut:
@@ -290,8 +295,8 @@ class Layout:
         layers = self._layers(subnet)
         values = {axis: value for axis, value in subnet.items() if axis not in DEPTH_AXES}
         for axis, value in values.items():
-            if axis not in (known := (*self.axes, *self.choices)):
-                raise UserError(f"{axis} is not an axis of {self.spec.model_types[0]}; its axes: {', '.join(known)}")
+            if axis not in (*self.axes, *self.choices):
+                raise UserError(self._unknown(axis, value))
             for number in value if isinstance(value, tuple) else (value,):
                 self._check_value(axis, number)
             if isinstance(value, tuple) and len(value) != len(layers):
@@ -300,12 +305,21 @@ class Layout:
         for position, layer in enumerate(layers):
             row = {axis: value[position] if isinstance(value, tuple) else value for axis, value in values.items()}
             rows.append(self._axis_sizes(row, layer, grown))
+        for axis in self.choices:
+            self.choices.check_kept(axis, [self.choices.chosen(axis, row) for row in rows])
         for axis in self.model_axes:
             if len(differing := {row[axis] for row in rows}) > 1:
                 name = next(name for name, product in self.axes.items() if axis in product.split())
                 raise UserError(f"{name}: {sorted(differing)} differ, but this model has one value for all its layers")
         per_layer = tuple(tuple((axis, row[axis]) for axis in self.layer_axes) for row in rows)
         return Cut(layers, tuple((axis, rows[0][axis]) for axis in (*self.model_axes, *self.followers)), per_layer)
+
+    def _unknown(self, axis: str, value: object) -> str:
+        name = self.spec.model_types[0]
+        if SKIP in (value if isinstance(value, tuple) else (value,)):
+            known = f"it says so of: {', '.join(a for a in self.choices if self.spec.can_skip(a)) or 'nothing'}"
+            return f"{axis}: {SKIP!r} is not possible: the Spec of this {name} does not say where {axis} is in a layer; {known}"
+        return f"{axis} is not an axis of {name}; its axes: {', '.join((*self.axes, *self.choices))}"
 
     def _layers(self, subnet: Subnet) -> tuple[int, ...]:
         if "layers" in subnet:
@@ -373,6 +387,17 @@ class Layout:
         choice = None if position is None else self.choices.axis_of(path)
         return choice is None or bool(cut.sizes(position)[choice])
 
+    def skipped(self, cut: Cut) -> dict[int, list[str]]:
+        """What each kept layer that skips something skips: position -> axes."""
+        axes = [axis for axis in self.choices if self.spec.can_skip(axis)]
+        found = {i: [a for a in axes if self.choices.chosen(a, cut.sizes(i)) == SKIP] for i in range(len(cut.layers))}
+        return {position: names for position, names in found.items() if names}
+
+    def attends(self, cut: Cut) -> list[bool]:
+        """Whether each kept layer attends: those that do have a layer of the key-value cache."""
+        pairs = [(self.attention[layer], cut.sizes(position)) for position, layer in enumerate(cut.layers)]
+        return [any(choice is None or sizes[choice] for choice, _ in widths) for widths, sizes in pairs]
+
     def sizes(self, cut: Cut, position: int | None) -> dict[str, int]:
         """Size of every axis, elastic or not, in a kept layer of a cut; `layers` is the number of kept layers."""
         sizes = {**self.full, **cut.sizes(position), "layers": len(cut.layers)}
@@ -419,7 +444,8 @@ class Layout:
     def says_layers(self, axis: str) -> bool:
         """Whether a stock config can say an axis of this Hugging Face name layer by layer."""
         product = self.axes.get(axis, axis)
-        return all(field in self.spec.layered_config for field, value in self.spec.config.items() if value == product)
+        fields = [field for field, value in self.spec.config.items() if value == product]
+        return bool(fields) and all(field in self.spec.layered_config for field in fields)
 
     def config_values(self, cut: Cut, position: int) -> dict[str, int | str]:
         """What each config field of the Spec becomes in the kept layer at `position`."""

@@ -40,11 +40,12 @@ from .portable import portable_config  # noqa: F401
 from .shapes import SpecError  # noqa: F401
 from .sizes import SizesMixin
 from .skeleton import Skeleton
+from .skips import Skipped  # noqa: F401
 from .space import Space
 from .spec import Spec, spec_for
 from .specialised import SpecialisedMixin
 from .standard import no_init_weights
-from .twin_configs import cut_values
+from .twin_configs import cut_values, is_own
 from .twins import is_registry
 
 
@@ -80,7 +81,8 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
             raise UserError("the config is not that of an elastic model: make one of a stock checkpoint with from_base")
         super().__init__(config)
         if config.spec is None:
-            config.spec = spec_for(config.base_config.model_type).to_dict()
+            named = [one for one in (config.space, *config.subnets.values()) if isinstance(one, Mapping)]
+            config.spec = spec_for(config.base_config.model_type).with_skips(named).to_dict()
         full = config.base_config if config.frozen is None else config.full_config()
         if base is None:
             base = self.stock_class(full)(full)
@@ -93,7 +95,7 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
             del self._configs.twins[None]  # the others follow it, and it leads from now on
             config.base_config = self._configs.main
             values = cut_values(full, layout, self.frozen_cut)
-            config.own = {field: value for field, value in values.items() if getattr(full, field, value) != value}
+            config.own = {field: value for field, value in values.items() if is_own(full, field, value)}
             config.full = full
         self._adopt(base)
         self._layout = layout

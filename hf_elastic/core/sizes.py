@@ -276,7 +276,8 @@ class SizesMixin:
         """The standard subnet that differs least from `subnet`: its layers made alike first, then its heads and its hidden
         size made full, for as long as that is needed."""
         cut = self.resolve(subnet)
-        sizes = {axis: value for axis, value in self.layout.subnet_of(cut).items() if axis not in DEPTH_AXES}
+        skips = {axis for axis in self.layout.choices if self.layout.spec.can_skip(axis)}
+        sizes = {axis: value for axis, value in self.layout.subnet_of(cut).items() if axis not in (*DEPTH_AXES, *skips)}
         sizes = {axis: sorted(v)[len(v) // 2] if isinstance(v, tuple) else v for axis, v in sizes.items()}
         full_heads = {axis: self.layout.value(axis) for axis in sizes if axis.endswith("heads")}
         for changed in ({}, full_heads, {**full_heads, "hidden_size": self.layout.value("hidden_size")}):

@@ -19,11 +19,14 @@ from transformers.pytorch_utils import Conv1D
 from .layout import Cut, Layout
 from .shapes import cut as cut_tensor
 from .shapes import evaluate
+from .skips import Skipped
 from .twin_configs import Configs
 from .twins import Twin, Watch, offloading_hook, weight_of
 
 # Where a layer has its place in the key-value cache.
 POSITIONS = ("layer_idx", "layer_id")
+# Of which kind of attention a layer is, in some: it is given the mask of this kind, though it may skip attention.
+KIND = "attention_type"
 # What torch's own layers remember of the shape of their weight.
 SHAPES = {
     nn.Linear: ("out_features", "in_features"),
@@ -176,14 +179,21 @@ class Skeleton:
         for key, child in children:
             inside = int(key) if is_container else position
             path = f"{name}.{key}" if name else key
-            if key != "parametrizations" and (self.layout is None or self.layout.keeps(path, self.cut, inside)):
+            if key == "parametrizations":
+                continue
+            if self.layout is None or self.layout.keeps(path, self.cut, inside):
                 module._modules[key] = child if child is None else self._twin_of(child, path, inside, plan, found)
+            elif gives := self.layout.choices.gives(path):
+                module._modules[key] = Skipped(gives, child)
         return module
 
     def _own(self, original: nn.Module, name: str, position: int | None) -> dict:
         """Attributes that the size decides."""
         values = vars(original)
-        own = {} if position is None else {key: position for key in POSITIONS if isinstance(values.get(key), int)}
+        place = None if position is None else self.configs.cache_layers[position]
+        own = {} if place is None else {key: place for key in POSITIONS if isinstance(values.get(key), int)}
+        if place is not None and isinstance(values.get(KIND), str) and position in self.configs.idle_kinds:
+            own[KIND] = self.configs.idle_kinds[position]
         if original is self.model and self._refresh is not None:
             own |= {method.name: method(self) for method in (FreshCall, ExtractedSave)}
         if original is self.model and self.cut is not None and not self.cut.is_uniform:

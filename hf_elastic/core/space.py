@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from .errors import UserError
-from .spec import ELASTIC_AXES
+from .spec import ELASTIC_AXES, FULL, SKIP
 
 DEPTH_AXES = ("num_hidden_layers", "layers")
 AXES = (*DEPTH_AXES, *ELASTIC_AXES)
@@ -170,6 +170,8 @@ class Space(Mapping):
                 raise UserError(f"per_layer: {axis!r} is not an axis of the space; its axes: {', '.join(values)}")
         for axis, choices in values.items():
             _check_axis(axis, choices)
+            if axis not in self.per_layer and SKIP in choices:
+                raise UserError(f"{axis}: {SKIP!r} in all layers is not possible; name {axis} in per_layer to choose for each")
         self._values = {axis: self._check_values(axis, choices) for axis, choices in _in_order(values).items()}
         self.head_size = self._check_head_size(head_size)
         self._genes = self._make_genes(max_group)
@@ -182,7 +184,9 @@ class Space(Mapping):
             raise UserError(f"{axis}: {values!r} is not a list of at least one allowed value")
         checked = dict.fromkeys(Subnet({axis: value})[axis] for value in values)
         if is_choice(axis):
-            return tuple(checked)
+            if set(checked) == {SKIP}:
+                raise UserError(f"{axis}: {SKIP!r} in all layers is not possible; the other value is {FULL!r}")
+            return tuple(sorted(checked, key=lambda name: name == SKIP))  # the first is that of the largest subnet
         if any(isinstance(value, tuple) for value in checked) and axis != "layers":
             raise UserError(f"{axis}: {values!r} must be a flat list; name the axis in per_layer to choose for every layer")
         return tuple(sorted(checked, key=lambda value: (len(value), value) if isinstance(value, tuple) else value))
@@ -237,10 +241,12 @@ class Space(Mapping):
     def size(self) -> int:
         """Number of subnets."""
         shared = prod(len(choices) for axis, choices in self._genes.items() if axis not in (*self.per_layer, *DEPTH_AXES))
-        each_layer = prod(len(choices) for axis, choices in self._genes.items() if axis in self.per_layer)
-        if each_layer == 1:
+        layered = [choices for axis, choices in self._genes.items() if axis in self.per_layer]
+        if all(len(choices) == 1 for choices in layered):
             return shared * len(self._depths())
-        return shared * sum(each_layer ** self._num_layers(depth) for depth in self._depths())
+        # To skip in all layers is no size.
+        depths = map(self._num_layers, self._depths())
+        return shared * sum(prod(len(choices) ** depth - (SKIP in choices) for choices in layered) for depth in depths)
 
     def __repr__(self) -> str:
         return f"Space({self.to_dict()})"
@@ -285,12 +291,15 @@ class Space(Mapping):
         return genes
 
     def from_genes(self, values: Mapping) -> Subnet:
-        """The subnet that a choice for every gene stands for; genes of layers beyond its depth are ignored."""
+        """The subnet that a choice for every gene stands for; genes of layers beyond its depth are ignored. Where all layers
+        would skip what an axis is about, the first one keeps it."""
         chosen = {axis: values[axis] for axis in self._genes if axis not in self.per_layer}
         for axis in self.per_layer:
             if axis in self._genes:
                 depth = next(chosen[d] for d in DEPTH_AXES if d in chosen)
                 chosen[axis] = tuple(values[f"{axis}.{layer}"] for layer in range(self._num_layers(depth)))
+                if set(chosen[axis]) == {SKIP}:
+                    chosen[axis] = (self._genes[axis][0], *chosen[axis][1:])
         if HEADS in chosen and KEY_VALUE_HEADS in self._values:
             pairs = chosen[HEADS]
             if HEADS in self.per_layer:
@@ -327,10 +336,13 @@ class Space(Mapping):
         """Every subnet once; per-layer choices make this long."""
         shared = {gene: choices for gene, choices in self._genes.items() if gene not in self.per_layer}
         layered = [axis for axis in self._genes if axis in self.per_layer]
-        for values in itertools.product(*shared.values()):
-            chosen = dict(zip(shared, values))
+        skipping = [axis for axis in layered if SKIP in self._genes[axis]]
+        for chosen_values in itertools.product(*shared.values()):
+            chosen = dict(zip(shared, chosen_values))
             depth = next((chosen[axis] for axis in DEPTH_AXES if axis in chosen), None)
             layers = range(self._num_layers(depth)) if layered else ()
             names = [f"{axis}.{layer}" for axis in layered for layer in layers]
             for picks in itertools.product(*(self._genes[name.partition(".")[0]] for name in names)):
-                yield self.from_genes({**chosen, **dict(zip(names, picks))})
+                values = dict(zip(names, picks))
+                if all(any(values[f"{axis}.{layer}"] != SKIP for layer in layers) for axis in skipping):
+                    yield self.from_genes({**chosen, **values})

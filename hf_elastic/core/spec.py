@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from .shapes import SpecError
 
 # The axes that a Space may name, by their Hugging Face names, and the product of axes that each one is.
 ELASTIC_AXES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+# What a layer does with modules that it may skip.
+FULL, SKIP = "full", "skip"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Spec:
             several widths, or not all of which attend. Else every layer attends once, in the width `attention`.
         cached: how many layers a key-value cache has beside those of the model's layers: of embeddings.
         choices: axis whose values are names -> where in a layer the modules are of which a size keeps one, `@` for its name:
-            `{"block_type": "blocks.@"}`. The first of a layer is what runs in the full model.
+            `{"block_type": "blocks.@"}`. The first of a layer is what runs in the full model. Or which modules a layer has
+            (`FULL`) or skips (`SKIP`) together, and what each gives where it is skipped, as in `skips`:
+            `{"mlp": {"mlp": "0", "post_attention_layernorm": "x"}}`.
         per_layer_config: config fields that are lists with one entry per layer.
         layered_config: fields of `config` that the stock config takes as a list with one entry per layer as well.
         head_partition: whether heads partition the hidden size, see `partition_heads`.
@@ -60,7 +64,7 @@ class Spec:
     score_products: int = 2
     scores: Mapping[str, str] = field(default_factory=dict)
     cached: int = 0
-    choices: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     per_layer_config: tuple[str, ...] = ("layer_types", "no_rope_layers")
     layered_config: tuple[str, ...] = ()
     head_partition: bool = False
@@ -124,10 +128,22 @@ class Spec:
     def choice_of(self, rest: str | None) -> tuple[str, str] | None:
         """(axis, name of the choice) of what only one of the choices has, by its name within the layer, else None."""
         for axis, place in self.choices.items():
-            match = re.match(re.escape(place).replace("@", r"([^.]+)") + r"(?:\.|$)", rest or "")
-            if match:
-                return axis, match[1]
+            if isinstance(place, str):
+                match = re.match(re.escape(place).replace("@", r"([^.]+)") + r"(?:\.|$)", rest or "")
+                if match:
+                    return axis, match[1]
+            elif any(f"{rest}.".startswith(f"{path}.") for path in place):
+                return axis, FULL
         return None
+
+    def can_skip(self, axis: str) -> bool:
+        """Whether the modules of a choice may be skipped."""
+        return not isinstance(self.choices[axis], str)
+
+    def with_skips(self, given: Iterable[Mapping]) -> Spec:
+        """The same Spec, which lets layers skip only what spaces and subnets name: what nobody asks for changes nothing."""
+        axes = {axis for one in given for axis in one}
+        return replace(self, choices={axis: at for axis, at in self.choices.items() if axis in axes or not self.can_skip(axis)})
 
 
 def _layer_pattern(layers: str) -> str:

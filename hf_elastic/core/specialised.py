@@ -11,6 +11,7 @@ from transformers import Cache, PreTrainedModel
 
 from .configuration_elastic import ElasticConfig
 from .errors import UserError
+from .twin_configs import cache_layers
 
 # Inputs whose shapes follow the size of the model, and what to say where they do not.
 SIZED = {"past_key_values", "cache", "inputs_embeds"}
@@ -84,7 +85,9 @@ class SpecialisedMixin:
         layers = cache.layers[: len(cache.layers) - self.layout.spec.cached] if isinstance(cache, Cache) else ()
         if found := [layer.keys.shape[1] for layer in layers if layer.get_seq_length()]:
             axis = self.layout.spec.heads.split()[0]
-            heads = [self.layout.sizes(cut, position)[axis] for position in range(len(cut.layers))]
+            places = cache_layers(self.base.config, self.layout, cut)
+            attending = [position for position, attends in enumerate(self.layout.attends(cut)) if attends]
+            heads = [self.layout.sizes(cut, position)[axis] for position in sorted(attending, key=places.__getitem__)]
             if found != heads[: len(found)]:
                 raise UserError(
                     f"past_key_values has the heads {found} in its layers, the selected size {heads}; {OF_ANOTHER_SIZE}"

@@ -16,6 +16,7 @@ except ImportError:  # transformers 4.57
 from .errors import UserError
 from .portable import portable_config
 from .skeleton import Skeleton
+from .skips import Skipped
 
 # Set while training or by what was run before, never by a constructor: not part of what an architecture is.
 TRANSIENT = ("training", "gradient_checkpointing", "name_or_path", "p", "max_seq_len_cached")
@@ -51,6 +52,10 @@ def first_difference(skeleton: Skeleton) -> str | None:
     except ValueError as error:
         return str(error)
     nothing = (("the tree", "at its end"), {})
+    if _builds_what_is_skipped(stock, skeleton.module):
+        position, axes = next(iter(skeleton.layout.skipped(skeleton.cut).items()))
+        what = f"its layer {position} skips {' and '.join(axes)}"
+        return f"{what}, and {type(stock).__name__} of this transformers builds all of it, whatever per_layer_config says"
     pairs = itertools.zip_longest(_describe(skeleton.module), _describe(stock), fillvalue=nothing)
     for ((name, kind), values), ((stock_name, stock_kind), stock_values) in pairs:
         if (name, kind) != (stock_name, stock_kind):
@@ -62,10 +67,18 @@ def first_difference(skeleton: Skeleton) -> str | None:
     return None
 
 
+def _builds_what_is_skipped(stock: nn.Module, module: nn.Module) -> bool:
+    """Whether a stock model has any of what a size skips, though its config says that it does."""
+    built = dict(stock.named_modules())
+    return any(isinstance(skipped, Skipped) and name in built for name, skipped in module.named_modules())
+
+
 def _describe(model: nn.Module) -> Iterator[tuple[tuple, dict]]:
     """For each module its path and class, and its shapes and plain attributes, in a fixed order."""
     plain = (bool, int, float, str, tuple, type(None))
     for name, module in model.named_modules():
+        if isinstance(module, Skipped):
+            continue
         shapes = {key: None if parameter is None else tuple(parameter.shape) for key, parameter in module._parameters.items()}
         values = {
             key: value

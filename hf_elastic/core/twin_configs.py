@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transformers import PretrainedConfig
 
+from .configuration_elastic import PER_LAYER
 from .layout import Cut, Layout
+
+# The config's list of what kind of attention each layer has. A key-value cache is laid out after it.
+KINDS = "layer_types"
 
 
 class ConfigTwin:
@@ -42,12 +46,21 @@ class Configs:
         full: the full model's.
         layout: decides the sizes, together with `cut`; None where nothing is cut.
         cut: the size.
+
+    Attributes:
+        main: the config of the size.
+        cache_layers: for each kept layer its place in the key-value cache.
+        idle_kinds: what the config says of the attention of layers that skip it, where it says something: position -> kind.
     """
 
     def __init__(self, full: PretrainedConfig, layout: Layout | None, cut: Cut | None):
         self._full, self._layout, self._cut = full, layout, cut
         self.twins: dict[int | None, ConfigTwin] = {}
         self.main = self.at().config
+        self.cache_layers = () if layout is None else cache_layers(full, layout, cut)
+        kinds = () if layout is None else cut_values(full, layout, cut).get(KINDS, ())
+        attends = layout.attends(cut) if kinds else ()
+        self.idle_kinds = {place: kind for place, (kind, does) in enumerate(zip(kinds, attends)) if not does}
 
     def at(self, position: int | None = None) -> ConfigTwin:
         """That of the kept layer at `position`, or of what is outside the layers."""
@@ -74,6 +87,10 @@ def cut_values(full, layout: Layout, cut: Cut, position: int | None = None) -> d
         listed = vars(full).get(field)
         if isinstance(listed, (list, tuple)) and len(listed) == layout.num_layers:
             values[field] = [listed[layer] for layer in cut.layers]
+    if KINDS in values:
+        values[KINDS] = _kinds_of_cache(values[KINDS], layout.attends(cut))
+    if skipped := layout.skipped(cut):
+        values[PER_LAYER] = {str(place).zfill(len(str(max(skipped)))): {"skip": skipped[place]} for place in skipped}
     if position is not None:
         return {**values, **layout.config_values(cut, position)}
     rows = [layout.config_values(cut, place) for place in range(len(cut.layers) if not cut.is_uniform else 1)]
@@ -81,3 +98,28 @@ def cut_values(full, layout: Layout, cut: Cut, position: int | None = None) -> d
         column = [row[field] for row in rows]
         values[field] = column if field in layout.spec.layered_config and len(set(column)) > 1 else value
     return values
+
+
+def is_own(full, field: str, value: object) -> bool:
+    """Whether a field has another value than in the full model's config; what the full model skips no config says: nothing."""
+    return field == PER_LAYER or getattr(full, field, value) != value
+
+
+def _kinds_of_cache(kinds: Sequence[str], attends: Sequence[bool]) -> list[str]:
+    """The kinds of the kept layers, where some do not attend and their kind means nothing: such that as many first layers of a
+    cache as there are layers that attend are of the kinds of these. The others stay empty, at its end, as if they were not."""
+    used = sum(attends)
+    behind = iter([kind for kind, does in zip(kinds[used:], attends[used:]) if does])
+    return [kind if does else next(behind, kinds[attends.index(True)]) for kind, does in zip(kinds, attends)]
+
+
+def cache_layers(full, layout: Layout, cut: Cut) -> tuple[int, ...]:
+    """For each kept layer its place in the key-value cache: the first ones are of those that attend, each of its kind."""
+    attends = layout.attends(cut)
+    kinds = cut_values(full, layout, cut).get(KINDS, [""] * len(attends))
+    free, rest = list(enumerate(kinds[: sum(attends)])), iter(range(sum(attends), len(attends)))
+    places = []
+    for kind, does in zip(kinds, attends):
+        taken = next(one for one in free if one[1] == kind) if does else None
+        places.append(next(rest) if taken is None else free.pop(free.index(taken))[0])
+    return tuple(places)

@@ -26,9 +26,10 @@ class SearchConfig:
         default_factory=lambda: ["accuracy", "latency"],
         metadata={
             "help": "accuracy, loss, perplexity, f1, matthews_correlation, pearson, spearmanr, mse (what the head has), latency, "
-            "peak_memory, parameters, flops, or a proxy: of the shapes alone (decoder_parameters, attention_times_ffn, "
-            "layer_capacity, capacity), of the weights (synflow), or of the weights on one batch (snip, grad_norm, "
-            "head_importance, head_confidence, synaptic_saliency, synaptic_diversity, v_pca, w_pca). "
+            "peak_memory, parameters, flops, output_change (by what a size skips or drops, on text without labels), "
+            "or a proxy: of the shapes alone (decoder_parameters, attention_times_ffn, layer_capacity, capacity), of the weights "
+            "(synflow), or of the weights on one batch (snip, grad_norm, head_importance, head_confidence, synaptic_saliency, "
+            "synaptic_diversity, v_pca, w_pca). "
             "The first one is the quality."
         },
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..core.spec import SKIP
+
 DEPTH_GENES = ("num_hidden_layers", "layers")
 HEADS = ("num_attention_heads", "num_key_value_heads")  # one gene if a space has both
 
@@ -14,7 +16,7 @@ class Encoding:
     """The choices of a space by gene; a gene of a layer is called AXIS.LAYER, as in `Space.genes`.
 
     A size is a row of places: for each gene, which of its choices. Genes of layers beyond the depth do nothing; `canonical`
-    sets them to 0, so that equal sizes are equal rows.
+    sets them to 0, so that equal sizes are equal rows, and keeps what `Space.from_genes` keeps.
 
     Args:
         choices: gene -> its choices in increasing order: integers, or tuples of integers; names in any order.
@@ -39,14 +41,20 @@ class Encoding:
         depths = [len(layers)] if depth is None else [_depth(choice) for choice in self.choices[names[depth]]]
         self._kept = np.array([[layer < most for layer in layers] for most in depths])
         self._depth = depth
+        options = {axis: (genes, self.choices[names[genes[0]]]) for axis, genes in self._axes.items()}
+        self._skips = [(genes, names_of.index(SKIP)) for genes, names_of in options.values() if SKIP in names_of]
         self._numbers = [_numbers(options) for options in self.choices.values()]
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def canonical(self, places: np.ndarray) -> np.ndarray:
-        """Rows `[N, G]` with the genes of dropped layers at 0."""
-        return places * self.kept(places)
+        """Rows `[N, G]` with the genes of dropped layers at 0, and that of the first layer where all layers would skip."""
+        kept = self.kept(places)
+        places = places * kept
+        for genes, place in self._skips:
+            places[((places[:, genes] == place) | ~kept[:, genes]).all(axis=1), genes[0]] = 0
+        return places
 
     def kept(self, places: np.ndarray) -> np.ndarray:
         """Which genes do something in each row, boolean `[N, G]`."""

@@ -16,6 +16,7 @@ from ..measure.values import (
     MATTHEWS,
     MEMORY,
     MSE,
+    OUTPUT_CHANGE,
     PARAMETERS,
     PEARSON,
     PERPLEXITY,
@@ -68,14 +69,15 @@ OBJECTIVES = {
     "peak_memory": Objective(MEMORY, "minimize", "MB"),
     "parameters": Objective(PARAMETERS, "minimize"),
     "flops": Objective(FLOPS, "minimize"),
+    OUTPUT_CHANGE: Objective(OUTPUT_CHANGE, "minimize"),
     **{name: Objective(name, "maximize") for name in PROXIES},
 }
 FROM_DATA = (
-    *(ACCURACY, LOSS, PERPLEXITY, F1, MATTHEWS, PEARSON, SPEARMAN, MSE),
+    *(ACCURACY, LOSS, PERPLEXITY, F1, MATTHEWS, PEARSON, SPEARMAN, MSE, OUTPUT_CHANGE),
     *(name for name, proxy in PROXIES.items() if proxy.needs in ("inputs", "labels")),
 )
 # What is neither a quality nor a cost that is measured.
-COUNTS = (PARAMETERS, FLOPS, *PROXIES)
+COUNTS = (PARAMETERS, FLOPS, OUTPUT_CHANGE, *PROXIES)
 MOST_SHOWN = 200  # characters of a value in a message
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
 

@@ -1,4 +1,4 @@
-"""The values of a size that take its weights: metrics of an evaluation set, or of the caller's, and proxies."""
+"""The values of a size that take its weights: metrics of an evaluation set or of the caller's, what is removed, and proxies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Subnet
 from ..measure.digests import batches_digest
 from ..measure.quality import QualityPass
-from ..measure.values import LATENCY, MEMORY
+from ..measure.removals import measure_removals
+from ..measure.values import LATENCY, MEMORY, OUTPUT_CHANGE
 from .objectives import COUNTS, check_values
 from .proxies.table import BY_WEIGHTS, PROXIES, check_batch, score
 
@@ -50,9 +51,10 @@ class Quality:
         self.metrics = [name for name in wanted if name not in (LATENCY, MEMORY, *COUNTS)]
         self.compute, self._passes, self._batch = compute, None, None
         run = [name for name in self.proxies if PROXIES[name].needs != "weights"]
-        from_rows = [*(self.metrics if compute is None else ()), *run]
+        removed = [name for name in wanted if name == OUTPUT_CHANGE]
+        from_rows = [*(self.metrics if compute is None else ()), *run, *removed]
         if from_rows and rows is None:
-            raise UserError(f"{', '.join(from_rows)} needs eval_dataset{'' if run else ' or compute_quality'}")
+            raise UserError(f"{', '.join(from_rows)} needs eval_dataset{'' if run or removed else ' or compute_quality'}")
         if self.metrics and compute is None:
             self.compute = self._passes = QualityPass(model, rows, self.metrics, batch_size, data_collator, seed)
         if run:
@@ -60,7 +62,9 @@ class Quality:
             self._batch = {key: value.to(model.device) for key, value in batch.items()}
             for name in run:
                 check_batch(name, self._batch)
-        self.is_needed = self.compute is not None or bool(self.proxies)
+        self._texts = QualityPass(model, rows, (), batch_size, data_collator, seed).batches if removed else None
+        self._removals = measure_removals(model, self._texts) if removed else None
+        self.is_needed = self.compute is not None or bool(self.proxies) or self._removals is not None
 
     def __call__(self, subnet: Subnet) -> dict[str, float]:
         """The values of one size, by name.
@@ -71,6 +75,8 @@ class Quality:
         values = {}
         if self.compute is not None:
             values = check_values(self.compute(self.model.view(subnet)), self.metrics)
+        if self._removals is not None:
+            values[OUTPUT_CHANGE] = self._removals.of(self.model, subnet)
         return values | {name: score(name, self.model, self._batch, subnet) for name in self.proxies}
 
     @property
@@ -78,4 +84,5 @@ class Quality:
         """What the values depend on besides the model, for a study."""
         data = "compute_quality" if self.compute is not None else None
         data = batches_digest(self._passes.batches) if self._passes is not None else data
-        return {"data": data} | ({} if self._batch is None else {"proxy_batch": batches_digest([self._batch])})
+        others = {"proxy_batch": [self._batch] if self._batch is not None else None, "texts": self._texts}
+        return {"data": data} | {name: batches_digest(seen) for name, seen in others.items() if seen is not None}

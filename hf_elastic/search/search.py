@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.space import Space
+from ..core.spec import SKIP
 from ..measure.cost_model import CostModel, cost_models
 from ..measure.digests import model_digest
 from ..measure.latency import machine_facts
@@ -138,11 +139,12 @@ def _rows(eval_dataset: Iterable[Mapping] | None) -> list[Mapping] | None:
 
 
 def _searched_space(model: ElasticPreTrainedModel, portability: str) -> Space:
-    """The model's space; without per-layer choices if a subnet must be standard, because that is where those all are."""
+    """The model's space; without per-layer choices and skips if a subnet must be standard: there is none that has any."""
     says_layers = all(model.layout.says_layers(axis) for axis in model.space.per_layer)
     if portability == "any" or says_layers:
         return model.space
-    return Space.from_dict({**model.space.to_dict(), "per_layer": []}, max_group=model.layout.full.get("group"))
+    values = {axis: [value for value in values if value != SKIP] for axis, values in model.space.items()}
+    return Space.from_dict({**model.space.to_dict(), **values, "per_layer": []}, max_group=model.layout.full.get("group"))
 
 
 def _identity(

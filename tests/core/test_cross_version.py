@@ -155,6 +155,15 @@ def tiny_tokenizer():
     )
 
 
+def found_elsewhere(root, elsewhere):
+    """What the other version found of every checkpoint in a folder, by the checkpoint's name."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
+    command = [os.environ[OTHER], "-I", "-c", SCRIPT, str(root)]
+    run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Every checkpoint saved here and loaded there: its folder's name -> what the other version found."""
@@ -179,11 +188,7 @@ def results(tmp_path_factory):
     save_standard(model.extract("small"), root / "tokenizer", tokenizer)
     text = "a b <extra> c d"
     describe(root / "tokenizer", auto, model.view("small"), {}, text=text, ids=tokenizer(text)["input_ids"])
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
-    command = [os.environ[OTHER], "-I", "-c", SCRIPT, str(root)]
-    run = subprocess.run(command, cwd=tmp_path_factory.mktemp("elsewhere"), env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return found_elsewhere(root, tmp_path_factory.mktemp("elsewhere"))
 
 
 def check(result):
