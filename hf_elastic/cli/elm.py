@@ -32,9 +32,9 @@ class ElmArguments:
 
     stages: str = field(
         metadata={
-            "help": "Mapping of the name of a stage to a mapping: `command`, one of convert, train, search and export, the options "
-            "of that command, and under `smoke` those that differ in a smoke run. The output of a stage is a folder of its name "
-            "in output_dir, which later stages call $NAME; $data is data_dir, $teacher is teacher."
+            "help": "Name of a stage -> mapping: `command`, one of convert, train, search and export, its options, and "
+            "under `smoke` those that differ in a smoke run. The output of a stage is a folder of its name in output_dir, which "
+            "later stages call $NAME; $data is data_dir, $teacher is teacher."
         }
     )
     output_dir: str = field(metadata={"help": "Folder for the folders of all stages."})

@@ -195,7 +195,7 @@ def load_teacher(name: str | None, model, tokenizer, training: ElasticTrainingAr
     missing = sorted(info["missing_keys"])
     if predicting and missing:
         raise UserError(
-            f"teacher: {name} has no weights of the head ({missing[0]}), so it cannot teach {', '.join(predicting)}; it can teach "
-            "hidden states"
+            f"teacher: {name} has no weights of the head ({missing[0]}), so it cannot teach {', '.join(predicting)}; "
+            "it can teach hidden states"
         )
     return teacher

@@ -214,7 +214,8 @@ def _correlation(ours: torch.Tensor, theirs: torch.Tensor, dim: int) -> torch.Te
 
 def _marked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The marked rows of `[..., channels]`, as `[rows, channels]`."""
-    return values.flatten(0, -2) if mask is None else values[mask]
+    rows = values.flatten(0, -2)
+    return rows if mask is None else rows[mask.flatten()]
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

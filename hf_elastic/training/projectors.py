@@ -57,8 +57,8 @@ class Projectors(nn.ModuleDict):
         theirs, ours = ({name: list(weight.shape) for name, weight in one.items()} for one in (stored, own))
         if theirs != ours:
             raise UserError(
-                f"resume_from_checkpoint: {checkpoint} was trained with other maps to the teacher's channels ({theirs or 'none'}) "
-                f"than these ({ours or 'none'}); the same teacher and terms are needed"
+                f"resume_from_checkpoint: {checkpoint} was trained with other maps to the teacher's channels "
+                f"({theirs or 'none'}) than these ({ours or 'none'}); the same teacher and terms are needed"
             )
         self.load_state_dict(stored)
 
