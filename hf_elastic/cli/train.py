@@ -137,7 +137,7 @@ def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path
     if args.task is None:
         trainer.save_model()
     elif trainer.args.should_save:
-        save_standard(model.extract(None), folder, tokenizer)
+        save_standard(model.extract(None) if model.frozen_cut is None else model.base, folder, tokenizer)
     if trainer.is_world_process_zero():
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
