@@ -102,7 +102,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
 
 def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path, checkpoint: bool | str | None) -> dict:
     """Train from the start or from a checkpoint, and write to a folder that is nobody else's; returns the metrics."""
-    from transformers import set_seed
+    from transformers import TrainerCallback, set_seed
 
     from ..core.modeling_elastic import ElasticForSequenceClassification
     from ..export.checkpoint import save_standard
@@ -127,6 +127,7 @@ def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path
         train_dataset=data.splits["train"],
         eval_dataset=held_out if args.max_eval_rows is None else held_out.select(range(min(args.max_eval_rows, len(held_out)))),
         data_collator=data.collator,
+        callbacks=[data.collator] if isinstance(data.collator, TrainerCallback) else None,
         processing_class=tokenizer,
         compute_metrics=metrics_for(model.config) if isinstance(model, ElasticForSequenceClassification) else None,
     )

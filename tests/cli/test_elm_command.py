@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tiny import WORDS, config_of, save_tokenizer
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM
 
 from hf_elastic.cli.main import main
 
@@ -136,7 +136,6 @@ def test_what_comes_out(given, uninterrupted, capsys):
     assert winner.config.block_type == tuned.config.block_type
     assert not list(uninterrupted.glob("*/projectors.safetensors"))
     assert list(uninterrupted.glob("trained/checkpoint-6/projectors.safetensors"))
-    assert AutoModelForSequenceClassification.from_pretrained(uninterrupted / "tuned").num_labels == 2
     assert main(options_of(uninterrupted.parent, given)) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{number}/5 {name}: hf-elastic {stage['command']}: done" for number, (name, stage) in enumerate(STAGES.items(), 1)
