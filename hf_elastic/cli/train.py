@@ -35,6 +35,9 @@ class TrainArguments(DataArguments):
     num_labels: int | None = field(
         default=None, metadata={"help": "With task: number of classes of a new head (count); default: that of model."}
     )
+    new_weights: bool = field(
+        default=False, metadata={"help": "With task: train the architecture of model from new weights, not from those it has."}
+    )
     max_eval_rows: int | None = field(
         default=None, metadata={"help": "Evaluate on the first so many rows of validation only (count); default: all."}
     )
@@ -60,6 +63,10 @@ class TrainArguments(DataArguments):
             raise UserError(f"task: {self.task!r} is unknown; known: {', '.join(PREPARED)}")
         if self.task is not None and self.lora is not None:
             raise UserError("task: a stock checkpoint is fine-tuned without lora; use peft itself, or convert it first")
+        if self.task is None and self.new_weights:
+            raise UserError(
+                "new_weights: only with task; hf-elastic convert --model_config makes an elastic model of new weights"
+            )
         check_integers(1, or_none=True, num_labels=self.num_labels, max_eval_rows=self.max_eval_rows)
         check_dtype(self.dtype, "auto")
         self.lora = read_mapping("lora", self.lora)
@@ -150,6 +157,8 @@ def load_stock(args: TrainArguments):
     Raises:
         UserError: it is elastic already, or the architecture has no such head.
     """
+    import torch
+
     import hf_elastic
 
     from ..core.loading import load_checkpoint, load_config
@@ -159,10 +168,14 @@ def load_stock(args: TrainArguments):
     options = {} if args.num_labels is None else {"num_labels": args.num_labels}
     elastic_class._check_architecture(config := load_config(args.checkpoint, **options))
     frozen = frozen_config(config)
+    if args.new_weights:
+        stock = elastic_class.stock_class(config)(config)
+        stock = stock if args.dtype == "auto" else stock.to(getattr(torch, args.dtype))
+    else:
+        stock = load_checkpoint(elastic_class.base_auto_class.from_pretrained, args.checkpoint, dtype=args.dtype, **options)
     if frozen is None:
-        return elastic_class.from_base(args.checkpoint, importance="none", dtype=args.dtype, **options)
+        return elastic_class.from_base(stock, importance="none")
     # Its layers differ: a layout is that of the largest layer, and is cut to these.
-    stock = load_checkpoint(elastic_class.base_auto_class.from_pretrained, args.checkpoint, dtype=args.dtype, **options)
     model = elastic_class(frozen).to(stock.dtype)
     model.load_state_dict(stock.state_dict())
     return model

@@ -11,7 +11,7 @@ family (relational: PKD of parts, DIST; mse: hidden states, soft cross-entropy),
 search has found, --architectures random ones of the size of the first, all-bert and all-mobilebert of the nearest size, and
 --spread random ones of any size are then trained from new weights, all with the same steps and the relational losses; the first
 also with the mse losses. Rank correlations are Spearman's between the loss of an architecture in a supernet and alone. Every run
-leaves its folder and a JSON record, so that an interrupted benchmark goes on where it was. `--smoke` does all at the smallest size.
+leaves its folder and a JSON record: an interrupted benchmark goes on where it was. `--smoke` does all at the smallest size.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Each argument is a name and the folder of a supernet with `block_type` in its space, as `hf-elastic train` leaves it; DATA_DIR has
 wikitext2. For every layer, random sizes are run once with each block in that layer, so that all blocks read the same hidden
 states. Compared are the outputs of the layer, and what the layer has added to what it read, by linear CKA (Kornblith et al. 2019,
-arXiv 1905.00414, eq. 4, on centred channels) and by the mean cosine of tokens; the mean over pairs of blocks and over sizes. ELM's
+arXiv 1905.00414, eq. 4, of centred channels) and by the mean cosine of tokens; the mean over pairs of blocks and sizes. ELM's
 losses are to keep what is particular to each block; this property, measured, and the measure are ours.
 Writes diversity.json and diversity.png to the output folder; 1 is alike.
 """

@@ -14,7 +14,6 @@ import yaml
 from hf_elastic.cli import elm
 from hf_elastic.cli.data import DataArguments, load_elastic, load_tokenizer, prepare_for
 from hf_elastic.core.space import Subnet
-from hf_elastic.export.architecture import save_architecture
 from hf_elastic.utils.files import write_atomically
 
 RECIPES = Path(__file__).resolve().parents[1] / "elm" / "nano"
@@ -72,28 +71,20 @@ class Runs:
 
     def alone(self, name: str, subnet: Subnet, family: str) -> dict:
         """Train an architecture from new weights, as the recipe trains its winner; the metrics."""
-        folder = self.folder / "alone" / name
-        if not (folder / "config.json").is_file():
-            save_architecture(self.model("relational"), subnet, folder)
-        task = self.stages["supernet"]["task"]
-        tokenizer = str(self.folder / "supernet-relational" / "supernet")
-        new = {"command": "convert", "task": task, "model_config": str(folder / "config.json"), "tokenizer": tokenizer}
-        training = {**self.stages["winner-trained"], "model": "$new", "teacher": "$teacher"}
+        cut = {"command": "export", "model": str(self.folder / "supernet-relational" / "trained"), "formats": ["safetensors"]}
+        training = {**self.stages["winner-trained"], "model": "$cut", "new_weights": True, "teacher": "$teacher"}
+        training["task"] = self.stages["supernet"]["task"]
         training["distillation"] = FAMILIES[self.direction][family]
-        training.pop("task", None)
         self._set_steps(training, "alone")
-        self.chain(f"alone/{name}/{family}", {"new": new, "trained": training}, self.teacher())
-        return json.loads((self.folder / "alone" / name / family / "trained" / "metrics.json").read_text())
+        stages = {"cut": {**cut, "subnet": subnet.to_dict()}, "trained": training}
+        folder = self.chain(f"alone/{name}/{family}", stages, self.teacher())
+        return json.loads((folder / "trained" / "metrics.json").read_text())
 
     def task(self, name: str, family: str, task: str) -> float:
         """Fine-tune a trained architecture on a task of GLUE; the accuracy."""
-        export = {
-            "command": "export",
-            "model": str(self.folder / "alone" / name / family / "trained"),
-            "formats": ["safetensors"],
-        }
-        tuned = {**self.stages["sst2"], "model": "$stock", "dataset": f"$data/glue/{task}"}
-        folder = self.chain(f"alone/{name}/{family}/{task}", {"stock": export, "tuned": tuned}, self.teacher())
+        trained = str(self.folder / "alone" / name / family / "trained")
+        tuned = {**self.stages["sst2"], "model": trained, "dataset": f"$data/glue/{task}"}
+        folder = self.chain(f"alone/{name}/{family}/{task}", {"tuned": tuned}, self.teacher())
         return json.loads((folder / "tuned" / "metrics.json").read_text())["eval_accuracy"]
 
     def _set_steps(self, stage: dict, kind: str) -> None:
