@@ -170,11 +170,8 @@ def test_an_architecture_of_our_own_never_loads_without_us():
     model = ElasticForSequenceClassification.from_base(
         ElasticForSequenceClassification.stock_class(config)(config), {"num_hidden_layers": [2, 4]}
     )
-    for card in (
-        elastic_card(model, Place("user/model"), CardFacts()),
-        size_card(model, "smallest", Place("user/model"), CardFacts()),
-    ):
-        text = str(card)
+    place = Place("user/model"), CardFacts()
+    for text in map(str, (elastic_card(model, *place), size_card(model, "smallest", *place, {}))):
         assert "import hf_elastic\n" in text and "comes with `hf_elastic`" in text
         assert "trust_remote_code" not in text and "nothing but `transformers`" not in text
 
