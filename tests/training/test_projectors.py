@@ -159,6 +159,7 @@ def test_an_elastic_hidden_size_is_mapped_by_its_first_channels(tmp_path):
     assert len(same.projectors) == 0
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     """After kill -9 the maps, and their moments in the optimizer, go on as they were."""
 
@@ -172,10 +173,19 @@ def test_killed_and_resumed(tmp_path):
     run_case(case(tmp_path, resume=True), tmp_path / "resumed")
     run_case(case(tmp_path / "other"), tmp_path / "uninterrupted")
     assert difference(tmp_path / "resumed", tmp_path / "uninterrupted") == 0.0
-    for teacher, changes in ((teacher_of(**{**TEACHER, "hidden_size": 40}), {}), (teacher_of(**TEACHER), {"distillation": {}})):
-        trainer = trainer_of(tmp_path / "other", teacher=teacher, **changes)
+
+
+def test_maps_of_another_teacher_are_not_taken(tmp_path):
+    """Nor maps where there are none now, or none where there are some."""
+    Projectors({"hidden": (32, 24), "inner": (8, 24)}, seed=0).save(tmp_path)
+    trainer_of(tmp_path, teacher=teacher_of(**TEACHER)).projectors.load(tmp_path)
+    wide, plain = teacher_of(**{**TEACHER, "hidden_size": 40}), {"distillation": {"logits": 1.0}}
+    for trainer in (trainer_of(tmp_path, teacher=wide), trainer_of(tmp_path, teacher=teacher_of(**TEACHER), **plain)):
         with pytest.raises(UserError, match="was trained with other maps to the teacher's channels"):
-            trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-10"))
+            trainer.projectors.load(tmp_path)
+    (tmp_path / FILE).unlink()
+    with pytest.raises(UserError, match=r"other maps to the teacher's channels \(none\) than these"):
+        trainer_of(tmp_path, teacher=wide).projectors.load(tmp_path)
 
 
 def test_what_cannot_teach_parts(tmp_path):
