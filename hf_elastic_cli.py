@@ -64,6 +64,11 @@ COMMANDS = {
         "score sizes on zero-shot tasks, next to parameters and latency", "evaluation.config:EvaluationConfig", RESUME
     ),
     "export": Command("write a size as a standard checkpoint, ONNX or another format", "export.config:ExportConfig"),
+    "elm": Command(
+        "run the stages of a recipe: a supernet, its training, a search, the winner",
+        resume=RESUME,
+        note="Stages that are done are not repeated, and the one that was interrupted goes on.",
+    ),
     "simulate": Command("what a server would do with a load: policies that choose the size, and each size alone"),
     "push": Command(
         "upload an elastic checkpoint and sizes of it to the Hugging Face Hub",

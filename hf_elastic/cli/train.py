@@ -35,6 +35,12 @@ class TrainArguments(DataArguments):
     num_labels: int | None = field(
         default=None, metadata={"help": "With task: number of classes of a new head (count); default: that of model."}
     )
+    new_weights: bool = field(
+        default=False, metadata={"help": "With task: train the architecture of model from new weights, not from those it has."}
+    )
+    max_eval_rows: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first so many rows of validation only (count); default: all."}
+    )
     lora: str | None = field(
         default=None,
         metadata={
@@ -57,7 +63,11 @@ class TrainArguments(DataArguments):
             raise UserError(f"task: {self.task!r} is unknown; known: {', '.join(PREPARED)}")
         if self.task is not None and self.lora is not None:
             raise UserError("task: a stock checkpoint is fine-tuned without lora; use peft itself, or convert it first")
-        check_integers(1, or_none=True, num_labels=self.num_labels)
+        if self.task is None and self.new_weights:
+            raise UserError(
+                "new_weights: only with task; hf-elastic convert --model_config makes an elastic model of new weights"
+            )
+        check_integers(1, or_none=True, num_labels=self.num_labels, max_eval_rows=self.max_eval_rows)
         check_dtype(self.dtype, "auto")
         self.lora = read_mapping("lora", self.lora)
 
@@ -99,7 +109,7 @@ def run(args: TrainArguments, training: ElasticTrainingArguments) -> dict[str, f
 
 def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path, checkpoint: bool | str | None) -> dict:
     """Train from the start or from a checkpoint, and write to a folder that is nobody else's; returns the metrics."""
-    from transformers import set_seed
+    from transformers import TrainerCallback, set_seed
 
     from ..core.modeling_elastic import ElasticForSequenceClassification
     from ..export.checkpoint import save_standard
@@ -116,13 +126,15 @@ def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path
     if data.labels:
         model.config.id2label = dict(enumerate(data.labels))  # those of the head, where it has named them
         model.config.label2id = {name: index for index, name in enumerate(data.labels)}
+    held_out = data.splits["validation"]
     trainer = ElasticTrainer(
         model=model if args.lora is None else add_lora(model, args.lora),
         args=training,
-        teacher=load_teacher(args.teacher, model, tokenizer),
+        teacher=load_teacher(args.teacher, model, tokenizer, training),
         train_dataset=data.splits["train"],
-        eval_dataset=data.splits["validation"],
+        eval_dataset=held_out if args.max_eval_rows is None else held_out.select(range(min(args.max_eval_rows, len(held_out)))),
         data_collator=data.collator,
+        callbacks=[data.collator] if isinstance(data.collator, TrainerCallback) else None,
         processing_class=tokenizer,
         compute_metrics=metrics_for(model.config) if isinstance(model, ElasticForSequenceClassification) else None,
     )
@@ -133,7 +145,7 @@ def train(args: TrainArguments, training: ElasticTrainingArguments, folder: Path
     if args.task is None:
         trainer.save_model()
     elif trainer.args.should_save:
-        save_standard(model.extract(None), folder, tokenizer)
+        save_standard(model.extract(None) if model.frozen_cut is None else model.base, folder, tokenizer)
     if trainer.is_world_process_zero():
         write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -145,30 +157,59 @@ def load_stock(args: TrainArguments):
     Raises:
         UserError: it is elastic already, or the architecture has no such head.
     """
+    import torch
+
     import hf_elastic
+
+    from ..core.loading import load_checkpoint, load_config
+    from ..export.architecture import frozen_config
 
     elastic_class = getattr(hf_elastic, TASKS[args.task])
     options = {} if args.num_labels is None else {"num_labels": args.num_labels}
-    return elastic_class.from_base(args.checkpoint, importance="none", dtype=args.dtype, **options)
+    elastic_class._check_architecture(config := load_config(args.checkpoint, **options))
+    frozen = frozen_config(config)
+    if args.new_weights:
+        stock = elastic_class.stock_class(config)(config)
+        stock = stock if args.dtype == "auto" else stock.to(getattr(torch, args.dtype))
+    else:
+        stock = load_checkpoint(elastic_class.base_auto_class.from_pretrained, args.checkpoint, dtype=args.dtype, **options)
+    if frozen is None:
+        return elastic_class.from_base(stock, importance="none")
+    # Its layers differ: a layout is that of the largest layer, and is cut to these.
+    model = elastic_class(frozen).to(stock.dtype)
+    model.load_state_dict(stock.state_dict())
+    return model
 
 
-def load_teacher(name: str | None, model, tokenizer):
-    """A teacher with the same head and tokens as `model`, stock or elastic, or None.
+def load_teacher(name: str | None, model, tokenizer, training: ElasticTrainingArguments):
+    """A teacher with the same tokens as `model`, stock or elastic, or None; with its head where predictions are compared.
 
     Raises:
-        UserError: it is no checkpoint for this head, or its tokenizer turns text into other ids.
+        UserError: it is no checkpoint for this head, lacks weights of the head, or its tokenizer turns text into other ids.
         OSError: there is no such checkpoint.
     """
     if name is None:
         return None
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
 
-    from ..training.teacher import check_tokenizers
+    from ..training.losses import NEEDS_PREDICTIONS
+    from ..training.teacher import check_tokenizers, terms_of
 
     check_path(name)
+    predicting = sorted(terms_of(training) & NEEDS_PREDICTIONS)
     try:
         is_elastic = AutoConfig.from_pretrained(name).model_type == "elastic"
         check_tokenizers(load_tokenizer(name), tokenizer)
-        return load_elastic(name) if is_elastic else type(model).base_auto_class.from_pretrained(name)
+        if is_elastic:
+            return load_elastic(name)
+        loader = type(model).base_auto_class if predicting else AutoModel
+        teacher, info = loader.from_pretrained(name, output_loading_info=True)
     except ValueError as error:
         raise UserError(f"teacher: {name}: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if predicting and missing:
+        raise UserError(
+            f"teacher: {name} has no weights of the head ({missing[0]}), so it cannot teach {', '.join(predicting)}; "
+            "it can teach hidden states"
+        )
+    return teacher

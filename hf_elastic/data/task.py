@@ -110,11 +110,12 @@ def prepare(
         UserError: the task is prepared in Python only, a column is missing, a label is none of the head's, or the tokenizer lacks
             a token that the task needs.
     """
-    from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, default_data_collator
+    from transformers import DataCollatorWithPadding, default_data_collator
 
     from ..utils.tokenizer import set_padding
     from .head import MULTI
     from .loading import columns_of, load_text_dataset, tokenize_classification, tokenize_language_modeling
+    from .masking import ResumableMasking
 
     if task not in PREPARED:
         raise UserError(f"the command line prepares data for {', '.join(PREPARED)}; for {task}, use ElasticTrainer in Python")
@@ -140,5 +141,5 @@ def prepare(
         return TaskData(splits, DataCollatorWithPadding(tokenizer), labels.names, columns, labels.dataset)
     columns, _ = columns_of(raw, text=text, label=None, task=task)
     splits = tokenize_language_modeling(raw, tokenizer, columns[0], max_length)
-    collator = DataCollatorForLanguageModeling(tokenizer) if task == "masked-lm" else default_data_collator
+    collator = ResumableMasking(tokenizer) if task == "masked-lm" else default_data_collator
     return TaskData(splits, collator, [], columns, raw)

@@ -260,6 +260,12 @@ def has_loading_code(format: str) -> bool:
     return format == "tensorrt" or format.partition("-")[0] in CLASSES
 
 
+def is_ours(model: ElasticPreTrainedModel) -> bool:
+    """Whether the architecture itself comes with hf_elastic, so that no size loads without it: a checkpoint carries the code
+    that makes a model elastic, and not that of the model."""
+    return type(model.base).__module__.startswith("hf_elastic.")
+
+
 def loading_code(
     model: ElasticPreTrainedModel,
     place: Place,
@@ -283,7 +289,8 @@ def loading_code(
     options = {"revision": place.revision, "subfolder": place.subfolder}
     folder = "/".join(part for part in (place.subfolder, export) if part is not None)
     if export is None:
-        imports = ["import hf_elastic  # or pass trust_remote_code=True"] if portability == "elastic" else []
+        imports = {"elastic": ["import hf_elastic  # or pass trust_remote_code=True"]}.get(portability, [])
+        imports = ["import hf_elastic"] if is_ours(model) else imports
         lines = [*imports, f"from transformers import {auto_class}, AutoTokenizer", ""]
         lines.append(f"model = {_call(auto_class, place.repo_id, {**options, 'subnet': subnet})}")
     elif format == "tensorrt":

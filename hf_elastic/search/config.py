@@ -46,7 +46,8 @@ class SearchConfig:
     algorithm: str | None = field(
         default=None,
         metadata={
-            "help": "surrogate, nsga2, nsga3, tpe, random, exhaustive; default: exhaustive if n_trials allow it, else surrogate."
+            "help": "surrogate, evolution, nsga2, nsga3, tpe, random, exhaustive; default: exhaustive if n_trials allow it, "
+            "else surrogate."
         },
     )
     storage: str | None = field(

@@ -14,10 +14,11 @@ from ..measure.digests import model_digest
 from ..measure.latency import machine_facts
 from ..measure.profile import DeviceProfile, check_machine
 from ..measure.quality import median_length
-from ..measure.values import LATENCY, MEMORY
+from ..measure.values import FLOPS, LATENCY, MEMORY, PARAMETERS
 from ..measure.workload import Workload, check_elastic, use_threads
 from ..utils.progress import Bar
 from .candidate import Rules
+from .caps import check_caps
 from .config import DEFAULT_LENGTH, SearchConfig
 from .evaluator import Evaluator
 from .explore import explore
@@ -94,6 +95,9 @@ def search_subnets(
         raise UserError("measure_at_most is for a search with latency_profile; without one every size is measured")
     quality = Quality(model, wanted, rows, compute_quality, config.batch_size, data_collator, config.seed)
     space = _searched_space(model, config.portability)
+    shape = (workload.batch_size, workload.sequence_length)
+    counts = {PARAMETERS: model.num_parameters_of, FLOPS: lambda subnet: model.flops_of(subnet, *shape)}
+    check_caps(space, rules.constraints, lambda name, subnet: counts[name](subnet))
     algorithm = _choose_algorithm(config.algorithm, space, config.n_trials)
     identity = {} if config.storage is None else _identity(model, goals, rules, workload, quality, predictors)
     with (

@@ -12,6 +12,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from ..core.errors import UserError
 from ..utils.files import write_atomically
+from .projectors import Projectors
 from .sampling import Sampler
 
 # Written last and deleted first: a checkpoint without it was interrupted.
@@ -19,7 +20,7 @@ SAMPLER_FILE = "sampler.json"
 
 
 class CheckpointsMixin:
-    """Saving of a `Trainer` that a kill at any moment leaves with a whole checkpoint; needs `sampler`."""
+    """Saving of a `Trainer` that a kill at any moment leaves with a whole checkpoint; needs `sampler` and `projectors`."""
 
     def _save_checkpoint(self, model, trial) -> None:
         """Save a checkpoint, and delete old ones only when every process has written its part of the new one."""
@@ -37,13 +38,14 @@ class CheckpointsMixin:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            self.projectors.save(folder)
             mark_complete(folder, self.sampler)
             delete_old(str(folder.parent), limit, self.state.best_model_checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, which knows how far its widths had grown."""
         super()._load_best_model()
-        restore(self.sampler, self.state.best_model_checkpoint)
+        restore(self.sampler, self.projectors, self.state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the whole supernet as `Trainer` does, also where FSDP keeps its checkpoints in parts."""
@@ -138,11 +140,11 @@ def check_adapter(model: nn.Module, checkpoint: str) -> None:
             raise UserError(f"resume_from_checkpoint: {checkpoint} was trained with lora {field} {one}, not {other}")
 
 
-def restore(sampler: Sampler, checkpoint: str) -> None:
-    """Go on drawing what the interrupted run would have drawn.
+def restore(sampler: Sampler, projectors: Projectors, checkpoint: str) -> None:
+    """Go on drawing what the interrupted run would have drawn, with the projectors as they were.
 
     Raises:
-        UserError: the folder is no checkpoint of an elastic training, or one of another space or of other growth.
+        UserError: the folder is no checkpoint of an elastic training, or one of another space, growth, teacher or terms.
     """
     path = Path(checkpoint) / SAMPLER_FILE
     if not path.is_file():
@@ -164,4 +166,5 @@ def restore(sampler: Sampler, checkpoint: str) -> None:
         raise UserError(f"resume_from_checkpoint: {checkpoint} was trained with growth_cap {cap}; the same is needed")
     if growth is not None:
         sampler.growth.restore(growth, checkpoint)
+    projectors.load(checkpoint)
     sampler.seed = seed

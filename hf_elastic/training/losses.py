@@ -8,7 +8,7 @@ all tokens that are no padding count.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
@@ -24,11 +24,13 @@ class DistillationInputs:
 
     Attributes:
         batch: the micro-batch.
-        student: outputs of the size; `relations` maps "query", "key" and "value" to `[batch, tokens, width]`.
+        student: outputs of the size; `relations` maps "query", "key" and "value" to `[batch, tokens, width]`; `parts` has for
+            each layer what "attention" and "feed_forward" write, with the axis of its channels.
         teacher: the same of the teacher, without gradient.
         shifted: whether position t is labelled by token t + 1, as in causal language modelling.
         temperature: tau of the distilled logits, above 0.
         relation_heads: how many heads queries, keys and values are split into.
+        projectors: axis -> the learned map of its channels to the teacher's; an axis without one is the teacher's first channels.
     """
 
     batch: Mapping
@@ -37,6 +39,13 @@ class DistillationInputs:
     shifted: bool
     temperature: float
     relation_heads: int
+    projectors: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
+
+    def aligned(self, ours: torch.Tensor, theirs: torch.Tensor, axis: str = "hidden") -> tuple[torch.Tensor, torch.Tensor]:
+        """Channels `[..., width]` of the size and of its teacher that answer to each other, in float32."""
+        if axis in self.projectors:
+            return self.projectors[axis](ours.float()).float(), theirs.float()
+        return ours.float(), theirs.float()[..., : ours.shape[-1]]
 
     @property
     def tokens(self) -> torch.Tensor | None:
@@ -80,8 +89,9 @@ def hidden(inputs: DistillationInputs) -> torch.Tensor:
     """Mean squared error between hidden states, averaged over the student's layers and the unmasked tokens.
 
     Layer k of n answers to the teacher's layer round(k * N / n), so that the last follows the last; the embeddings have no
-    term. A student that is narrower follows the first channels. Source: ElasticLM's task-specific loss and TinyBERT (Jiao et
-    al. 2020, eq. 8), without its projection, which prefix channels do not need; the layer map is ours.
+    term; where depths divide that is ELM's layer `(l + 1) * interval - 1`. A size of the teacher follows its first channels; for
+    a teacher of other channels a projection is learned, shared by the layers. Source: ElasticLM's task-specific loss, ELM's and
+    TinyBERT's (Jiao et al. 2020, eq. 8); the map of depths that do not divide is ours.
     """
     terms = [_mean(((ours - theirs) ** 2).mean(-1), inputs.tokens) for ours, theirs in _layers(inputs, from_embeddings=False)]
     return torch.stack(terms).mean()
@@ -90,13 +100,24 @@ def hidden(inputs: DistillationInputs) -> torch.Tensor:
 def pkd(inputs: DistillationInputs) -> torch.Tensor:
     """`mean((z(student) - z(teacher))^2)`, z standardising each channel over the unmasked tokens: `2 * (1 - Pearson)`.
 
-    Over the embeddings and every layer, each answering to the teacher's layer as in `hidden`. Source: the feature loss of ELM;
-    ELM applies it to the attention and the feed-forward output of a block, here to the block's output.
+    Over the embeddings and every layer, each answering to the teacher's layer as in `hidden`. Source: the feature loss of ELM,
+    here of the block's output; `pkd_parts` is ELM's.
     """
-    terms = []
-    for ours, theirs in _layers(inputs, from_embeddings=True):
-        rho = _correlation(_marked(ours, inputs.tokens), _marked(theirs, inputs.tokens), 0)
-        terms.append(2 * (1 - rho).mean())
+    return torch.stack([_unlike(inputs, *pair) for pair in _layers(inputs, from_embeddings=True)]).mean()
+
+
+def pkd_parts(inputs: DistillationInputs) -> torch.Tensor:
+    """The same loss of the output of attention, of that of the feed-forward network, and of the embeddings: the mean of them.
+
+    Layers answer to each other as in `hidden`. Source: ELM, `sum over layers of PKD(attention) + PKD(feed-forward)` and
+    PKD(embeddings). That outputs are taken before the residual is added, and the mean instead of the sum, are ours.
+    """
+    terms = [_unlike(inputs, *inputs.aligned(inputs.student["hidden_states"][0], inputs.teacher["hidden_states"][0]))]
+    student, teacher = inputs.student["parts"], inputs.teacher["parts"]
+    for layer, ours in enumerate(student, 1):
+        theirs = teacher[round(layer * len(teacher) / len(student)) - 1]
+        for role, (axis, output) in ours.items():
+            terms.append(_unlike(inputs, *inputs.aligned(output, theirs[role][1], axis)))
     return torch.stack(terms).mean()
 
 
@@ -137,10 +158,13 @@ DISTILLATION: dict[str, Callable[[DistillationInputs], torch.Tensor]] = {
     "hidden": hidden,
     "relation": relation,
     "pkd": pkd,
+    "pkd_parts": pkd_parts,
     "dist": dist,
 }
-# Terms that compare hidden states, channel by channel.
-NEEDS_HIDDEN_STATES = frozenset({"hidden", "pkd"})
+# Terms that compare predictions; hidden states, channel by channel; outputs of parts of layers; relations.
+NEEDS_PREDICTIONS = frozenset({"logits", "dist"})
+NEEDS_HIDDEN_STATES = frozenset({"hidden", "pkd", "pkd_parts"})
+NEEDS_PARTS = frozenset({"pkd_parts"})
 NEEDS_RELATIONS = frozenset({"relation"})
 
 
@@ -170,12 +194,16 @@ def _has_several(batch: Mapping, logits: torch.Tensor) -> bool:
 
 
 def _layers(inputs: DistillationInputs, *, from_embeddings: bool):
-    """(student, teacher) hidden states of the student's layers, each `[batch, tokens, hidden of the student]`."""
+    """(student, teacher) hidden states of the student's layers, each `[batch, tokens, channels that are compared]`."""
     student, teacher = inputs.student["hidden_states"], inputs.teacher["hidden_states"]
     depth, full_depth = len(student) - 1, len(teacher) - 1
     for layer in range(0 if from_embeddings else 1, depth + 1):
-        ours = student[layer].float()
-        yield ours, teacher[round(layer * full_depth / depth)].float()[..., : ours.shape[-1]]
+        yield inputs.aligned(student[layer], teacher[round(layer * full_depth / depth)])
+
+
+def _unlike(inputs: DistillationInputs, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """`2 * (1 - Pearson)` over the unmasked tokens, the mean over channels."""
+    return 2 * (1 - _correlation(_marked(ours, inputs.tokens), _marked(theirs, inputs.tokens), 0)).mean()
 
 
 def _correlation(ours: torch.Tensor, theirs: torch.Tensor, dim: int) -> torch.Tensor:
@@ -186,7 +214,8 @@ def _correlation(ours: torch.Tensor, theirs: torch.Tensor, dim: int) -> torch.Te
 
 def _marked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The marked rows of `[..., channels]`, as `[rows, channels]`."""
-    return values.flatten(0, -2) if mask is None else values[mask]
+    rows = values.flatten(0, -2)
+    return rows if mask is None else rows[mask.flatten()]
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate.utils import recursively_apply
@@ -16,7 +16,8 @@ from ..core.modeling_elastic import ElasticPreTrainedModel
 from ..core.shapes import SpecError
 from ..core.spec import spec_for
 from .arguments import ElasticTrainingArguments
-from .losses import NEEDS_HIDDEN_STATES, NEEDS_RELATIONS, PREDICTIONS
+from .losses import NEEDS_HIDDEN_STATES, NEEDS_PARTS, NEEDS_RELATIONS, PREDICTIONS
+from .parts import Parts
 from .relations import Projections
 
 
@@ -30,40 +31,58 @@ class Observer:
     """
 
     def __init__(self, layout: Layout, base: nn.Module, args: ElasticTrainingArguments):
-        terms = {name for name, weight in args.distillation.items() if weight}
+        terms = terms_of(args)
         self.layout = layout
         self.wants_hidden_states = bool(terms & NEEDS_HIDDEN_STATES)
         self.projections = Projections(layout, base) if terms & NEEDS_RELATIONS else None
+        self.parts = Parts(layout, base) if terms & NEEDS_PARTS else None
 
     def options(self) -> dict:
         """Keywords that the forward call needs."""
         return {"output_hidden_states": True} if self.wants_hidden_states else {}
 
     @contextmanager
-    def watch(self, module: nn.Module, cut: Cut):
-        """Collect the relations of a forward call of `module`, the stock module of `cut`, made within."""
-        if self.projections is None:
-            yield {}
-            return
-        depth = len(cut.layers)
-        with self.projections.record(module, self.layout.sizes(cut, depth - 1), depth) as collected:
-            yield collected
-        # Without checkpointing none is an error: an adapter may train nothing up to these projections.
-        recomputes = torch.is_grad_enabled() and module.is_gradient_checkpointing
-        if recomputes and not any(tensor.requires_grad for tensor in collected.values()):
-            raise UserError(
-                "the relation term needs gradients of queries, keys and values, which reentrant gradient checkpointing "
-                "takes away: set gradient_checkpointing_kwargs to {'use_reentrant': false}"
-            )
+    def watch(self, module: nn.Module, cut: Cut | None):
+        """Collect what a forward call of `module`, the stock module of `cut`, made within, computes inside.
 
-    def observed(self, outputs: Mapping, relations: Mapping) -> dict:
+        Yields:
+            a mapping with `relations` and `parts`, as far as the terms need them, which the forward fills.
+        """
+        relations = parts = nullcontext()
+        if self.projections is not None:
+            depth = len(cut.layers)
+            relations = self.projections.record(module, self.layout.sizes(cut, depth - 1), depth)
+        if self.parts is not None:
+            parts = self.parts.record(module, cut)
+        with relations as found_relations, parts as found_parts:
+            found = {"relations": found_relations, "parts": found_parts}
+            yield {name: values for name, values in found.items() if values is not None}
+        # Without checkpointing none is an error: an adapter may train nothing up to these projections.
+        recomputes = (getattr(one, "gradient_checkpointing", False) for one in module.modules())
+        if self.projections is self.parts is None or not torch.is_grad_enabled() or not any(recomputes):
+            return
+        inside = {
+            "relation": list((found_relations or {}).values()),
+            "pkd_parts": [output for layer in found_parts or () for _, output in layer.values()],
+        }
+        for term, tensors in inside.items():
+            if tensors and not any(tensor.requires_grad for tensor in tensors):
+                raise UserError(
+                    f"the {term} term needs gradients of what is inside of layers, which reentrant gradient checkpointing "
+                    "takes away: set gradient_checkpointing_kwargs to {'use_reentrant': false}"
+                )
+
+    def observed(self, outputs: Mapping, inside: Mapping) -> dict:
         """What the terms compare."""
         kept = {key: outputs[key] for key in PREDICTIONS if key in outputs}
         if self.wants_hidden_states:
             kept["hidden_states"] = outputs["hidden_states"]
-        if self.projections is not None:
-            kept["relations"] = relations
-        return kept
+        return {**kept, **inside}
+
+
+def terms_of(args: ElasticTrainingArguments) -> set[str]:
+    """The distillation terms that have a weight."""
+    return {name for name, weight in args.distillation.items() if weight}
 
 
 def detach(observed: Mapping) -> dict:
@@ -75,65 +94,86 @@ class Teacher:
     """A fixed model to distil from.
 
     Args:
-        model: a stock model, or an elastic one, of which the full size teaches.
+        model: a stock model, or an elastic one, of which the full size teaches; without a head where no prediction is compared.
         student: the elastic model that learns.
+        observer: of the student.
         args: which terms have a weight.
 
+    Attributes:
+        projected: axis of the student's channels -> its width and the teacher's, where the channels are not the teacher's first.
+
     Raises:
-        UserError: its vocabulary, labels or, for the terms that compare channels, hidden size do not fit.
+        UserError: its vocabulary or labels do not fit, or it has not what the terms compare.
     """
 
-    def __init__(self, model: PreTrainedModel, student: ElasticPreTrainedModel, args: ElasticTrainingArguments):
+    def __init__(
+        self, model: PreTrainedModel, student: ElasticPreTrainedModel, observer: Observer, args: ElasticTrainingArguments
+    ):
         if not isinstance(model, nn.Module):
             raise UserError(f"the teacher must be a model, got {type(model).__name__}")
         self.model = model.base if isinstance(model, ElasticPreTrainedModel) else model
-        self._check(model, student, args)
+        _check_fits(model, student)
+        terms = terms_of(args)
         if isinstance(model, ElasticPreTrainedModel):
-            layout = model.layout
+            layout, self._cut = model.layout, model.resolve(None)
         else:
-            layout = _layout_of(model, needed="relation" in args.distillation)
+            layout = _layout_of(model, needed_by=sorted(terms & (NEEDS_RELATIONS | NEEDS_PARTS)))
+            self._cut = layout and layout.resolve(None)
         self.observer = Observer(layout, self.model, args)
         if self.observer.projections is not None:
-            self.observer.projections.check_heads(args.relation_heads, [layout.resolve(None)])
+            self.observer.projections.check_heads(args.relation_heads, [self._cut])
+        self.projected = self._widths(model, student, observer)
         self.model.to(args.device).eval().requires_grad_(False)
 
-    def _check(self, model: PreTrainedModel, student: ElasticPreTrainedModel, args: ElasticTrainingArguments) -> None:
-        for field in ("vocab_size", "num_labels"):
-            theirs, ours = getattr(model.config, field), getattr(student.config, field)
-            if theirs != ours:
-                raise UserError(f"the teacher's {field} is {theirs}, the model's is {ours}; they must be equal")
-        theirs, ours = (_label_names(one.config) for one in (model, student))
-        if theirs and ours and theirs != ours:
-            raise UserError(f"the teacher's labels are {theirs}, the model's are {ours}; they must be equal")
-        channelwise = sorted(NEEDS_HIDDEN_STATES & {name for name, weight in args.distillation.items() if weight})
-        if not channelwise:
-            return
-        theirs, ours = model.config.hidden_size, student.config.hidden_size
-        if theirs != ours:
-            raise UserError(
-                f"{', '.join(channelwise)}: the teacher's hidden_size is {theirs}, the model's is {ours}; use relation"
-            )
-        if len(student.space.get("hidden_size", ())) > 1 and not isinstance(model, ElasticPreTrainedModel):
-            raise UserError(
-                f"{', '.join(channelwise)}: hidden_size is elastic, and its channels may be in another order than a stock "
-                "teacher's; use relation, or no teacher, so that the largest size teaches"
-            )
+    def _widths(self, model: PreTrainedModel, student: ElasticPreTrainedModel, observer: Observer) -> dict[str, tuple[int, int]]:
+        if not observer.wants_hidden_states:
+            return {}
+        full, theirs = student.layout.full, model.config.hidden_size
+        # Channels of an elastic hidden size may be in another order than a stock teacher's.
+        is_ordered = isinstance(model, ElasticPreTrainedModel) or len(student.space.get("hidden_size", ())) < 2
+        found = {} if is_ordered and full["hidden"] == theirs else {"hidden": (full["hidden"], theirs)}
+        if observer.parts is None:
+            return found
+        parts = self.observer.parts
+        widths = sorted({parts.layout.full[axis] for axis in parts.axes})
+        if len(widths) > 1:
+            raise UserError(f"pkd_parts: layers of the teacher write in the widths {', '.join(map(str, widths))}; one is needed")
+        for axis in observer.parts.axes:
+            if axis != "hidden" or widths[0] != theirs:
+                found[axis] = (full[axis], widths[0])
+        return found
 
     def observe(self, inputs: Mapping) -> dict:
         """The teacher's view of a batch without labels, without gradients."""
         observer = self.observer
-        with torch.no_grad(), observer.watch(self.model, observer.layout.resolve(None)) as relations:
-            return detach(observer.observed(self.model(**inputs, **observer.options()), relations))
+        with torch.no_grad(), observer.watch(self.model, self._cut) as inside:
+            return detach(observer.observed(self.model(**inputs, **observer.options()), inside))
 
 
-def _layout_of(model: PreTrainedModel, *, needed: bool) -> Layout | None:
-    """The layout of a stock teacher; only the relation term needs one."""
+def _check_fits(model: PreTrainedModel, student: ElasticPreTrainedModel) -> None:
+    for field in ("vocab_size", "num_labels"):
+        theirs, ours = getattr(model.config, field), getattr(student.config, field)
+        if theirs != ours:
+            raise UserError(f"the teacher's {field} is {theirs}, the model's is {ours}; they must be equal")
+    theirs, ours = (_label_names(one.config) for one in (model, student))
+    if theirs and ours and theirs != ours:
+        raise UserError(f"the teacher's labels are {theirs}, the model's are {ours}; they must be equal")
+
+
+def _layout_of(model: PreTrainedModel, *, needed_by: list[str]) -> Layout | None:
+    """The layout of a stock teacher; terms that look into layers need one."""
     try:
         return Layout(spec_for(model.config.model_type), model)
     except SpecError as error:
-        if needed:
-            raise UserError(f"relation: the teacher's queries, keys and values cannot be found: {error}") from error
+        if needed_by:
+            raise UserError(f"{needed_by[0]}: what is inside the teacher's layers cannot be found: {error}") from error
         return None
+
+
+def check_own_parts(layout: Layout, args: ElasticTrainingArguments) -> None:
+    """Raise UserError where no teacher is given and the largest size cannot teach the parts of others."""
+    if layout.choices.are_open and terms_of(args) & NEEDS_PARTS:
+        raise UserError(f"pkd_parts: layers with another {', '.join(layout.choices)} write in other channels; give a teacher")
 
 
 def _label_names(config) -> list[str] | None:

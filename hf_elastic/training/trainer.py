@@ -21,14 +21,15 @@ from .gradients import SizeGradients, add_rows_in_place
 from .growth import Growth
 from .losses import DISTILLATION, DistillationInputs
 from .precision import warn_of_slow_bf16
+from .projectors import Projectors, ProjectorsMixin
 from .publish import PublishMixin
 from .rows import Part, RowsMixin
 from .sampling import TrainedSize, check_size_weights, loss_weights, make_sampler, row_shards
 from .size_losses import SizeLosses
-from .teacher import Observer, Teacher, detach
+from .teacher import Observer, Teacher, check_own_parts, detach
 
 
-class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin, Trainer):
+class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin, ProjectorsMixin, Trainer):
     """Trains the sizes of an elastic model together, the smaller ones also by distillation.
 
     Every step draws some sizes, runs each forward and backward, and updates once. The loss is the weighted average over the
@@ -91,7 +92,15 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         choices = elastic.layout.choices
         check_arguments(args, ", ".join(choices) if choices.are_open else None)
         self.eval_subnets = names_to_evaluate(elastic, args)
-        self.teacher = None if self._given_teacher is None else Teacher(self._given_teacher, elastic, args)
+        self.teacher = None
+        if self._given_teacher is not None:
+            self.teacher = Teacher(self._given_teacher, elastic, self.observer, args)
+        else:
+            check_own_parts(elastic.layout, args)
+        projected = {} if self.teacher is None else self.teacher.projected
+        if projected and args.fsdp:
+            raise UserError(f"fsdp: maps to a teacher of other channels ({', '.join(projected)}) are not sharded; use DDP")
+        self.projectors = Projectors(projected, args.seed).to(args.device)
 
     def call_model_init(self, trial=None):
         """Make a model with the user's `model_init`."""
@@ -104,11 +113,6 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         """Create the accelerator, and refuse one that cannot train slices of shared weights."""
         super().create_accelerator_and_postprocess()
         prepare_accelerator(self.accelerator, self.args)
-
-    def create_optimizer(self, *args, **kwargs):
-        """Create the optimizer, and refuse one that is not installed."""
-        with as_user_error(ValueError):
-            return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, *args, **kwargs):
         """Create the learning rate's schedule, and check the one of the sizes: from here on the number of steps is known."""
@@ -139,7 +143,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
-            restore(self.sampler, resume_from_checkpoint)
+            restore(self.sampler, self.projectors, resume_from_checkpoint)
             if not self.is_fsdp_enabled:  # FSDP may keep its parts under other names
                 check_adapter(self.model, resume_from_checkpoint)
         warn_of_slow_bf16(self.args)
@@ -152,7 +156,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
             self.args.check_sizes()
             self._set_up(self.model, self.args)
             if kwargs["resume_from_checkpoint"]:
-                restore(self.sampler, kwargs["resume_from_checkpoint"])
+                restore(self.sampler, self.projectors, kwargs["resume_from_checkpoint"])
         self.remove_callback(Growth)  # of a trial before
         if self.sampler.growth is not None:
             self.add_callback(self.sampler.growth)
@@ -184,6 +188,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         watched = self._watches_gradients()
         gradients = SizeGradients(elastic.parameters()) if watched else None
         losses = []
+        self._start_projectors()
         try:
             teacher = self._teacher_of_step(model, elastic, inputs, sizes)
             for index, (size, part) in enumerate(zip(sizes, parts)):
@@ -204,6 +209,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
             elastic.select(None)
             if not model.training:
                 model.train()
+        self._finish_projectors()
         losses = torch.stack(losses)
         shares = torch.stack([torch.as_tensor(part.share, dtype=losses.dtype, device=losses.device) for part in parts])
         self._size_losses.add(losses, shares)
@@ -245,9 +251,9 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
             elastic.eval()
             cut = elastic.resolve(whole_of(elastic))
             # Through the wrapper: a sharded model gathers its weights there.
-            with torch.no_grad(), self.observer.watch(elastic.trained_module(cut), cut) as relations:
+            with torch.no_grad(), self.observer.watch(elastic.trained_module(cut), cut) as inside:
                 outputs = model(**wanted, **self.observer.options())
-                observed = self.observer.observed(outputs, relations)
+                observed = self.observer.observed(outputs, inside)
             elastic.train()
             return detach(observed)
 
@@ -266,11 +272,11 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
         module, growth = elastic.trained_module(cut), self.sampler.growth
         measured = nullcontext() if growth is None else growth.watch(module, cut, inputs, self.state.global_step)
         with self.compute_loss_context_manager():
-            with observer.watch(module, cut) as relations, measured:
+            with observer.watch(module, cut) as inside, measured:
                 loss, outputs = self._task_loss(model, {**inputs, **observer.options()}, part, num_items_in_batch)
             if not part.counts:  # a mean over no labels is not a number; other processes wait for a gradient all the same
                 loss = (outputs["logits"] * 0).sum()
-            observed = observer.observed(outputs, relations)
+            observed = observer.observed(outputs, inside)
             if teacher is not None:
                 compared = DistillationInputs(
                     batch=inputs,
@@ -279,6 +285,7 @@ class ElasticTrainer(PublishMixin, CheckpointsMixin, EvaluationMixin, RowsMixin,
                     shifted=isinstance(elastic, ElasticForCausalLM),
                     temperature=self.args.temperature,
                     relation_heads=self.args.relation_heads,
+                    projectors=self.projectors,
                 )
                 loss = self.args.task_weight * loss
                 for name, weight in self.args.distillation.items():

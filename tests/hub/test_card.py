@@ -7,7 +7,9 @@ import pytest
 import yaml
 from hf_elastic_files import frontier_of
 from huggingface_hub import ModelCard, ModelCardData
+from tiny import config_of
 
+from hf_elastic import ElasticForSequenceClassification
 from hf_elastic.core.space import Subnet
 from hf_elastic.hub.card_parts import (
     Place,
@@ -161,6 +163,17 @@ def test_the_card_of_a_size(model):
     assert model.why_elastic("odd") in elastic.text
     assert '.from_pretrained("user/model", subfolder="odd")' in elastic.text
     assert "No results on a task" in elastic.text
+
+
+def test_an_architecture_of_our_own_never_loads_without_us():
+    config = config_of("elm", num_labels=2)
+    model = ElasticForSequenceClassification.from_base(
+        ElasticForSequenceClassification.stock_class(config)(config), {"num_hidden_layers": [2, 4]}
+    )
+    place = Place("user/model"), CardFacts()
+    for text in map(str, (elastic_card(model, *place), size_card(model, "smallest", *place, {}))):
+        assert "import hf_elastic\n" in text and "comes with `hf_elastic`" in text
+        assert "trust_remote_code" not in text and "nothing but `transformers`" not in text
 
 
 def test_a_family_without_its_supernet(model):

@@ -225,8 +225,7 @@ def test_nothing_that_satisfies(timed, space):
     model = classifier(space)
     smallest = model.num_parameters_of("smallest")
     options = {"compute_quality": Quality(), "n_trials": 10, "population_size": 4, "sequence_length": 4, "progress": False}
-    closest = rf"parameters={smallest:g} breaks parameters<={smallest - 100:g} by 100 \("
-    message = rf"no subnet keeps parameters<={smallest - 100}, the nearest has parameters={smallest}; the closest: {closest}"
+    message = rf"no subnet keeps parameters<={smallest - 100}, the nearest has parameters={smallest}; it is the smallest of"
     with pytest.raises(ValueError, match=message):
         search_subnets(model, ["accuracy"], constraints=[f"parameters<={smallest - 100}"], **options)
     with pytest.raises(ValueError, match=r"no subnet keeps latency_ms<=1e-06, the nearest has latency_ms=.* breaks"):

@@ -21,7 +21,10 @@ ROWS = classification_rows(3)
         ({"constraints": ["latency_ms<=10ms"]}, "'10ms' is not a finite number"),
         ({"constraints": "latency_ms<=10"}, "constraints must be a list"),
         ({"portability": "onnx"}, "'onnx' is unknown; allowed: any, standard"),
-        ({"algorithm": "guess"}, "algorithm 'guess' is unknown; allowed: surrogate, nsga2, nsga3, tpe, random, exhaustive"),
+        (
+            {"algorithm": "guess"},
+            "algorithm 'guess' is unknown; allowed: surrogate, evolution, nsga2, nsga3, tpe, random,",
+        ),
         ({"n_trials": 0}, "n_trials must be an integer of at least 1, got 0"),
         ({"population_size": 1}, "population_size.*at least 2, got 1"),
         ({"latency_batch_size": -1}, "latency_batch_size.*-1"),

@@ -37,6 +37,11 @@ DDP_ONLY = {
     "one size, checkpointing": {"args": {"gradient_checkpointing": True, "sampling": "single_path"}},
     "few labels": {"kind": "masked", "unlabelled": True},
     "blocks": {"kind": "blocks", "args": {"sampling": "single_path"}},
+    "projected": {
+        "kind": "blocks",
+        "teacher": {"model_type": "bert", "hidden_size": 24},
+        "args": {"sampling": "single_path", "distillation": {"hidden": 0.5}, **ACCUMULATE},
+    },
 }
 STOPPED = {
     "unused": {"args": {"sampling": "single_path", "ddp_find_unused_parameters": False}},

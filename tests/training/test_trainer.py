@@ -247,7 +247,7 @@ def test_label_smoothing_shifts_a_causal_model(tmp_path):
         ({"sampling": "some"}, "sampling: 'some' is unknown; known: sandwich, all, single_path, progressive"),
         (
             {"distillation": {"attention": 1.0}},
-            "distillation: 'attention' is unknown; known: logits, hidden, relation, pkd, dist",
+            "distillation: 'attention' is unknown; known: logits, hidden, relation, pkd, pkd_parts, dist",
         ),
         ({"size_weights": "depth"}, "size_weights: 'depth' is unknown; known: uniform, flops"),
         ({"temperature": 0.0}, "temperature: 0.0 must be a finite number above 0"),

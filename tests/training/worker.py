@@ -160,7 +160,8 @@ def train_case(case: dict, folder: Path) -> ElasticTrainer:
         model = add_lora(model, case["lora"])
     if case.get("teacher"):
         stock, elastic = HEADS[kind]
-        config = config_of(stock, num_labels=3, num_hidden_layers=3)
+        changes = case["teacher"] if isinstance(case["teacher"], dict) else {"num_hidden_layers": 3}
+        config = config_of(changes.pop("model_type", stock), num_labels=3, **changes)
         teacher = randomize(elastic.stock_class(config)(config), seed=7)
     rows = make_rows(kind)
     if case.get("poison"):  # one row, and so a batch of one process, has a loss that is not finite
@@ -223,6 +224,7 @@ def run_case(case: dict, folder: Path) -> None:
         if case.get("save"):
             trainer.save_model(str(folder / "saved"))
         weights = trainer.accelerator.get_state_dict(trainer.model)
+        weights |= {f"projectors.{name}": weight for name, weight in trainer.projectors.state_dict().items()}
         if trainer.is_world_process_zero():
             torch.save(weights, folder / "weights.pt")
     except (ValueError, FloatingPointError) as error:

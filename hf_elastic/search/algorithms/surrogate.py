@@ -79,24 +79,8 @@ class Surrogate(Algorithm):
         for _ in range(DRAWS):
             if len(chosen) >= count:
                 break
-            chosen += self._take(self._random(count), count - len(chosen))
+            chosen += self._take(random_rows(self.task, self.generator, count), count - len(chosen))
         return np.array(chosen, dtype=int).reshape(len(chosen), len(self.task.encoding))
-
-    def _random(self, count: int) -> np.ndarray:
-        """Random rows that keep the constraints on what is known without an evaluation, as far as that can be had."""
-        rows = self.task.encoding.sample(self.generator, count)
-        if not self.task.is_limited:
-            return rows
-
-        def predict(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return np.zeros((len(places), 1)), self.task.violation(self.task.known(places), len(places))
-
-        rows = np.concatenate([rows, self.task.encoding.sample(self.generator, POPULATION)])
-        broken = predict(rows)[1]
-        if broken.min() > 0:
-            rows = evolve(rows, predict, self.task.encoding, self.generator)
-            broken = predict(rows)[1]
-        return rows[np.argsort(broken, kind="stable")][:count]
 
     def _best(self, count: int) -> list[np.ndarray]:
         """New rows that should add the most hypervolume, the first one first."""
@@ -122,6 +106,23 @@ class Surrogate(Algorithm):
             return []
         predicted, broken = predict(candidates)
         return list(candidates[choose(predicted, broken, costs[kept], count, self.generator)])
+
+
+def random_rows(task: Task, generator: np.random.Generator, count: int) -> np.ndarray:
+    """Random rows that keep the constraints on what is known without an evaluation, as far as that can be had, `[count, G]`."""
+    rows = task.encoding.sample(generator, count)
+    if not task.is_limited:
+        return rows
+
+    def predict(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(places), 1)), task.violation(task.known(places), len(places))
+
+    rows = np.concatenate([rows, task.encoding.sample(generator, POPULATION)])
+    broken = predict(rows)[1]
+    if broken.min() > 0:
+        rows = evolve(rows, predict, task.encoding, generator)
+        broken = predict(rows)[1]
+    return rows[np.argsort(broken, kind="stable")][:count]
 
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
