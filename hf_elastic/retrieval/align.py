@@ -271,5 +271,6 @@ def _check_record(path: Path, model: ElasticDenser, texts: Sequence[str], target
 
 
 def _cosine(model: ElasticDenser, name: str, texts: list[str], full: np.ndarray) -> float:
-    found = model.encode_query(texts, subnet=name, normalize_embeddings=True, convert_to_numpy=True)
-    return float(np.mean((found * full).sum(1) / np.linalg.norm(full, axis=1)))
+    found = model.encode_query(texts, subnet=name, convert_to_numpy=True).astype(np.float32)  # a half would not be of length 1
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(full, axis=1)
+    return float(np.mean((found * full).sum(1) / np.maximum(lengths, 1e-12)))

@@ -13,6 +13,7 @@ import numpy as np
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 
+from ..core.errors import UserError
 from ..core.modeling_elastic import ElasticModel
 from ..export.inputs import TEXTS
 from ..export.parity import Tolerance, check_parity, compare, write_parity
@@ -57,12 +58,14 @@ def export_denser(
         What `parity.json` says; each format has one of its own.
 
     Raises:
-        UserError: no such size or format, a size that is not standard (the message names the nearest that is), or a folder that
-            is not empty.
+        UserError: no such size or format, a size that is not standard (the message names the nearest that is), an asymmetric
+            model in half precision, or a folder that is not empty.
         ParityError: what was written gives other vectors than the model. Nothing is left then.
     """
     name = model.name_of(subnet)
     texts = list(texts or TEXTS)
+    if model.mode == "asymmetric" and name is not None and model.dtype.itemsize < 4:  # loaded, its Dense would be float32
+        raise UserError(f"model: {model.dtype}; a stock Router with a head cannot be loaded in it; export model.float()")
 
     def vectors(one: SentenceTransformer, **size) -> np.ndarray:
         queries = one.encode_query(texts, **size)

@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.util import load_file_path
 
 from ..core.configuration_elastic import ElasticConfig
 from ..core.errors import UserError
+from ..utils.sentence_transformers import MODULES, SETTINGS
 from .denser import ElasticDenser
 from .fingerprint import Fingerprint, fingerprint_of
 from .ranker import ElasticRanker
@@ -62,7 +64,16 @@ def index_fingerprint(model: SentenceTransformer) -> Fingerprint:
 
 
 def load_ranker(path: str | Path, device: str | None = None) -> CrossEncoder:
-    """A model that scores pairs of a query and a document; an `ElasticRanker` where it has sizes. As `load_denser`."""
+    """A model that scores pairs of a query and a document; an `ElasticRanker` where it has sizes. As `load_denser`.
+
+    Raises:
+        UserError: also where there is no head that gives scores: sentence-transformers would make a random one.
+    """
+    kind, head = _read(path, SETTINGS).get("model_type", "SentenceTransformer"), "CrossEncoder"
+    if not _read(path, MODULES):  # an encoder or a classifier of transformers
+        kind = (_read(path, "config.json").get("architectures") or [head])[0]
+    if not kind.endswith((head, "ForSequenceClassification", "ForCausalLM")):
+        raise UserError(f"ranker: {path} is a {kind}, which has no head that scores a pair; needed is a CrossEncoder")
     return _load(ElasticRanker if _has_sizes(path) else CrossEncoder, path, device)
 
 
@@ -71,7 +82,7 @@ def _load(kind: type, path: str, device: str | None) -> SentenceTransformer | Cr
         return kind(str(path), device=device)  # theirs takes no Path
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:  # such as a damaged file
         raise UserError(f"model: {path!r} cannot be loaded: {' '.join(str(error).split())}") from error
 
 

@@ -214,13 +214,16 @@ def read_qrels(path: str | Path) -> Qrels:
 def _judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
     if suffix_of(path) == ".json":
         for place, (number, row) in enumerate(read_objects(path)):
-            for context in row.get("positive_ctxs", []):
+            contexts = row.get("positive_ctxs") or []
+            if not isinstance(contexts, list) or not all(isinstance(context, dict) for context in contexts):
+                raise bad_line(path, number, f"its 'positive_ctxs' are no list of objects, but {str(contexts)[:40]!r}")
+            for context in contexts:
                 yield number, (str(place), _id(path, number, context, ("passage_id", "psg_id")), 1)
     elif suffix_of(path) == ".jsonl":
         for number, row in read_objects(path):
             query, document = (_id(path, number, row, JUDGEMENT_COLUMNS[what]) for what in ("query", "document"))
             score = next((row[key] for key in JUDGEMENT_COLUMNS["score"] if key in row), None)
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or score != int(score):
+            if isinstance(score, bool) or not (isinstance(score, int) or (isinstance(score, float) and score.is_integer())):
                 raise bad_line(path, number, f"the relevance {score!r} is no integer")
             yield number, (query, document, int(score))
     elif is_pairs(path):
@@ -303,12 +306,12 @@ def _literal(text: str) -> object:
     """A list as Python writes it; None if it is no literal."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that its documentation names
         return None
 
 
 def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return text.removeprefix("-").isdecimal() and len(text) < 20
 
 
 def _integer(path: Path, number: int, what: str, text: str) -> int:

@@ -74,7 +74,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict]]:
     if suffix_of(path) == ".json":
         try:
             rows = json.loads("\n".join(line for _, line in read_lines(path)))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or lists too deep
             raise UserError(f"{path}: is no JSON: {error}") from error
         if not isinstance(rows, list):
             raise UserError(f"{path}: holds no JSON list of questions")
@@ -92,3 +92,5 @@ def _parse(path: Path, number: int, line: str) -> object:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise bad_line(path, number, f"is no JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists too deep
+        raise bad_line(path, number, f"is no JSON that can be read: {error}") from error

@@ -155,7 +155,8 @@ def capacity(profile: ServingProfile, config: SimulateConfig, lengths: Lengths |
     """
     largest, users = profile.names[0], 2 * config.max_batch_size
     costs = CostModel(profile)
-    duration = CAPACITY_REQUESTS * costs.least_seconds(largest, math.ceil(config.mean_length))
+    longest = config.max_length or profile.lengths[-1]
+    duration = CAPACITY_REQUESTS * costs.least_seconds(largest, min(math.ceil(config.mean_length), longest))
     trace = ClosedLoop(users, 0.0, duration, lengths, config.seed)
     unhurried = replace(config.scheduler_config(f"{STATIC}{largest}"), latency_objective=1e9)
     outcome = simulate(trace, Scheduler(costs, unhurried), service_times(profile), max_queue=users)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.base.modules import Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import load_file_path
 from torch import nn
@@ -114,6 +114,11 @@ def kind_of(path: str, pooling: str | None = None) -> str:
 def check_text(path: str, model: SentenceTransformer | CrossEncoder) -> None:
     """Refuse what does not start with a transformer of plain texts, or scores in another way than by a classifier's head."""
     first = next((module for module in model.modules() if isinstance(module, Transformer)), None)
+    if isinstance(model[0], Router) and not isinstance(model, ElasticMixin):
+        raise UserError(
+            f"model: {path} has one tower for queries and another one for documents; served are models with one tower, and an "
+            "ElasticDenser, which has both"
+        )
     if first is None or "text" not in first.modality_config or "message" in first.modality_config:
         raise UserError(f"model: {path} does not start with a transformer that reads plain texts")
     if isinstance(model, CrossEncoder) and first.transformer_task != "sequence-classification":

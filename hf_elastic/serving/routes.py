@@ -173,7 +173,7 @@ def embedding(router: APIRouter, service: Service) -> None:
     async def similarity(request: Request, body: schemas.SimilarityRequest, wanted: Wanted) -> Response:
         service.check(body.inputs.sentences, "inputs.sentences")
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
-        (source, *others), subnet, _ = await vectors(request, texts, body.parameters, wanted)
+        (source, *others), subnet, _ = await vectors(request, texts, body.parameters or schemas.WithPrompt(), wanted)
         return reply([float(source @ other) for other in others], subnet)
 
     @router.post("/v1/embeddings", response_model=schemas.OpenAIResponse, responses=refusals(schemas.OpenAIError))

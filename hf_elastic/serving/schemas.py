@@ -108,7 +108,7 @@ class SimilarityRequest(BaseModel):
     """Sentences to compare."""
 
     inputs: SimilarityInputs
-    parameters: WithPrompt = WithPrompt()
+    parameters: WithPrompt | None = None
 
 
 class TokenizeRequest(BaseModel):

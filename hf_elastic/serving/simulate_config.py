@@ -107,6 +107,8 @@ class SimulateConfig(QueueOptions, SchedulerOptions):
         for name in ("policy", "users", "load"):
             if getattr(self, name) == []:
                 raise UserError(f"{name}: name at least one")
+        if self.table is not None and "table" not in self.policy:
+            raise UserError(f"table is used by policy table, and policy is {', '.join(self.policy)}")
         for policy in self.policy:
             self.scheduler_config(policy)
 

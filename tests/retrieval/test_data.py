@@ -254,6 +254,25 @@ def test_a_data_set_in_the_cache_of_the_hub(folder, tmp_path, monkeypatch):
         (read_qrels, "r.tsv", "left\tright\tvalue\na\tb\t1\n", "line 1: is 'left right value'; needed is"),
         (read_qrels, "r.tsv", "a\tb\tc\td\te\n", "line 1: is 'a b c d e'; needed is"),
         (read_qrels, "r.tsv", PAIRS + "who ?\tyes\tx\n", "line 5: the label 'yes' is no integer"),
+        (read_corpus, "c.jsonl", f'{{"_id": {"9" * 5000}, "text": "a"}}', "line 1: is no JSON that can be read"),
+        (read_corpus, "c.jsonl", "[" * 10**5 + "]" * 10**5, "line 1: is no JSON that can be read"),
+        (read_queries, "q.json", "[" * 10**5 + "]" * 10**5, "q.json: is no JSON"),
+        (read_answers, "a.csv", "who\t{[]: 1}\n", "line 1: has no list of answers"),
+        (
+            read_qrels,
+            "r.json",
+            '[{"question": "a", "positive_ctxs": "b"}]',
+            "entry 1: its 'positive_ctxs' are no list of",
+        ),
+        (
+            read_qrels,
+            "r.json",
+            '[{"question": "a", "positive_ctxs": [1]}]',
+            "entry 1: its 'positive_ctxs' are no list of",
+        ),
+        (read_qrels, "r.jsonl", '{"query-id": "a", "corpus-id": "b", "score": NaN}', "line 1: the relevance nan is no integer"),
+        (read_qrels, "r.jsonl", '{"query-id": "a", "corpus-id": "b", "score": Infinity}', "line 1: the relevance inf is no"),
+        (read_qrels, "r.tsv", f"a\tb\t1\na\tc\t{'9' * 5000}\n", "line 2: the relevance '9+' is no integer"),
     ],
 )
 def test_bad_files_name_the_line(tmp_path, read, name, content, message):
@@ -309,3 +328,8 @@ def test_judgements_beyond_a_part_of_a_corpus():
         load_retrieval(folder, "full")
     dropped = load_retrieval(folder, "full", drop_unknown=True)
     assert dropped.qrels == load_retrieval(folder, "pooled").qrels
+
+
+def test_a_question_of_dpr_without_passages(tmp_path):
+    path = write(tmp_path / "dev.json", '[{"question": "a", "positive_ctxs": null}, {"question": "b", "positive_ctxs": []}]')
+    assert read_qrels(path) == {}

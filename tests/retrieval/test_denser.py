@@ -235,6 +235,16 @@ def test_a_model_in_half_precision(mode, folder):
     assert found.encode_query(TEXTS, subnet="thin", convert_to_tensor=True).dtype == torch.bfloat16
 
 
+def test_a_router_is_not_exported_in_half_precision(folder, tmp_path):
+    """sentence-transformers would load the head of the small tower in float32, and could not encode."""
+    denser = make_denser(folder)[0].bfloat16()
+    with pytest.raises(UserError, match=r"model: torch.bfloat16; .* export model.float\(\)"):
+        export_denser(denser, "small", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_denser(denser, None, tmp_path / "full")
+    export_denser(denser.float(), "small", tmp_path / "out")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_adapters_are_refused(mode, folder):
     with pytest.raises(UserError, match="takes no adapters"):

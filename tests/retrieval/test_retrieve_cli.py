@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -92,6 +93,13 @@ def inputs(folder, tmp_path):
     (tmp_path / "blank.jsonl").write_text(json.dumps({"_id": "a b", "text": "word1"}))
     (tmp_path / "empty.tsv").write_text("")
     save_model(tmp_path / "other", seed=1)
+    shutil.copytree(folder / "model", tmp_path / "damaged")
+    os.truncate(tmp_path / "damaged" / "model.safetensors", 1000)
+    (tmp_path / "run.txt").write_text("a Q0 doc1 1 0.5 mine\n")
+    (tmp_path / "judged").mkdir()
+    (tmp_path / "judged" / "corpus.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "judged" / "queries.tsv").write_text("a\tword1\n")
+    (tmp_path / "judged" / "qrels.tsv").write_text("a\tdoc1\t1\n")
     return {"f": folder, "t": tmp_path}
 
 
@@ -104,6 +112,11 @@ REFUSED = {
     "no documents": (f"index {INDEX} --corpus {{t}}/empty.jsonl", "there is no document"),
     "no file": (f"index {INDEX} --corpus {{t}}/nowhere.jsonl", "nowhere.jsonl"),
     "no model": (f"index {INDEX} --model {{t}}", "model: '{t}' cannot be loaded"),
+    "damaged": (f"index {INDEX} --model {{t}}/damaged", "model: '{t}/damaged' cannot be loaded"),
+    "no ranker": (
+        "evaluate --ranker {f}/model --run {t}/run.txt --data {t}/judged",
+        "ranker: {f}/model is a SentenceTransformer, which has no head that scores a pair; needed is a CrossEncoder",
+    ),
     "no kind": (f"index {INDEX} --kind tree", "kind: 'tree' is unknown; known: flat, hnsw, ivfpq, milvus"),
     "no size": (f"index {INDEX} --shard_size 0", "shard_size must be an integer of at least 1"),
     "no type": (f"index {INDEX} --dtype int8", "dtype: 'int8' is not supported"),

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_elastic import ElasticForSequenceClassification, ElasticModel
 from hf_elastic.core.errors import UserError
+from hf_elastic.retrieval.denser import ElasticDenser
+from hf_elastic.retrieval.export import export_denser
 from hf_elastic.retrieval.loading import load_denser, load_ranker
 from hf_elastic.serving.engine import Row
 from hf_elastic.serving.loading import load_engine, weight_bytes
@@ -157,6 +159,9 @@ def test_what_cannot_be_served(tmp_path):
     assert load_engine(str(tmp_path / "writer"), pooling="lasttoken").pooling == "lasttoken"
     with pytest.raises((UserError, OSError), match="nowhere"):
         load_engine(str(tmp_path / "nowhere"))
+    export_denser(ElasticDenser(save("asymmetric", tmp_path / "both")), "tiny", tmp_path / "router")
+    with pytest.raises(UserError, match="router has one tower for queries and another one for documents; served are"):
+        load_engine(str(tmp_path / "router"))
     path = save("symmetric", tmp_path)
     with pytest.raises(UserError, match="pooling: 'cls' is for encoders without a pooling"):
         load_engine(path, pooling="cls")

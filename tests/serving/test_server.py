@@ -90,7 +90,8 @@ def test_similarity(embedder):
     client, _, model = embedder
     body = {"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS[1:6]}}
     vectors = model.encode(TEXTS[:6], subnet="tiny")
-    assert_close(client.post("/similarity", json=body, headers=at("tiny")).json(), vectors[1:] @ vectors[0])
+    for given in (body, body | {"parameters": None}):
+        assert_close(client.post("/similarity", json=given, headers=at("tiny")).json(), vectors[1:] @ vectors[0])
 
 
 def test_truncation(embedder):

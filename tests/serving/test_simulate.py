@@ -149,6 +149,14 @@ def test_capacity_of_recorded_lengths():
     assert capacity(profile(), config, Sample(np.array([40]))) == pytest.approx(32 / 1.281, rel=0.02)
 
 
+def test_a_mean_length_above_the_longest_takes_no_longer():
+    """What is too long is cut, so the time that capacity is taken over is that of the longest."""
+    longest = profile().lengths[-1]
+    lengths = Lengths(1e9, longest)
+    found = [capacity(profile(), SimulateConfig(mean_length=mean), lengths) for mean in (1e9, float(longest))]
+    assert found[0] == found[1]
+
+
 REFUSED = {
     "both": ({"rate": 1.0, "load": [1.0]}, "rate, load: give one of them"),
     "closed": ({"trace": "closed", "load": [1.0]}, "trace: the load of closed is its number of users"),
@@ -161,6 +169,7 @@ REFUSED = {
     "no policy": ({"policy": []}, "policy: name at least one"),
     "no users": ({"trace": "closed", "users": []}, "users: name at least one"),
     "no load": ({"load": []}, "load: name at least one"),
+    "table": ({"policy": ["slo"], "table": "{1: full}"}, "table is used by policy table, and policy is slo"),
     "queue": ({"max_queue": 0}, "max_queue must be an integer of at least 1, got 0"),
 }
 
