@@ -29,8 +29,10 @@ def load_denser(path: str | Path, device: str | None = None) -> SentenceTransfor
         device: for torch; default: the best one that is free for this process.
 
     Raises:
-        UserError: it is no model that sentence-transformers can load.
+        UserError: it is no model that sentence-transformers can load, or a CrossEncoder, which has no vectors.
     """
+    if _read(path, SETTINGS).get("model_type") == "CrossEncoder":
+        raise UserError(f"model: {path} is a CrossEncoder, which scores pairs; needed is a model that encodes texts")
     return _load(ElasticDenser if _has_sizes(path) else SentenceTransformer, path, device)
 
 

@@ -53,7 +53,10 @@ class ElasticTransformer(Transformer):
     def sized(self, subnet: str | Mapping | None) -> Transformer:
         """The stock module over a view of a size."""
         with torch.inference_mode(False):  # a view outlives this call, and may be needed where gradients are on
-            return with_model(self, self.model.view(subnet), Transformer)
+            view = self.model.view(subnet)
+            if (name := self.name_of(subnet)) is not None:  # by which errors call this tower
+                view.name_or_path = f"{self.model.name_or_path} ({name})"
+            return with_model(self, view, Transformer)
 
     def name_of(self, subnet: str | Mapping | None) -> str | Mapping | None:
         """A size by its name where it has one; None for the full size.

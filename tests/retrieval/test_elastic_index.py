@@ -55,8 +55,9 @@ def test_an_index_of_the_full_size_refuses_the_symmetric_small_tower(folder, tmp
     symmetric, stock = make_denser(folder, "symmetric", importance="none")
     build_index(stock, DOCUMENTS, tmp_path / "index")
     Index.load(tmp_path / "index", symmetric)
-    with pytest.raises(UserError, match="another one"):
+    with pytest.raises(UserError, match="another one") as error:
         Index.load(tmp_path / "index", symmetric.tower("document", "small"))
+    assert f"{symmetric.elastic.name_or_path} (small)" in str(error.value)
 
 
 @pytest.mark.parametrize("mode", ["asymmetric", "symmetric"])

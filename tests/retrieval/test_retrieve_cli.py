@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("sentence_transformers", minversion="6")
 from index_models import ROOT, load, save_model, texts, write_corpus
+from sentence_transformers import CrossEncoder
 
 import hf_elastic_cli
 from hf_elastic.cli.main import main
@@ -95,6 +96,7 @@ def inputs(folder, tmp_path):
     save_model(tmp_path / "other", seed=1)
     shutil.copytree(folder / "model", tmp_path / "damaged")
     os.truncate(tmp_path / "damaged" / "model.safetensors", 1000)
+    CrossEncoder(str(folder / "model"), num_labels=1, device="cpu").save_pretrained(str(tmp_path / "ranker"))
     (tmp_path / "run.txt").write_text("a Q0 doc1 1 0.5 mine\n")
     (tmp_path / "judged").mkdir()
     (tmp_path / "judged" / "corpus.jsonl").write_bytes(b"\n".join(lines))
@@ -117,6 +119,7 @@ REFUSED = {
         "evaluate --ranker {f}/model --run {t}/run.txt --data {t}/judged",
         "ranker: {f}/model is a SentenceTransformer, which has no head that scores a pair; needed is a CrossEncoder",
     ),
+    "a ranker": (f"index {INDEX} --model {{t}}/ranker", "model: {t}/ranker is a CrossEncoder, which scores pairs"),
     "no kind": (f"index {INDEX} --kind tree", "kind: 'tree' is unknown; known: flat, hnsw, ivfpq, milvus"),
     "no size": (f"index {INDEX} --shard_size 0", "shard_size must be an integer of at least 1"),
     "no type": (f"index {INDEX} --dtype int8", "dtype: 'int8' is not supported"),
