@@ -117,7 +117,8 @@ def pkd_parts(inputs: DistillationInputs) -> torch.Tensor:
     for layer, ours in enumerate(student, 1):
         theirs = teacher[round(layer * len(teacher) / len(student)) - 1]
         for role, (axis, output) in ours.items():
-            terms.append(_unlike(inputs, *inputs.aligned(output, theirs[role][1], axis)))
+            if role in theirs:  # a layer may skip one
+                terms.append(_unlike(inputs, *inputs.aligned(output, theirs[role][1], axis)))
     return torch.stack(terms).mean()
 
 

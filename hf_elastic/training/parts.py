@@ -64,10 +64,16 @@ class Parts:
         return FEED_FORWARD if inward == {"ffn"} else None
 
     def _check(self, held: list[tuple[int, str | None]]) -> None:
+        excludes = self.layout.choices.exclude
         for layer, choice in held:
             if choice is None and any(other[0] == layer and other[1] is not None for other in held):
                 continue  # what all choices of a layer have
-            missing = [role for role in ROLES if role not in self._found.get((layer, choice), {})]
+            found = [
+                own
+                for (at, other), own in self._found.items()
+                if at == layer and not (choice and other and excludes(choice, other))
+            ]
+            missing = [role for role in ROLES if not any(role in own for own in found)]
             if missing:
                 where = f"layer {layer}{f' with {choice}' if choice else ''}"
                 raise UserError(f"pkd_parts: {where} has no matrix that ends its {missing[0].replace('_', '-')} part")

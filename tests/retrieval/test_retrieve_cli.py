@@ -156,9 +156,9 @@ def test_ids_that_a_run_file_cannot_hold(inputs, tmp_path, capsys):
     folder = inputs["f"]
     command = ["retrieve", "index", "--model", str(folder / "model"), "--corpus", str(tmp_path / "blank.jsonl")]
     assert main([*command, "--output_dir", str(tmp_path / "blank")]) == 0
-    arguments = ["--model", folder / "model", "--index", tmp_path / "blank", "--query", "word1", "--output", tmp_path / "run.txt"]
+    arguments = ["--model", folder / "model", "--index", tmp_path / "blank", "--query", "word1", "--output", tmp_path / "out.txt"]
     assert main(["retrieve", "query", *map(str, arguments)]) == 2
-    assert "'a b' cannot be in a run file" in capsys.readouterr().err and not (tmp_path / "run.txt").exists()
+    assert "'a b' cannot be in a run file" in capsys.readouterr().err and not (tmp_path / "out.txt").exists()
 
 
 HELP = {

@@ -10,7 +10,7 @@ from test_losses import MASK, inputs_of, pearson
 from tiny import DECODERS, backbones, batch, config_of, randomize
 from worker import BLOCKS, make_arguments, make_model, make_rows, run_case
 
-from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticTrainer
+from hf_elastic import ElasticForCausalLM, ElasticForMaskedLM, ElasticTrainer, Space
 from hf_elastic.core.errors import UserError
 from hf_elastic.core.layout import Layout
 from hf_elastic.core.spec import spec_for
@@ -79,15 +79,36 @@ def test_parts_of_every_family(model_type):
     elastic = ElasticForCausalLM if model_type in DECODERS else ElasticForMaskedLM
     config = config_of(model_type)
     stock = randomize(elastic.stock_class(config)(config))
-    layout = Layout(spec_for(model_type), stock)
-    cut = layout.resolve({"num_hidden_layers": 2})
-    view = elastic.from_base(stock, space={"num_hidden_layers": [2, 4]}, importance="none").view(layout.subnet_of(cut))
-    with Parts(layout, stock).record(view, cut) as found, torch.no_grad():
+    model = elastic.from_base(stock, space={"num_hidden_layers": [2, 4]}, importance="none")
+    cut = model.resolve({"num_hidden_layers": 2})
+    view = model.view({"num_hidden_layers": 2})
+    with Parts(model.layout, stock).record(view, cut) as found, torch.no_grad():
         view(**batch())
     assert [set(layer) for layer in found] == [{"attention", "feed_forward"}] * 2
     for layer in found:
         for axis, output in layer.values():
             assert output.shape[-1] == (8 if axis == "inner" else 32) and output[..., 0].numel() == 27  # OPT joins the rows
+
+
+def test_parts_that_a_layer_skips_have_no_term():
+    stock = teacher_of("llama", ElasticForCausalLM)
+    axes = {"attention": ["full", "skip"], "mlp": ["full", "skip"]}
+    model = ElasticForCausalLM.from_base(
+        stock, Space({"num_hidden_layers": [stock.config.num_hidden_layers], **axes, "per_layer": [*axes]}), importance="none"
+    )
+    layers = range(stock.config.num_hidden_layers)
+    size = {
+        "attention": ["full" if layer else "skip" for layer in layers],
+        "mlp": ["skip" if layer == 1 else "full" for layer in layers],
+    }
+    found = {}
+    for name, subnet in (("student", size), ("teacher", None)):
+        view, cut = model.view(subnet), model.resolve(subnet)
+        with Parts(model.layout, model.base).record(view, cut) as parts, torch.no_grad():
+            states = view(**batch(), output_hidden_states=True).hidden_states
+        found[name] = {"hidden_states": states, "parts": parts}
+    assert [set(layer) for layer in found["student"]["parts"]][:2] == [{"feed_forward"}, {"attention"}]
+    assert DISTILLATION["pkd_parts"](DistillationInputs(batch(), **found, shifted=True, temperature=2.0, relation_heads=2)) > 0
 
 
 def test_parts_are_what_is_added_to_the_residual():
