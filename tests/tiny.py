@@ -87,7 +87,7 @@ ENCODERS = (
 )  # fmt: skip
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS)
 # One backbone for each Spec; what it says of sizes holds for the others with this Spec. What a layer may skip is no size.
-FAMILIES = tuple({repr(replace(SPECS[name].with_skips([]), model_types=())): name for name in reversed(CONFIGS)}.values())
+FAMILIES = tuple({repr(replace(SPECS[name].with_skips(), model_types=())): name for name in reversed(CONFIGS)}.values())
 GROUPED = tuple(name for name in CONFIGS if SPECS[name].heads == "kv group")
 
 

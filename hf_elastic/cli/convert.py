@@ -266,5 +266,6 @@ def from_scratch(elastic_class, config: ConvertConfig):
             raise UserError("model_config: its layers differ, so it is one size; give no space, subnets or head_partition")
         return elastic_class(frozen)
     order = named_layer_order(config.layer_order, base_config.num_hidden_layers)
-    spec = partition_heads(spec_for(base_config.model_type)).to_dict() if config.head_partition else None
+    spec = spec_for(base_config.model_type, config.space, config.subnets)
+    spec = partition_heads(spec).to_dict() if config.head_partition else None
     return elastic_class(ElasticConfig(base_config, spec, config.space, config.subnets, layer_order=order))

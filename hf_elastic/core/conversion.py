@@ -16,7 +16,7 @@ from .layout import Layout, named_layer_order
 from .loading import check_path, load_checkpoint, load_config
 from .partition import partition_heads
 from .space import Space
-from .spec import spec_for
+from .spec import Spec, spec_for
 
 DEFAULT_SPACE = "default"
 
@@ -31,6 +31,13 @@ def default_space(layout: Layout) -> dict[str, list[int]]:
 
 class ConversionMixin:
     """How an elastic model comes about: of a stock checkpoint, or of an elastic one."""
+
+    @staticmethod
+    def _spec(
+        config: PretrainedConfig, head_partition: bool, space: Mapping | None = None, subnets: Mapping | None = None
+    ) -> Spec:
+        spec = spec_for(config.model_type, space, subnets)
+        return partition_heads(spec) if head_partition else spec
 
     @classmethod
     def _check_architecture(cls, base_config: PretrainedConfig) -> None:
@@ -105,17 +112,14 @@ class ConversionMixin:
             base = load_checkpoint(cls.base_auto_class.from_pretrained, base, **kwargs)
         if not isinstance(base, cls.stock_class(base.config)):
             raise UserError(f"{cls.__name__} needs a {cls.stock_class(base.config).__name__}, got {type(base).__name__}")
-        spec = partition_heads(spec_for(base.config.model_type)) if head_partition else spec_for(base.config.model_type)
         if space == DEFAULT_SPACE:
-            space = default_space(Layout(spec, base))
+            space = default_space(Layout(cls._spec(base.config, head_partition), base))
         space = space if space is None or isinstance(space, Space) else Space.from_dict(space)
+        spec = cls._spec(base.config, head_partition, space, subnets)
         if by_influence:
             layer_order = influence_order(base, Layout(spec, base), calibration)
         order = named_layer_order(layer_order, base.config.num_hidden_layers)
-        named = [one for one in (space, *(subnets or {}).values()) if isinstance(one, Mapping)]
-        config = ElasticConfig(
-            base.config, spec.with_skips(named).to_dict(), space and space.to_dict(), subnets, layer_order=order
-        )
+        config = ElasticConfig(base.config, spec.to_dict(), space and space.to_dict(), subnets, layer_order=order)
         model = cls(config, base=base)
         apply_order(model, importance_order(model, importance, calibration))
         return model.eval()

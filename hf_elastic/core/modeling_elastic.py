@@ -81,8 +81,7 @@ class ElasticPreTrainedModel(ConversionMixin, SizesMixin, DelegationMixin, Speci
             raise UserError("the config is not that of an elastic model: make one of a stock checkpoint with from_base")
         super().__init__(config)
         if config.spec is None:
-            named = [one for one in (config.space, *config.subnets.values()) if isinstance(one, Mapping)]
-            config.spec = spec_for(config.base_config.model_type).with_skips(named).to_dict()
+            config.spec = spec_for(config.base_config.model_type, config.space, config.subnets).to_dict()
         full = config.base_config if config.frozen is None else config.full_config()
         if base is None:
             base = self.stock_class(full)(full)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from .shapes import SpecError
@@ -140,10 +140,11 @@ class Spec:
         """Whether the modules of a choice may be skipped."""
         return not isinstance(self.choices[axis], str)
 
-    def with_skips(self, given: Iterable[Mapping]) -> Spec:
-        """The same Spec, which lets layers skip only what spaces and subnets name: what nobody asks for changes nothing."""
-        axes = {axis for one in given for axis in one}
-        return replace(self, choices={axis: at for axis, at in self.choices.items() if axis in axes or not self.can_skip(axis)})
+    def with_skips(self, space: Mapping | None = None, subnets: Mapping | None = None) -> Spec:
+        """The same Spec, which lets layers skip only what a space and named sizes name: what nobody asks for changes nothing."""
+        axes = {axis for one in (space, *(subnets or {}).values()) if isinstance(one, Mapping) for axis in one}
+        choices = {axis: at for axis, at in self.choices.items() if axis in axes or not self.can_skip(axis)}
+        return self if choices == self.choices else replace(self, choices=choices)
 
 
 def _layer_pattern(layers: str) -> str:
@@ -165,8 +166,8 @@ def register_spec(spec: Spec) -> Spec:
 CONTEXT = "context"
 
 
-def spec_for(model_type: str) -> Spec:
-    """The registered Spec of an architecture.
+def spec_for(model_type: str, space: Mapping | None = None, subnets: Mapping | None = None) -> Spec:
+    """The registered Spec of an architecture, whose layers may skip what a space and named sizes name, see `with_skips`.
 
     Raises:
         SpecError: none is registered; the message lists the known ones.
@@ -176,4 +177,4 @@ def spec_for(model_type: str) -> Spec:
             f"no Spec for the model type {model_type!r}; known: {', '.join(sorted(SPECS))}. "
             "CONTRIBUTING.md (section 'Add a backbone') shows how to add one in about 15 lines."
         )
-    return SPECS[model_type]
+    return SPECS[model_type].with_skips(space, subnets)
