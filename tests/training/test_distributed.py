@@ -39,6 +39,7 @@ DDP_ONLY = {
     "blocks": {"kind": "blocks", "args": {"sampling": "single_path"}},
     "projected": {
         "kind": "blocks",
+        "all_labelled": True,
         "teacher": {"model_type": "bert", "hidden_size": 24},
         "args": {"sampling": "single_path", "distillation": {"hidden": 0.5}, **ACCUMULATE},
     },

@@ -170,6 +170,8 @@ def train_case(case: dict, folder: Path) -> ElasticTrainer:
         rows = rows.remove_columns("input_ids").add_column("input_ids", ids)
         with torch.no_grad():
             model.get_input_embeddings().weight[VOCAB - 1] = float("nan")
+    if case.get("all_labelled"):  # micro-batches count alike: terms over all tokens are weighted as those over labels
+        rows = rows.remove_columns("labels").add_column("labels", rows["input_ids"][:])
     if case.get("unlabelled"):  # half of the batches count nothing
         labels = [row if index % 8 < 4 else [-100] * len(row) for index, row in enumerate(rows["labels"][:])]
         rows = rows.remove_columns("labels").add_column("labels", labels)
