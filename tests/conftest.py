@@ -18,6 +18,7 @@ settings.register_profile("default", max_examples=200, deadline=None, derandomiz
 settings.register_profile("all", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("HF_ELASTIC_EXAMPLES", "default"))
 OTHER = "HF_ELASTIC_OTHER_PYTHON"
+ENVIRONMENT = frozenset(os.environ)
 
 
 def pytest_collection_modifyitems(items):
@@ -43,11 +44,15 @@ def _frozen_garbage():
 @pytest.fixture(autouse=True)
 def _environment():
     """TrainingArguments tell accelerate of bf16 (transformers 4.57), FSDP and compilers through the environment, for good; so
-    does the quickstart how threads wait."""
-    before = dict(os.environ)
+    does the quickstart how threads wait. Fixtures of modules do it before this one begins."""
+    _forget()
     yield
+    _forget()
+
+
+def _forget():
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "OMP_WAIT"))]:
-        if name not in before:
+        if name not in ENVIRONMENT:
             del os.environ[name]
 
 
