@@ -12,6 +12,8 @@ search has found, --architectures random ones of the size of the first, all-bert
 --spread random ones of any size are then trained from new weights, all with the same steps and the relational losses; the first
 also with the mse losses. Rank correlations are Spearman's between the loss of an architecture in a supernet and alone. Every run
 leaves its folder and a JSON record: an interrupted benchmark goes on where it was. `--smoke` does all at the smallest size.
+found-growth is found in a third supernet, relational, whose feed-forward widths grow instead of being chosen (dynamic dimension);
+found-heads is found-relational with its heads partitioned anew (dynamic heads).
 """
 
 from __future__ import annotations
@@ -23,24 +25,26 @@ import statistics
 import sys
 from pathlib import Path
 
-from elm_runs import FAMILIES, Runs, anywhere, of_one_block, of_size
+from elm_runs import FAMILIES, SUPERNETS, Runs, anywhere, of_one_block, of_size
 from rich.console import Console
 from rich.table import Table
 
 from hf_elastic.core.errors import UserError
 
+NAMED = ("found-relational", "found-mse", "found-growth", "found-heads", "all-bert", "all-mobilebert")
 FEW = 4  # architectures: with fewer, no rank correlation is printed
 
 
 def run(runs: Runs, args: argparse.Namespace) -> None:
     """Train and record what is missing, for one seed."""
-    for family in FAMILIES[runs.direction]:
-        runs.supernet(family)
+    for kind in SUPERNETS:
+        runs.supernet(kind)
     models = {family: runs.model(family) for family in FAMILIES[runs.direction]}
     model = models["relational"]
-    found = {f"found-{family}": runs.found(family) for family in models}
-    parameters = model.num_parameters_of(found["found-relational"])
-    sizes = {**found}
+    sizes = {f"found-{kind}": runs.found(kind) for kind in models}
+    parameters = model.num_parameters_of(sizes["found-relational"])
+    sizes["found-growth"] = runs.model("growth").subnet(runs.found("growth"))
+    sizes["found-heads"] = runs.merged(sizes["found-relational"])
     for block in model.space["block_type"]:
         sizes[f"all-{block}"] = of_one_block(model, block, parameters)
     for number, subnet in enumerate(of_size(model, parameters, args.architectures, runs.seed)):
@@ -60,7 +64,7 @@ def run(runs: Runs, args: argparse.Namespace) -> None:
 def tasks(runs: Runs, args: argparse.Namespace) -> None:
     """Fine-tune the architectures that are compared; the accuracies go into their records."""
     best = best_random(runs.records, runs.seed)
-    for name in ("found-relational", "found-mse", "all-bert", "all-mobilebert", *([best] if best else [])):
+    for name in (*NAMED, *([best] if best else [])):
         record = read(runs.records, name, runs.seed)
         scores = {task: runs.task(name, "relational", task) for task in args.tasks}
         runs.record(name, {**record, "tasks": {**record.get("tasks", {}), **scores}})
@@ -71,7 +75,7 @@ def latency(runs: Runs, args: argparse.Namespace) -> None:
     from hf_elastic.measure.workload import Workload
 
     model, best = runs.model("relational"), best_random(runs.records, runs.seed)
-    names = [name for name in ("found-relational", "found-mse", "all-bert", "all-mobilebert", best) if name]
+    names = [*NAMED, *([best] if best else [])]
     records = {name: read(runs.records, name, runs.seed) for name in names}
     subnets = {name: model.subnet(record["subnet"]) for name, record in records.items()}
     measured = Workload(sequence_length=64).measure(model, list(dict.fromkeys(subnets.values())))
@@ -128,7 +132,7 @@ def table(folder: Path) -> None:
     if not seeds:
         raise ValueError(f"output: {folder} has no records")
     console = Console(width=130)
-    rows = {name: [(seed, name) for seed in seeds] for name in ("found-relational", "found-mse", "all-bert", "all-mobilebert")}
+    rows = {name: [(seed, name) for seed in seeds] for name in NAMED}
     rows["best random"] = [(seed, name) for seed in seeds if (name := best_random(folder, seed))]
     kept = {name: [read(folder, one, seed) for seed, one in pairs] for name, pairs in rows.items()}
     for seed in seeds:

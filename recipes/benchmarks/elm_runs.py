@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 import yaml
 
 from hf_elastic.cli import elm
 from hf_elastic.cli.data import DataArguments, load_elastic, load_tokenizer, prepare_for
 from hf_elastic.core.space import Subnet
+from hf_elastic.search.heads import merge_alike_heads
 from hf_elastic.utils.files import write_atomically
 
 RECIPES = Path(__file__).resolve().parents[1] / "elm" / "nano"
@@ -23,6 +26,8 @@ FAMILIES = {
     "masked": {"relational": {"pkd_parts": 1.0}, "mse": {"hidden": 1.0}},
     "causal": {"relational": {"pkd_parts": 1.0, "dist": 1.0}, "mse": {"hidden": 1.0, "logits": 1.0}},
 }
+SUPERNETS = ("relational", "mse", "growth")  # the last: relational, and its feed-forward widths grow until the mean is the cap
+GROWTHS = 20  # at most, in one training; it is measured five times before each
 TEACHER_STAGES = ("gpt2", "gpt2-trained")
 NEAR = 0.03  # how far below the found model's number of parameters a random architecture of its size may be
 DRAWS = 200_000
@@ -58,16 +63,33 @@ class Runs:
         stages = {name: self.stages[name] for name in TEACHER_STAGES if name in self.stages}
         return str(self.chain("teacher", stages) / TEACHER_STAGES[-1]) if stages else None
 
-    def supernet(self, family: str) -> Path:
-        """The folder of a supernet, trained with a loss family and searched."""
+    def supernet(self, kind: str) -> Path:
+        """The folder of a supernet, trained with the losses of a family, growing or not, and searched."""
         teacher, stages = self.teacher(), {}
         for name in ("supernet", "trained", "search"):
-            stages[name] = dict(self.stages[name])
+            stages[name] = copy.deepcopy(self.stages[name])
         if teacher is not None:
             stages["supernet"]["tokenizer"] = stages["trained"]["teacher"] = "$teacher"
-        stages["trained"]["distillation"] = FAMILIES[self.direction][family]
+        stages["trained"]["distillation"] = FAMILIES[self.direction]["mse" if kind == "mse" else "relational"]
         self._set_steps(stages["trained"], "supernet")
-        return self.chain(f"supernet-{family}", stages, teacher)
+        if kind == "growth":
+            self._set_growth(stages)
+        return self.chain(f"supernet-{kind}", stages, teacher)
+
+    def _set_growth(self, stages: dict[str, dict]) -> None:
+        """No width is chosen; widths grow until the mean size is the cap of the search."""
+        normal = tuple(stages[name] for name in ("supernet", "trained", "search"))
+        for (supernet, trained, search), pairs in ((normal, None), (tuple(stage["smoke"] for stage in normal), 4)):
+            space = {axis: values for axis, values in supernet["space"].items() if axis != "intermediate_size"}
+            supernet["space"] = {**space, "per_layer": [axis for axis in space["per_layer"] if axis != "intermediate_size"]}
+            every = max(1, trained["max_steps"] // GROWTHS)
+            cap = float(search["constraints"][0].partition("<=")[2])
+            trained |= {
+                "growth_cap": int(cap),
+                "growth_steps": every,
+                "growth_measure_steps": max(1, every // 5),
+                "growth_pairs": pairs,
+            }
 
     def alone(self, name: str, subnet: Subnet, family: str) -> dict:
         """Train an architecture from new weights, as the recipe trains its winner; the metrics."""
@@ -91,28 +113,41 @@ class Runs:
         if self.steps[kind] is not None:
             stage["max_steps"] = self.steps[kind]
 
-    def model(self, family: str):
+    def model(self, kind: str):
         """A trained supernet."""
-        return load_elastic(str(self.folder / f"supernet-{family}" / "trained")).eval()
+        return load_elastic(str(self.folder / f"supernet-{kind}" / "trained")).eval()
 
-    def found(self, family: str) -> Subnet:
+    def found(self, kind: str) -> Subnet:
         """The best architecture within the cap of a search."""
         from hf_elastic.search import Frontier
 
-        return Subnet(Frontier.load(self.folder / f"supernet-{family}" / "search" / "frontier.json").best().subnet)
+        return Subnet(Frontier.load(self.folder / f"supernet-{kind}" / "search" / "frontier.json").best().subnet)
 
     def held_out(self, family: str, model):
         """What a search measures on: the pass over the same rows of the validation text."""
         from hf_elastic.measure.quality import QualityPass
 
+        rows, collator = self.rows(family, model)
+        return QualityPass(model, rows, ["loss"], data_collator=collator, seed=self.seed)
+
+    def merged(self, subnet: Subnet) -> Subnet:
+        """An architecture of the relational supernet whose heads are partitioned anew, on the rows of the search."""
+        from torch.utils.data import DataLoader
+
+        model = self.model("relational")
+        rows, collator = self.rows("relational", model)
+        torch.manual_seed(self.seed)  # of the tokens that are masked
+        return merge_alike_heads(model, subnet, DataLoader(rows, batch_size=16, collate_fn=collator))
+
+    def rows(self, family: str, model):
+        """The rows of the validation text that a search measures on, and what makes batches of them."""
         stage = {**self.stages["search"], **(self.stages["search"]["smoke"] if self.smoke else {})}
         folder = str(self.folder / f"supernet-{family}" / "trained")
         options = DataArguments(model=folder, dataset="wikitext2", data_dir=self.data_dir, max_length=stage["max_length"])
         with contextlib.redirect_stdout(io.StringIO()):
             data = prepare_for(model, load_tokenizer(folder), options)
         rows = data.splits["validation"]
-        rows = rows.select(range(min(stage["max_examples"], len(rows))))
-        return QualityPass(model, rows, ["loss"], data_collator=data.collator, seed=self.seed)
+        return rows.select(range(min(stage["max_examples"], len(rows)))), data.collator
 
     def record(self, name: str, values: Mapping) -> None:
         """Write the record of a run."""
