@@ -53,15 +53,17 @@ class Runs:
 
     def chain(self, name: str, stages: Mapping[str, Mapping], teacher: str | None = None) -> Path:
         """Run stages in a folder of their own, as far as they are not done; the folder."""
-        folder = self.folder / name
-        options = {"data_dir": self.data_dir, "teacher": teacher, "seed": self.seed, "smoke": self.smoke}
+        return self._chain(self.folder / name, stages, seed=self.seed, teacher=teacher)
+
+    def _chain(self, folder: Path, stages: Mapping[str, Mapping], **options) -> Path:
+        options |= {"data_dir": self.data_dir, "smoke": self.smoke}
         elm.run(elm.ElmArguments(stages=dict(stages), output_dir=str(folder), **options))
         return folder
 
     def teacher(self) -> str | None:
-        """The folder of the causal teacher, which all share; None for MiniLM."""
+        """The folder of the causal teacher, which all seeds share; None for MiniLM."""
         stages = {name: self.stages[name] for name in TEACHER_STAGES if name in self.stages}
-        return str(self.chain("teacher", stages) / TEACHER_STAGES[-1]) if stages else None
+        return str(self._chain(self.records / "teacher", stages, seed=0) / TEACHER_STAGES[-1]) if stages else None
 
     def supernet(self, kind: str) -> Path:
         """The folder of a supernet, trained with the losses of a family, growing or not, and searched."""

@@ -4,7 +4,7 @@
     python recipes/benchmarks/importance.py table --output recipes/benchmarks/results/importance    prints what is recorded
 
 DATA_DIR has glue/sst2 and wikitext2. Three models: all-MiniLM-L6-v2 as it is (mean cosine to the embeddings of the full model),
-MiniLM fine-tuned for a moment (accuracy), and a small Llama with grouped queries, trained from new weights (loss, nats per
+MiniLM fine-tuned for a moment (accuracy), and a small Llama with grouped queries and a small GPT-2, trained from new weights (loss, nats per
 token); two tasks each. Half of the neurons, of the heads, of the layers, or a quarter of the channels goes. A seed draws the
 texts that rank, and the random ranking. Every case writes a record, so that an interrupted run goes on where it was.
 """

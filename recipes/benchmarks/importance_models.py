@@ -17,9 +17,9 @@ TRAINING = {
     "docstrings": {"dataset": "stdlib-docstrings", "max_steps": 80, "learning_rate": 2e-4},
     "sst2": {"dataset": "glue/sst2", "max_steps": 100, "learning_rate": 1e-4, "max_train_rows": 2000},
     "decoder": {"dataset": "wikitext2", "max_steps": 250, "learning_rate": 3e-3, "max_train_rows": 8000},
+    "gpt2": {"dataset": "wikitext2", "max_steps": 250, "learning_rate": 3e-3, "max_train_rows": 8000},
 }
-# Grouped queries, and a gated feed-forward.
-DECODER = {
+DECODER = {  # grouped queries, and a gated feed-forward
     "model_type": "llama",
     "hidden_size": 192,
     "num_hidden_layers": 6,
@@ -32,6 +32,18 @@ DECODER = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 192,
+    "n_layer": 6,
+    "n_head": 8,
+    "n_inner": 768,
+    "vocab_size": 2048,
+    "n_positions": LENGTH,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+DECODERS = {"decoder": DECODER, "gpt2": GPT2}
 # Name -> (what is trained, or None for MiniLM as it is; data set of the task).
 _CASES = {
     "MiniLM docstrings": (None, "stdlib-docstrings"),
@@ -40,6 +52,7 @@ _CASES = {
     "classifier SST-2": ("sst2", "glue/sst2"),
     "decoder WikiText-2": ("decoder", "wikitext2"),
     "decoder docstrings": ("decoder", "stdlib-docstrings"),
+    "gpt2 WikiText-2": ("gpt2", "wikitext2"),
 }
 
 
@@ -169,7 +182,7 @@ def case_of(name: str, output: Path, data_dir: str) -> Case:
     folder = minilm_path() if trained is None else train(trained, output, data_dir)
     if trained is None:
         kind, stock = "embedding", AutoModel.from_pretrained(folder)
-    elif trained == "decoder":
+    elif trained in DECODERS:
         kind, stock = "decoder", ElasticForCausalLM.from_pretrained(folder).extract(None)
     else:
         kind, stock = "classifier", AutoModelForSequenceClassification.from_pretrained(folder)
@@ -195,11 +208,11 @@ def train(name: str, output: Path, data_dir: str) -> Path:
         return folder
     options = dict(TRAINING[name])
     data = {"dataset": _located(options.pop("dataset"), data_dir), "max_train_rows": options.pop("max_train_rows", None)}
-    size = {"per_device_train_batch_size": 8 if name == "decoder" else 16, "warmup_steps": 10, "logging_steps": 10}
+    size = {"per_device_train_batch_size": 8 if name in DECODERS else 16, "warmup_steps": 10, "logging_steps": 10}
     fixed = {"report_to": ["none"], "save_strategy": "no", "disable_tqdm": True, "output_dir": str(folder), "seed": 0}
     with tempfile.TemporaryDirectory() as scratch:
-        if name == "decoder":
-            data |= {"model": _new_decoder(scratch, data["dataset"]), "max_length": LENGTH}
+        if name in DECODERS:
+            data |= {"model": _new_decoder(DECODERS[name], scratch, data["dataset"]), "max_length": LENGTH}
         else:
             labels = 2 if name == "sst2" else load_text_dataset(data["dataset"])["train"].features["label"].num_classes
             head = {"task": "sequence-classification", "num_labels": labels}
@@ -208,9 +221,9 @@ def train(name: str, output: Path, data_dir: str) -> Path:
     return folder
 
 
-def _new_decoder(folder: str, dataset: str) -> str:
+def _new_decoder(config: dict, folder: str, dataset: str) -> str:
     from hf_elastic.cli import convert
 
-    options = {"task": "causal-lm", "model_config": DECODER, "tokenizer_dataset": dataset}
+    options = {"task": "causal-lm", "model_config": config, "tokenizer_dataset": dataset}
     convert.run(convert.ConvertArguments(folder, overwrite=True), convert.ConvertConfig(**options))
     return folder

@@ -3,13 +3,12 @@
     python recipes/benchmarks/skips.py run --data-dir DATA_DIR
     python recipes/benchmarks/skips.py table --output recipes/benchmarks/results/skips    prints what is recorded
 
-DATA_DIR has glue/sst2 and wikitext2. Two models, as in importance.py: MiniLM fine-tuned on SST-2 for a moment (accuracy), and a
-small Llama trained from new weights on WikiText-2 (loss, nats per token). For each share of the full latency and each kind of
-cut the best size that keeps to it: of skips the one with the least `output_change`, of depth the deepest (the layers of the
-highest influence), of widths the widest (heads and feed-forward by the same share, ranked by activation). All latencies are
-measured in one run, in torch. Each size is then cut out and trained alone, with the full model as its teacher. A seed draws the
-rows of the healing. Every case writes a record of its sizes and every healing one, so that an interrupted run goes on where it
-was.
+DATA_DIR has glue/sst2 and wikitext2. Three models: MiniLM fine-tuned on SST-2 for a moment (accuracy), and a small Llama and a
+small GPT-2 trained from new weights on WikiText-2 (loss, nats per token). For each share of the full latency and each kind of cut
+the best size that keeps to it: of skips the one with the least `output_change`, of depth the deepest (the layers of the highest
+influence), of widths the widest (heads and feed-forward by the same share, ranked by activation). All latencies are measured in
+one run, in torch. Each size is then cut out and trained alone, with the full model as its teacher. A seed draws the rows of the
+healing. Every case writes a record of its sizes and every healing one, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -36,7 +35,11 @@ from hf_elastic.measure.removals import measure_removals
 from hf_elastic.measure.workload import Workload
 from hf_elastic.utils.files import write_atomically
 
-CASES = {"classifier-SST-2": {"learning_rate": 1e-4}, "decoder-WikiText-2": {"learning_rate": 1e-3}}
+CASES = {
+    "classifier-SST-2": {"learning_rate": 1e-4},
+    "decoder-WikiText-2": {"learning_rate": 1e-3},
+    "gpt2-WikiText-2": {"learning_rate": 1e-3},
+}
 SHARES = (0.85, 0.7, 0.55, 0.4)  # of the latency of the full model
 CALIBRATION = 128  # texts that rank and that removals are measured on
 AXES = ("attention", "mlp")
@@ -45,11 +48,12 @@ AXES = ("attention", "mlp")
 def supernet(case):
     """The case's model with every kind of cut."""
     config = case.stock.config
-    shared = config.num_key_value_heads if case.kind == "decoder" else 1
+    shared = getattr(config, "num_key_value_heads", 1)
+    ffn = getattr(config, "intermediate_size", None) or config.n_inner
     space = {
         "num_hidden_layers": list(range(1, config.num_hidden_layers + 1)),
         "num_attention_heads": list(range(shared, config.num_attention_heads + 1, shared)),
-        "intermediate_size": [config.intermediate_size // config.num_attention_heads, config.intermediate_size],
+        "intermediate_size": [ffn // config.num_attention_heads, ffn],
         **{axis: ["full", SKIP] for axis in AXES},
         "per_layer": list(AXES),
     }
