@@ -3,10 +3,11 @@
     python recipes/benchmarks/importance.py run --data-dir DATA_DIR
     python recipes/benchmarks/importance.py table --output recipes/benchmarks/results/importance    prints what is recorded
 
-DATA_DIR has glue/sst2 and wikitext2. Three models: all-MiniLM-L6-v2 as it is (mean cosine to the embeddings of the full model),
-MiniLM fine-tuned for a moment (accuracy), and a small Llama with grouped queries and a small GPT-2, trained from new weights (loss, nats per
-token); two tasks each. Half of the neurons, of the heads, of the layers, or a quarter of the channels goes. A seed draws the
-texts that rank, and the random ranking. Every case writes a record, so that an interrupted run goes on where it was.
+DATA_DIR has glue/sst2 and wikitext2. Four models: all-MiniLM-L6-v2 as it is (mean cosine to the embeddings of the full model),
+MiniLM fine-tuned for a moment (accuracy), and, trained from new weights (loss, nats per token), a small Llama with grouped
+queries and a small GPT-2; two tasks each, the last has one. Half of the neurons, of the heads, of the layers, or a quarter of
+the channels goes. A seed draws the texts that rank, and the random ranking. Every case writes a record, so that an interrupted
+run goes on where it was.
 """
 
 from __future__ import annotations
