@@ -34,7 +34,7 @@ from hf_elastic.serving.replay import NO_ANSWER, at_times, connect
 pytestmark = [pytest.mark.one_lane, pytest.mark.slow, pytest.mark.alone]
 SECONDS = float(os.environ.get("HF_ELASTIC_SOAK_SECONDS", "60"))
 WARM_UP = min(0.5, 120 / SECONDS)  # of the time
-WINDOW = 15.0  # seconds; the worker gives memory back every ten, so it goes up and down
+WINDOW = 15.0  # seconds; memory goes up and down between the moments at which the worker gives some back
 CAPACITY_SECONDS = 4.0
 AFTER = 2.0  # seconds in which requests go on after SIGTERM
 MARGIN = 0.5  # seconds on a busy machine from sending a request to its arrival
