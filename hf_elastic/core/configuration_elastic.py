@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .errors import UserError
+from .following import ModelsFollow
 from .portable import portable_config
 
 # What an ElasticConfig keeps itself; everything else is read from and written to `base_config`.
@@ -30,23 +30,6 @@ FACTS -= {"model_type", "has_no_defaults_at_init"}
 PER_LAYER = "per_layer_config"
 # Properties in which a config of transformers since 5.14 says what differs from layer to layer.
 FACTS |= {"is_heterogeneous", PER_LAYER, "per_layer_attributes"} & {*dir(PretrainedConfig)}
-
-
-class ModelsFollow:
-    """Config classes whose models are imported and made known to the Auto classes when the first config is made.
-
-    Models take seconds to import, and nobody can ask an Auto class for one before there is a config.
-    """
-
-    # Set by the package; remote code brings its models along.
-    before_first: ClassVar[Callable[[], None] | None] = None
-
-    def __new__(cls, *args, **kwargs):
-        """Make a config, also for `copy` and `pickle`."""
-        if cls.before_first is not None:
-            cls.before_first()
-            cls.before_first = None  # last: another thread waits for the same imports
-        return super().__new__(cls)
 
 
 class ElasticConfig(ModelsFollow, PretrainedConfig):

@@ -261,8 +261,8 @@ def has_loading_code(format: str) -> bool:
 
 
 def is_ours(model: ElasticPreTrainedModel) -> bool:
-    """Whether the architecture itself comes with hf_elastic, so that no size loads without it: a checkpoint carries the code
-    that makes a model elastic, and not that of the model."""
+    """Whether the architecture itself comes with hf_elastic: an elastic checkpoint carries the code that makes a model elastic,
+    and not that of the model, which a standard one carries."""
     return type(model.base).__module__.startswith("hf_elastic.")
 
 
@@ -289,8 +289,10 @@ def loading_code(
     options = {"revision": place.revision, "subfolder": place.subfolder}
     folder = "/".join(part for part in (place.subfolder, export) if part is not None)
     if export is None:
-        imports = {"elastic": ["import hf_elastic  # or pass trust_remote_code=True"]}.get(portability, [])
-        imports = ["import hf_elastic"] if is_ours(model) else imports
+        imports = []
+        if is_ours(model) or portability == "elastic":
+            carried = is_ours(model) != (portability == "elastic")
+            imports = ["import hf_elastic" + carried * "  # or pass trust_remote_code=True"]
         lines = [*imports, f"from transformers import {auto_class}, AutoTokenizer", ""]
         lines.append(f"model = {_call(auto_class, place.repo_id, {**options, 'subnet': subnet})}")
     elif format == "tensorrt":

@@ -165,15 +165,17 @@ def test_the_card_of_a_size(model):
     assert "No results on a task" in elastic.text
 
 
-def test_an_architecture_of_our_own_never_loads_without_us():
+def test_an_architecture_of_our_own():
+    """Its standard sizes carry its code; its elastic ones carry only that which makes it elastic."""
     config = config_of("elm", num_labels=2)
     model = ElasticForSequenceClassification.from_base(
         ElasticForSequenceClassification.stock_class(config)(config), {"num_hidden_layers": [2, 4]}
     )
     place = Place("user/model"), CardFacts()
-    for text in map(str, (elastic_card(model, *place), size_card(model, "smallest", *place, {}))):
-        assert "import hf_elastic\n" in text and "comes with `hf_elastic`" in text
-        assert "trust_remote_code" not in text and "nothing but `transformers`" not in text
+    whole, cut = str(elastic_card(model, *place)), str(size_card(model, "smallest", *place, {}))
+    assert "import hf_elastic\n" in whole and "needs `hf_elastic`, whose architecture it is, or `trust_remote_code=True`" in whole
+    assert "import hf_elastic  # or pass trust_remote_code=True\n" in cut and "comes with `hf_elastic`" in cut
+    assert not any("nothing but `transformers`" in text for text in (whole, cut))
 
 
 def test_a_family_without_its_supernet(model):

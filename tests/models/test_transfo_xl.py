@@ -154,7 +154,7 @@ def test_mems_of_another_model_are_refused():
 def test_saving_and_loading(changes, tmp_path):
     model = model_of(**changes)
     model.save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".py"}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(loaded) is TransformerXLForCausalLM
     assert loaded.config.to_diff_dict() == model.config.to_diff_dict()

@@ -1,10 +1,12 @@
 """ELM: a compact encoder or decoder whose layers are each of one of several block types, with sizes per layer."""
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig
 
+from ..code import write_code
 from .configuration_elm import ElmConfig
 
 if TYPE_CHECKING:
@@ -28,20 +30,27 @@ HEADS = ("", "ForCausalLM", "ForMaskedLM", "ForQuestionAnswering", "ForSequenceC
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "modeling_elm" if name in ("ElmModel", "ElmForCausalLM", "ElmForMaskedLM") else "classifiers"
-    return getattr(import_module(f".{module}", __name__), name)
+    return getattr(import_module(f".{_module_of(name)}", __name__), name)
+
+
+def _module_of(name: str) -> str:
+    return "modeling_elm" if name in ("ElmModel", "ElmForCausalLM", "ElmForMaskedLM") else "classifiers"
 
 
 def _register_models() -> None:
     """Make the models known to the Auto classes; the config is already."""
     from transformers.models.auto import modeling_auto
 
-    for head in HEADS:
-        auto = getattr(modeling_auto, f"AutoModel{head}")
-        auto.register(ElmConfig, __getattr__(f"Elm{head or 'Model'}"), exist_ok=True)
+    for head, name in CLASSES.items():
+        getattr(modeling_auto, f"AutoModel{head}").register(ElmConfig, __getattr__(name), exist_ok=True)
     # Trainer looks here for whose labels it has to shift when it smooths them.
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ElmConfig.model_type] = "ElmForCausalLM"
 
 
+CLASSES = {head: f"Elm{head or 'Model'}" for head in HEADS}
+ElmConfig.auto_classes = {"AutoConfig": "configuration_elm.ElmConfig"} | {
+    f"AutoModel{head}": f"{_module_of(name)}.{name}" for head, name in CLASSES.items()
+}
+ElmConfig.write_code = partial(write_code, package=__name__, classes=ElmConfig.auto_classes.values())
 AutoConfig.register(ElmConfig.model_type, ElmConfig, exist_ok=True)
 ElmConfig.before_first = _register_models

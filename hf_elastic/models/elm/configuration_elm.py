@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from transformers import PretrainedConfig
 
-from ...core.configuration_elastic import ModelsFollow
 from ...core.errors import UserError
+from ...core.following import CodeFollows
 from .blocks import BLOCKS, width_of
 
 
@@ -20,7 +20,7 @@ class LayerSize(NamedTuple):
     intermediate_size: int
 
 
-class ElmConfig(ModelsFollow, PretrainedConfig):
+class ElmConfig(CodeFollows, PretrainedConfig):
     """Configuration of an ELM (arXiv 2510.27037).
 
     The block types, the widths and the trigram embedding follow the authors' related public code; the paper itself could not be

@@ -1,11 +1,13 @@
 """Transformer-XL: relative positions, memory over segments, adaptive embedding and softmax, sizes per layer."""
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..code import write_code
 from .configuration_transfo_xl import TransformerXLConfig
 
 if TYPE_CHECKING:
@@ -34,4 +36,10 @@ def _register_models() -> None:
 AutoConfig.register(TransformerXLConfig.model_type, TransformerXLConfig, exist_ok=True)
 if "transfo-xl" not in CONFIG_MAPPING:
     CONFIG_MAPPING.register("transfo-xl", TransformerXLConfig)
+TransformerXLConfig.auto_classes = {
+    "AutoConfig": "configuration_transfo_xl.TransformerXLConfig",
+    "AutoModel": "modeling_transfo_xl.TransformerXLModel",
+    "AutoModelForCausalLM": "modeling_transfo_xl.TransformerXLForCausalLM",
+}
+TransformerXLConfig.write_code = partial(write_code, package=__name__, classes=TransformerXLConfig.auto_classes.values())
 TransformerXLConfig.before_first = _register_models

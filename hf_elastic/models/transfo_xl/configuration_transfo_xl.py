@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from transformers import PretrainedConfig
 
-from ...core.configuration_elastic import ModelsFollow
 from ...core.errors import UserError
+from ...core.following import CodeFollows
 
 DEFAULT_CUTOFFS = (20000, 40000, 200000)  # of the released WikiText-103 model
 
@@ -21,7 +21,7 @@ class LayerSize(NamedTuple):
     d_inner: int
 
 
-class TransformerXLConfig(ModelsFollow, PretrainedConfig):
+class TransformerXLConfig(CodeFollows, PretrainedConfig):
     """Configuration of a Transformer-XL (Dai et al. 2019, arXiv 1901.02860).
 
     Fields and defaults are those of transformers 4's `TransfoXLConfig`, except that `n_head`, `d_head` and `d_inner` may be

@@ -13,4 +13,4 @@ def width_of(name: str, hidden_size: int) -> int:
 
 def block_class(name: str) -> type:
     """The class of a block."""
-    return import_module(f".{name}", __name__).Block
+    return import_module(f".{name}", __package__).Block
