@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -99,7 +100,12 @@ def run_stage(folder: Path, name: str, command: str, options: Mapping) -> None:
     recipe = folder / f"{name}.yaml"
     write_atomically(recipe, yaml.safe_dump({**options, "output_dir": str(folder / name)}, sort_keys=False))
     module = import_module(f".{hf_elastic_cli.module_of(command)}", __package__)
+    before = dict(os.environ)
     module.main([str(recipe), *_going_on(command, folder / name)])
+    # In transformers 4.57 a training tells all later ones through the environment that it ran in half precision.
+    for variable in os.environ.keys() - before:
+        del os.environ[variable]
+    os.environ.update(before)
 
 
 def _going_on(command: str, output: Path) -> list[str]:

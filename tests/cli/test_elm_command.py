@@ -1,6 +1,7 @@
 """`hf-elastic elm`: a chain of commands that goes on after kill -9 at any stage, and what it refuses."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -140,6 +141,14 @@ def test_what_comes_out(given, uninterrupted, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"{number}/5 {name}: hf-elastic {stage['command']}: done" for number, (name, stage) in enumerate(STAGES.items(), 1)
     ]
+
+
+def test_half_precision_of_one_stage_is_not_the_next_ones(given, tmp_path):
+    half = {"trained": {**STAGES["trained"], "bf16": True, "use_cpu": True, "max_steps": 1}}
+    recipe_in(tmp_path, {"supernet": STAGES["supernet"], **half})
+    before = dict(os.environ)
+    assert main(options_of(tmp_path, given)) == 0
+    assert dict(os.environ) == before
 
 
 def changed(stage, **changes):
