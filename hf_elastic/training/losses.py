@@ -209,8 +209,10 @@ def _unlike(inputs: DistillationInputs, ours: torch.Tensor, theirs: torch.Tensor
 
 def _correlation(ours: torch.Tensor, theirs: torch.Tensor, dim: int) -> torch.Tensor:
     """Pearson's correlation along `dim`; 0 where one side is constant."""
-    ours, theirs = ours - ours.mean(dim, keepdim=True), theirs - theirs.mean(dim, keepdim=True)
-    return functional.cosine_similarity(ours, theirs, dim=dim, eps=EPSILON)
+    ours, theirs = (x.float() - x.float().mean(dim, keepdim=True) for x in (ours, theirs))
+    # Half of what `cosine_similarity` takes: it divides whole tensors.
+    squares = [x.square().sum(dim).clamp(min=EPSILON**2) for x in (ours, theirs)]
+    return (ours * theirs).sum(dim) / (squares[0] * squares[1]).sqrt()
 
 
 def _marked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
