@@ -102,16 +102,16 @@ def table(found: dict[str, list[dict[str, float]]]) -> Table:
 
 
 def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """A picture of the CKA by layer: one line for each supernet."""
+    """A picture by layer: one line for each supernet."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, measure in zip(figure.subplots(1, 2), ("output, CKA", "added, CKA")):
+    for axes, measure in zip(figure.subplots(1, 3), ("output, CKA", "added, CKA", "added, cosine")):
         for name, rows in found.items():
             axes.plot(range(len(rows)), [row[measure] for row in rows], marker="o", label=name)
-        axes.set(xlabel="layer", ylabel="linear CKA of sibling blocks", title=measure.partition(",")[0], ylim=(0, 1.02))
+        axes.set(xlabel="layer", ylabel="sibling blocks, 1 is alike", title=measure, ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         axes.legend()
     with staged_file(path) as file:
