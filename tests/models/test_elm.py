@@ -325,6 +325,7 @@ def test_blocks_have_the_same_names():
     ("changes", "message"),
     [
         ({"block_type": "conv"}, "block_type: 'conv' is unknown; known: bert, mobilebert"),
+        ({"block_type": [["bert", "bert"]]}, r"block_type: \['bert', 'bert'\] of layer 0 names a block twice"),
         ({"block_type": ["bert", "conv", "bert"]}, "block_type: 'conv' is unknown"),
         ({"block_type": [["bert", "conv"]]}, "block_type: 'conv' is unknown"),
         ({"block_type": ["bert", "bert"]}, r"block_type has 2 entries for num_hidden_layers=3: \['bert', 'bert'\]"),

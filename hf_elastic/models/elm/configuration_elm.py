@@ -120,6 +120,8 @@ class ElmConfig(CodeFollows, PretrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}")
         for layer, size in enumerate(self.layer_sizes()):
+            if len(set(size.blocks)) < len(size.blocks):
+                raise UserError(f"block_type: {list(size.blocks)} of layer {layer} names a block twice")
             for block in size.blocks:
                 if block not in BLOCKS:
                     raise UserError(f"block_type: {block!r} is unknown; known: {', '.join(BLOCKS)}")
